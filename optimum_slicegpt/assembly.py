@@ -1,0 +1,117 @@
+"""Building the sliced model beside the dense one, and turning one into the other once it is whole."""
+
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+
+from .modeling import modeling_sliced
+from .modeling.configuration_sliced import SLICED_CONFIGS
+from .modeling.families import family_of
+from .widths import SlicePlan
+
+
+LEFT_BEHIND = ("model_type", "architectures", "quantization_config", "auto_map", "transformers_version")
+"""Keys of a dense configuration that do not describe the sliced model."""
+
+
+def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
+    """
+    The sliced architecture on the `meta` device: names, shapes and configuration, no values.
+
+    Args:
+        model (`PreTrainedModel`): the dense causal language model.
+        plan ([`SlicePlan`]): width at every site.
+    """
+    dense = {key: value for key, value in model.config.to_dict().items() if key not in LEFT_BEHIND}
+    final = dict.fromkeys(family_of(model.config).size_keys, plan.widths[-1])
+    config_class = SLICED_CONFIGS[model.config.model_type]
+    config = config_class(
+        **dense | final | {"tie_word_embeddings": False},
+        widths=list(plan.widths),
+        original_hidden_size=plan.hidden_size,
+    )
+    config.name_or_path = model.config.name_or_path
+    sliced_class = sliced_class_of(model)
+    with torch.device("meta"):
+        sliced = sliced_class._from_config(
+            config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+        )
+    sliced.generation_config = model.generation_config
+    return sliced.eval()
+
+
+def sliced_class_of(model: PreTrainedModel) -> type:
+    """
+    The class that slicing turns a model into.
+
+    Raises:
+        ValueError: the family is unknown or cannot be sliced; the model is no causal language model of it.
+    """
+    family_of(model.config)
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)]
+    if type(model) is not expected:
+        raise ValueError(
+            f"Cannot slice a {type(model).__name__}; load the checkpoint as {expected.__name__} "
+            "(AutoModelForCausalLM), slice that, and put other heads on the result."
+        )
+    return getattr(modeling_sliced, f"Sliced{expected.__name__}")
+
+
+def set_parameters(module: nn.Module, weight: Tensor, bias: Tensor | None = None, *, like: Tensor) -> None:
+    """Gives a module its weight, and its bias if it has one, with the dtype and device of `like`."""
+    module.weight = nn.Parameter(weight.to(like.device, like.dtype))
+    if bias is not None:
+        module.bias = nn.Parameter(bias.to(like.device, like.dtype))
+
+
+def adopt_untouched(dense: PreTrainedModel, sliced: PreTrainedModel) -> None:
+    """Shares with the sliced model every tensor that slicing leaves as it is: per-head norms, rotary tables."""
+    family = family_of(dense.config)
+    body = family.body and f"{family.body}."
+    prefix = f"{dense.base_model_prefix}.{body}"
+    touched = {family.head, prefix + family.final_norm, *(prefix + name for name in family.embeddings)}
+    for index in range(dense.config.num_hidden_layers):
+        for block in family.blocks(dense.config):
+            names = [*block.writers, *(name for norm, readers in block.reads for name in (norm, *readers))]
+            touched.update(f"{prefix}{family.layers}.{index}.{name}" for name in names)
+    for name, module in dense.named_modules():
+        if name in touched:
+            continue
+        target = sliced.get_submodule(name)
+        for key, parameter in module._parameters.items():
+            target._parameters[key] = None if parameter is None else nn.Parameter(parameter.detach())
+        target._buffers.update(module._buffers)
+
+
+@contextmanager
+def placed(module: nn.Module, device: torch.device, dtype: torch.dtype):
+    """A module's values on another device and in another dtype, for the time of a computation."""
+    stored = [(parameter, parameter.data) for parameter in module.parameters() if not parameter.is_meta]
+    for parameter, data in stored:
+        parameter.data = data.to(device, dtype)
+    try:
+        yield module
+    finally:
+        for parameter, data in stored:
+            parameter.data = data
+
+
+def become(model: PreTrainedModel, sliced: PreTrainedModel) -> PreTrainedModel:
+    """
+    Turns the caller's dense model into the sliced one: same object, other class and contents.
+
+    Raises:
+        RuntimeError: a tensor of the sliced model has no value. Nothing has been changed then.
+    """
+    missing = [
+        name for name, tensor in chain(sliced.named_parameters(), sliced.named_buffers()) if tensor.device.type == "meta"
+    ]
+    if missing:
+        raise RuntimeError(f"No value was given to {', '.join(missing)}: the family's table row is incomplete.")
+    sliced.train(model.training)
+    model.__class__ = type(sliced)
+    model.__dict__ = sliced.__dict__
+    return model

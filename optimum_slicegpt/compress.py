@@ -1,0 +1,283 @@
+"""
+The algorithm of SliceGPT: one walk over the blocks, each computed once per calibration batch.
+
+At every site the stream is written in the basis of its own principal axes and cut to the first k of them. A block
+reads the cut stream and writes all D dimensions, in the basis of the site before it: there the cut stream is simply
+the first k coordinates, so the residual connection costs one addition, and the next site's axes, seen from this basis,
+are the shortcut.
+"""
+
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .assembly import adopt_untouched, build_sliced, placed, set_parameters
+from .configuration import SliceGPTConfig
+from .fusion import reader_bias, reader_map, writer_map
+from .modeling.families import family_of
+from .rotation import add_second_moment_, compose, principal_axes, random_orthogonal
+from .widths import SlicePlan
+
+
+@dataclass
+class SlicedResult:
+    """
+    What a run gives.
+
+    Args:
+        model (`PreTrainedModel`): the sliced model; shares with the dense one the tensors that slicing leaves alone.
+        energy (`list[torch.Tensor]`): at every site, the eigenvalues `(D,)` of the second moment, descending.
+        seconds (`dict[str, float]`): wall time by phase.
+    """
+
+    model: PreTrainedModel
+    energy: list[Tensor]
+    seconds: dict[str, float]
+
+
+@torch.no_grad()
+def compress(
+    model: PreTrainedModel, plan: SlicePlan, batches: list[dict[str, Tensor]], config: SliceGPTConfig
+) -> SlicedResult:
+    """
+    Slices a model (SliceGPT, algorithm 1). The dense model is read, never changed.
+
+    Args:
+        model (`PreTrainedModel`): a dense causal language model.
+        plan ([`SlicePlan`]): width at every site.
+        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
+        config ([`SliceGPTConfig`]): orientation, seed, device, dtype.
+
+    Raises:
+        ValueError: activations are not finite.
+    """
+    run = _Run(model, plan, batches, config)
+    run.embed()
+    for layer, block in run.walk():
+        run.block(layer, block)
+    run.head()
+    return SlicedResult(run.sliced, run.energy, dict(run.seconds))
+
+
+@dataclass
+class _Batch:
+    hidden: Tensor
+    """The stream `(B, T, width)`."""
+    real: Tensor | None
+    """Which positions `(B, T)` are no padding; `None` for all."""
+    layer_kwargs: list[dict]
+    """What each decoder layer is called with."""
+
+
+class _Run:
+    """The state of one walk: where the stream is, in which basis, and what has been written so far."""
+
+    def __init__(self, model, plan, batches, config):
+        self.dense, self.plan, self.config = model, plan, config
+        self.family = family_of(model.config)
+        self.sliced = build_sliced(model, plan)
+        self.dense_body = model.base_model.get_submodule(self.family.body)
+        self.sliced_body = self.sliced.base_model.get_submodule(self.family.body)
+        self.device = torch.device(config.device or model.device)
+        self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
+        self.kept_on = torch.device("cpu") if config.offload_activations else self.device
+        self.generator = torch.Generator().manual_seed(config.seed or 0)
+        self.batches = batches
+        self.energy, self.seconds = [], defaultdict(float)
+        self.site, self.rotation = 0, None
+        adopt_untouched(model, self.sliced)
+
+    @contextmanager
+    def phase(self, name):
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] += time.perf_counter() - start
+
+    def walk(self):
+        """Decoder layers' sliced and dense modules, block by block, with a progress bar on terminals."""
+        layers = getattr(self.dense_body, self.family.layers)
+        blocks = self.family.blocks(self.dense.config)
+        steps = [(index, block) for index in range(len(layers)) for block in blocks]
+        yield from logging.tqdm(steps, desc="Slicing", unit="block", disable=None)
+
+    def scale(self, site):
+        return (self.plan.widths[site] / self.plan.hidden_size) ** 0.5
+
+    def kept(self, site):
+        """The axes kept at a site `(D, k)`."""
+        return self.rotation[:, : self.plan.widths[site]]
+
+    # Writing weights
+
+    def set_reader(self, target, source, norm):
+        """A reader of the current site: `(out, D)` becomes `(out, k)`."""
+        matrix = reader_map(norm, self.kept(self.site), self.scale(self.site))
+        bias = reader_bias(source, norm)
+        set_parameters(target, compose(source.weight, matrix, source.weight.dtype), bias, like=source.weight)
+
+    def set_writer(self, target, source, rotation, scale, like):
+        """A writer: `(D, in)` becomes `(k, in)`, or stays wide while the block gives its statistics."""
+        matrix = writer_map(rotation, scale, self.family.layer_norm)
+        weight = compose(source.weight.T, matrix, like.dtype).T.contiguous()
+        bias = None if source.bias is None else source.bias.to(matrix) @ matrix
+        set_parameters(target, weight, bias, like=like)
+
+    # Steps
+
+    def embed(self):
+        """Turns tokens into the stream of the first site, and writes the embeddings."""
+        width, scale = self.plan.widths[0], self.scale(0)
+        with self.phase("forward"):
+            signals = [self.first_signal(batch) for batch in self.batches]
+        if self.family.layer_norm:
+            for batch in signals:
+                batch.hidden -= batch.hidden.mean(-1, keepdim=True)
+        self.batches = signals
+        self.rotation = self.new_axes(torch.eye(self.plan.hidden_size, dtype=torch.float64, device=self.device))
+        self.project(self.rotation[:, :width] * scale)
+        with self.phase("compose"):
+            for name in self.family.embeddings:
+                source, target = self.dense_body.get_submodule(name), self.sliced_body.get_submodule(name)
+                matrix = writer_map(self.kept(0), scale, self.family.layer_norm)
+                set_parameters(target, compose(source.weight, matrix, source.weight.dtype), like=source.weight)
+
+    def block(self, index, block):
+        """Reads at the current site, writes at the next."""
+        dense = getattr(self.dense_body, self.family.layers)[index]
+        sliced = getattr(self.sliced_body, self.family.layers)[index]
+        width, scale = self.plan.widths[self.site], self.scale(self.site)
+        writers = [(sliced.get_submodule(name), dense.get_submodule(name)) for name in block.writers]
+
+        with self.phase("compose"):
+            for norm_name, readers in block.reads:
+                norm = dense.get_submodule(norm_name)
+                for name in readers:
+                    self.set_reader(sliced.get_submodule(name), dense.get_submodule(name), norm)
+                unit = torch.ones(width, dtype=self.dense.dtype, device=self.dense.device)
+                set_parameters(sliced.get_submodule(norm_name), unit, like=unit)
+            for target, source in writers:
+                wide = torch.empty(0, dtype=self.dtype, device=self.device)
+                self.set_writer(target, source, self.rotation, scale, like=wide)
+
+        with self.phase("forward"), placed(sliced, self.device, self.dtype):
+            for batch in self.batches:
+                hidden = batch.hidden.to(self.device)
+                output = sliced.block_output(block.kind, hidden, batch.layer_kwargs[index])
+                output[..., :width] += hidden
+                batch.hidden = output.to(self.kept_on)
+
+        change = self.new_axes(self.rotation)
+        self.site += 1
+        next_width, next_scale = self.plan.widths[self.site], self.scale(self.site)
+        shortcut = change[:width, :next_width] * (next_scale / scale)
+        self.project(change[:, :next_width] * (next_scale / scale))
+        with self.phase("compose"):
+            self.rotation = self.rotation @ change
+            like = next(dense.parameters())
+            set_parameters(sliced.get_submodule(block.shortcut), shortcut.T.contiguous(), like=like)
+            for target, source in writers:
+                self.set_writer(target, source, self.kept(self.site), next_scale, like=source.weight)
+
+    def head(self):
+        """Writes the head, which reads the last site through the final norm."""
+        norm = self.dense_body.get_submodule(self.family.final_norm)
+        unit = torch.ones(self.plan.widths[-1], dtype=self.dense.dtype, device=self.dense.device)
+        set_parameters(self.sliced_body.get_submodule(self.family.final_norm), unit, like=unit)
+        with self.phase("compose"):
+            name = self.family.head
+            self.set_reader(self.sliced.get_submodule(name), self.dense.get_submodule(name), norm)
+
+    # Statistics
+
+    def first_signal(self, batch):
+        """The stream at the first site, and what every decoder layer would be called with."""
+        layers = getattr(self.dense_body, self.family.layers)
+        calls = []
+
+        def record(hidden_states, *args, **kwargs):
+            calls.append((hidden_states, args, kwargs))
+            return hidden_states
+
+        # An instance's `forward` comes before its class's: for this call, each layer only takes notes.
+        for layer in layers:
+            layer.forward = record
+        try:
+            inputs = {key: value.to(self.dense.device) for key, value in batch.items()}
+            self.dense_body(**inputs, use_cache=False)
+        finally:
+            for layer in layers:
+                del layer.forward
+        names = type(getattr(self.sliced_body, self.family.layers)[0])._argument_names
+        layer_kwargs = [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls]
+        mask = batch.get("attention_mask")
+        return _Batch(
+            hidden=calls[0][0].to(self.kept_on, self.dtype, copy=True),
+            real=None if mask is None else mask.bool().to(self.device),
+            layer_kwargs=_moved(layer_kwargs, self.device, self.dtype),
+        )
+
+    def new_axes(self, rotation):
+        """
+        Principal axes of the batches' stream, as a change from the basis it is in.
+
+        Returns:
+            `torch.Tensor` of shape `(D, D)`, float64, orthogonal: new axes in columns.
+        """
+        site = len(self.energy)
+        size = self.plan.hidden_size
+        with self.phase("second moments"):
+            moment = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+            for batch in self.batches:
+                hidden = batch.hidden.to(self.device)
+                add_second_moment_(moment, hidden.flatten(0, 1) if batch.real is None else hidden[batch.real])
+        if not moment.isfinite().all():
+            raise ValueError(
+                f"Activations at {self.site_name(site)} are not finite in {self.dtype}; the model is unchanged. "
+                "Calibrate with dtype='bfloat16' or dtype='float32'."
+            )
+        with self.phase("axes"):
+            energy, axes = principal_axes(moment)
+            if self.config.orientation == "random":
+                width = self.plan.widths[site]
+                axes[:, :width] = axes[:, :width] @ random_orthogonal(width, self.generator).to(self.device)
+        unscaled = energy if site == 0 else energy / self.scale(site - 1) ** 2
+        self.energy.append(unscaled.cpu())
+        return axes
+
+    def site_name(self, site):
+        blocks = self.family.blocks(self.dense.config)
+        layer, block = divmod(site, len(blocks))
+        if layer == self.dense.config.num_hidden_layers:
+            return f"site {site} (before the head)"
+        return f"site {site} (layer {layer}, before its {blocks[block].kind} block)"
+
+    def project(self, matrix):
+        """Moves the batches' stream to other axes: `x @ matrix`."""
+        with self.phase("forward"):
+            matrix = matrix.to(self.dtype)
+            for batch in self.batches:
+                batch.hidden = (batch.hidden.to(self.device) @ matrix).to(self.kept_on)
+
+
+def _moved(layer_kwargs, device, dtype):
+    """Tensors on the computing device, floating ones in the calibration's dtype; what layers share stays shared."""
+    moved = {}
+
+    def move(value):
+        if isinstance(value, tuple):
+            return tuple(map(move, value))
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in moved:
+            moved[id(value)] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+        return moved[id(value)]
+
+    return [{key: move(value) for key, value in kwargs.items()} for kwargs in layer_kwargs]

@@ -1,0 +1,154 @@
+"""How to compress: [`SliceGPTConfig`]."""
+
+import copy
+import difflib
+import math
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+
+DEFAULT_SPARSITY = 0.25
+ORIENTATIONS = ("pca", "random")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(repr=False)
+class SliceGPTConfig(QuantizationConfigMixin):
+    """
+    How to slice a model. Validated when built; survives a JSON round trip.
+
+    Args:
+        sparsity (`float`, *optional*):
+            Share of hidden dimensions to delete, in [0, 1). 0.25 if neither this nor `widths` is given. Shortcuts add
+            weights back, so the true change in parameters is smaller; every run reports it.
+        widths (`list[int]`, *optional*):
+            Width at every site, in place of `sparsity`: before each attention, before each MLP, before the final norm.
+        round_to (`int`, defaults to 8):
+            Widths are rounded down to a multiple of this, which GPUs want.
+        slice_head (`bool`, defaults to `False`):
+            Whether the last site is sliced too. By default the head reads all D dimensions, as in the paper.
+        orientation (`str`, defaults to `"pca"`):
+            `"pca"`, or `"random"` to spin the kept axes at every site by a random rotation: the same function, with
+            outliers spread over all dimensions, which helps a later quantization.
+        dataset (defaults to `"auto"`):
+            Calibration data: a name (`"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python-docs"`), a path or list of
+            paths to txt, json, jsonl or parquet files, a list of strings, or tokenised batches (mappings with
+            `input_ids` of shape `(B, T)` and perhaps `attention_mask`), used as they are. `"auto"` is `"wikitext2"`
+            where the Hub or its cache answers and otherwise `"python-docs"`, which needs no network.
+        text_column (`str`, *optional*): column of a table that holds the text. `"text"`, or the only one, by default.
+        nsamples (`int`, defaults to 128): number of calibration sequences.
+        seqlen (`int`, defaults to 2048): tokens per sequence, at most what the model's positions allow.
+        batch_size (`int`, defaults to 8): sequences per forward.
+        seed (`int`, *optional*, defaults to 0):
+            Picks the sequences and draws random rotations. `None` takes the first sequences in order.
+        tokenizer (`str` or tokenizer, *optional*):
+            Turns text into tokens. Found through `model.name_or_path` by default.
+        device (`str`, *optional*): computes one layer at a time here. The model's own device by default.
+        dtype (`str`, *optional*): of the calibration pass. The model's own by default.
+        offload_activations (`bool`, defaults to `False`): keep the calibration activations in host memory.
+
+    Raises:
+        TypeError: an unknown key.
+        ValueError: a value that cannot be.
+    """
+
+    sparsity: float | None = None
+    widths: list[int] | None = None
+    round_to: int = 8
+    slice_head: bool = False
+    orientation: str = "pca"
+    dataset: Any = "auto"
+    text_column: str | None = None
+    nsamples: int = 128
+    seqlen: int = 2048
+    batch_size: int = 8
+    seed: int | None = 0
+    tokenizer: Any = None
+    device: str | None = None
+    dtype: str | None = None
+    offload_activations: bool = False
+    quant_method: str = "slicegpt"
+
+    def __new__(cls, *args, **kwargs):
+        # Before `__init__`, whose own error would not name the nearest key.
+        known = [field.name for field in fields(cls)]
+        for key in kwargs:
+            if key not in known:
+                nearest = difflib.get_close_matches(key, known, n=1)
+                hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+                raise TypeError(f"SliceGPTConfig has no key {key!r}. {hint}Keys: {', '.join(known)}.")
+        return super().__new__(cls)
+
+    def __post_init__(self):
+        if self.quant_method != "slicegpt":
+            raise ValueError(f"quant_method={self.quant_method!r}; a SliceGPTConfig holds 'slicegpt'.")
+        if self.sparsity is not None and self.widths is not None:
+            raise ValueError(
+                f"Both sparsity={self.sparsity} and widths are given; widths say it all, so leave sparsity out."
+            )
+        if self.widths is not None:
+            self.widths = list(self.widths)
+            if not self.widths or not all(_is_int(width) and width >= 1 for width in self.widths):
+                raise ValueError(f"widths={self.widths}; give one positive integer per site.")
+        elif self.sparsity is None:
+            self.sparsity = DEFAULT_SPARSITY
+        elif not _is_number(self.sparsity) or not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity={self.sparsity!r}; give the share of dimensions to delete, in [0, 1).")
+        for key in ("round_to", "nsamples", "seqlen", "batch_size"):
+            if not _is_int(getattr(self, key)) or getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)!r}; give a positive integer.")
+        if self.seed is not None and (not _is_int(self.seed) or self.seed < 0):
+            raise ValueError(f"seed={self.seed!r}; give a non-negative integer, or None for no shuffling.")
+        if self.orientation not in ORIENTATIONS:
+            raise ValueError(f"orientation={self.orientation!r}; choose one of {', '.join(ORIENTATIONS)}.")
+        if isinstance(self.dtype, torch.dtype):
+            self.dtype = str(self.dtype).removeprefix("torch.")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r}; choose one of {', '.join(DTYPES)}.")
+        if self.device is not None:
+            self.device = str(self.device)
+            try:
+                torch.device(self.device)
+            except RuntimeError as error:
+                raise ValueError(f"device={self.device!r} is not a torch device, such as 'cpu' or 'cuda:0'.") from error
+
+    def __deepcopy__(self, memo):
+        # Auto classes deep-copy their arguments; a tokenizer or a stream of batches cannot or should not be copied.
+        held = {id(value): value for value in (self.dataset, self.tokenizer)}
+        twin = super().__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo | held))
+        return twin
+
+    def __iter__(self):
+        yield from self.__dict__.items()
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        Everything that JSON can hold: a tokenizer object, tensors and streams of batches are left out.
+
+        Returns:
+            `dict`: arguments for [`SliceGPTConfig.from_dict`].
+        """
+        values = dict(self.__dict__)
+        if not isinstance(self.tokenizer, str):
+            values["tokenizer"] = None
+        dataset = self.dataset
+        if isinstance(dataset, os.PathLike):
+            values["dataset"] = os.fspath(dataset)
+        elif isinstance(dataset, list | tuple) and all(isinstance(item, str | os.PathLike) for item in dataset):
+            values["dataset"] = [os.fspath(item) for item in dataset]
+        elif not isinstance(dataset, str):
+            values["dataset"] = None
+        return values
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Sliced architectures. These files import torch, transformers and each other only: they travel with checkpoints."""

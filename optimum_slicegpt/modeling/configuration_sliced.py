@@ -1,0 +1,81 @@
+"""Configurations of sliced models: a family's own configuration, plus the width of the stream at every site."""
+
+from contextlib import contextmanager
+
+from huggingface_hub.dataclasses import strict
+from transformers import CONFIG_MAPPING, AutoConfig
+
+from .families import FAMILIES, family_of
+
+
+class SlicedConfigMixin:
+    """
+    What a sliced configuration adds to that of its family.
+
+    - `hidden_size`: width at the final norm, which is what heads read.
+    - `original_hidden_size`: hidden size D of the dense model.
+    - `widths`: width of the stream at every site, first to final norm.
+    - `head_dim`: explicit, because no width determines it any more.
+    - `slicegpt`: how the model was made; informative only.
+    """
+
+    def __post_init__(self, **kwargs):
+        if getattr(self, "head_dim", None) is None:
+            self.head_dim = (self.original_hidden_size or self.hidden_size) // self.num_attention_heads
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """
+        Checks the widths against the number of layers.
+
+        Raises:
+            ValueError: `widths` has another length than the model has sites, holds values outside 1 to
+                `original_hidden_size`, or does not end with `hidden_size`.
+        """
+        if self.widths is None:
+            return
+        sites = family_of(self).num_sites(self)
+        if len(self.widths) != sites:
+            raise ValueError(f"widths has {len(self.widths)} entries; this model has {sites} sites, one width each.")
+        if not all(1 <= width <= self.original_hidden_size for width in self.widths):
+            raise ValueError(
+                f"widths={self.widths}; every width must lie between 1 and the original hidden size, "
+                f"{self.original_hidden_size}."
+            )
+        if self.hidden_size != self.widths[-1]:
+            raise ValueError(
+                f"hidden_size={self.hidden_size}; it must equal the width at the final norm, {self.widths[-1]}."
+            )
+
+    @contextmanager
+    def dense_sizes(self):
+        """The dense model's sizes, for the time in which the family's own constructors run."""
+        sliced = {key: getattr(self, key) for key in family_of(self).size_keys}
+        # Past the validation of fields: the object is back in its valid state before anyone else sees it.
+        self.__dict__.update(dict.fromkeys(self._own_keys(sliced), self.original_hidden_size or self.hidden_size))
+        try:
+            yield self
+        finally:
+            self.__dict__.update(zip(self._own_keys(sliced), sliced.values(), strict=True))
+
+    def _own_keys(self, keys):
+        return [self.attribute_map.get(key, key) for key in keys]
+
+
+def _sliced_config_class(model_type: str) -> type:
+    base = CONFIG_MAPPING[model_type]
+    fields = {"widths": list[int] | None, "original_hidden_size": int | None, "slicegpt": dict | None}
+    namespace = {
+        "__module__": __name__,
+        "__annotations__": fields,
+        "__doc__": f"Configuration of a sliced {model_type} model. See [`SlicedConfigMixin`] for what it adds.",
+        "model_type": f"sliced_{model_type}",
+        **dict.fromkeys(fields),
+    }
+    return strict(type(f"Sliced{base.__name__}", (SlicedConfigMixin, base), namespace))
+
+
+SLICED_CONFIGS: dict[str, type] = {model_type: _sliced_config_class(model_type) for model_type in FAMILIES}
+for _config_class in SLICED_CONFIGS.values():
+    globals()[_config_class.__name__] = _config_class  # reachable by name, so that it can be pickled
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)

@@ -1,0 +1,152 @@
+"""[`SliceGPTQuantizer`]: the object behind every way to slice a model."""
+
+import os
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from .assembly import become, sliced_class_of
+from .calibration import TokenBatches, load_batches
+from .compress import SlicedResult, compress
+from .configuration import SliceGPTConfig
+from .widths import SlicePlan
+
+
+logger = logging.get_logger(__name__)
+
+
+class SliceGPTQuantizer:
+    """
+    Slices causal language models; shaped like `optimum.gptq.GPTQQuantizer`.
+
+    Args:
+        config ([`SliceGPTConfig`]): how to slice.
+    """
+
+    def __init__(self, config: SliceGPTConfig):
+        self.config = config
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.config.to_dict()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> "SliceGPTQuantizer":
+        return cls(SliceGPTConfig.from_dict(config_dict))
+
+    def quantize_model(self, model: PreTrainedModel, tokenizer: Any = None) -> PreTrainedModel:
+        """
+        Slices a model in place: the object becomes an instance of its family's sliced class.
+
+        Everything that can be refused is refused before anything changes.
+
+        Args:
+            model (`PreTrainedModel`): a dense causal language model of a supported family.
+            tokenizer (`str` or tokenizer, *optional*):
+                For calibration data that is text. By default `config.tokenizer`, then `model.name_or_path`.
+
+        Returns:
+            `PreTrainedModel`: `model` itself.
+
+        Raises:
+            ValueError: the model, the widths or the calibration data cannot be used; activations are not finite.
+        """
+        check_sliceable(model)
+        plan = SlicePlan.from_config(self.config, model.config)
+        batches = self._calibration(model, tokenizer)
+        if batches.ntokens < plan.hidden_size:
+            logger.warning(
+                f"{batches.ntokens} calibration tokens for a hidden size of {plan.hidden_size}: fewer tokens than "
+                "dimensions leave axes undetermined. Raise nsamples or seqlen."
+            )
+        parameters = model.num_parameters()
+        result = compress(model, plan, batches.batches, self.config)
+        result.model.config.slicegpt = self._record(model, plan, batches, result, parameters)
+        become(model, result.model)
+        if model.num_parameters() > parameters:
+            logger.warning(
+                f"The model grew from {parameters:,} to {model.num_parameters():,} parameters: shortcuts and an untied "
+                f"head add more than slicing to widths of {min(plan.widths)} removes. Raise sparsity."
+            )
+        return model
+
+    def _calibration(self, model, tokenizer) -> TokenBatches:
+        config = self.config
+        limit = getattr(model.config, "max_position_embeddings", None) or config.seqlen
+        return load_batches(
+            config.dataset,
+            lambda: find_tokenizer(tokenizer or config.tokenizer or model.name_or_path),
+            text_column=config.text_column,
+            nsamples=config.nsamples,
+            seqlen=min(config.seqlen, limit),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            vocab_size=model.config.vocab_size,
+        )
+
+    def _record(self, model, plan, batches: TokenBatches, result: SlicedResult, parameters: int) -> dict[str, Any]:
+        """How the model was made, for `config.slicegpt`."""
+        settings = self.config.to_dict()
+        made_with = ("sparsity", "round_to", "slice_head", "orientation", "seed", "dtype")
+        kept = [
+            float(energy[:width].sum() / energy.sum())
+            for energy, width in zip(result.energy, plan.widths, strict=True)
+        ]
+        return {
+            "base_model": model.name_or_path,
+            **{key: settings[key] for key in made_with},
+            "calibration": {"source": batches.source, "tokens": batches.ntokens},
+            "parameters_before": parameters,
+            "parameters_after": result.model.num_parameters(),
+            "energy_kept": [round(share, 6) for share in kept],
+            "seconds": {phase: round(seconds, 2) for phase, seconds in result.seconds.items()},
+        }
+
+    def save(self, model: PreTrainedModel, save_dir: str | os.PathLike, **kwargs) -> None:
+        """Writes an ordinary checkpoint: `model.save_pretrained(save_dir, **kwargs)`."""
+        model.save_pretrained(save_dir, **kwargs)
+
+    @staticmethod
+    def load(save_dir: str | os.PathLike, **kwargs) -> PreTrainedModel:
+        """Reads a sliced checkpoint: `AutoModelForCausalLM.from_pretrained(save_dir, **kwargs)`."""
+        return AutoModelForCausalLM.from_pretrained(save_dir, **kwargs)
+
+
+def check_sliceable(model: PreTrainedModel) -> None:
+    """
+    Refuses what cannot be sliced.
+
+    Raises:
+        ValueError: the model is already sliced, quantized, carries adapters or offload hooks, is of an unsupported
+            family, or is no causal language model.
+    """
+    if model.config.model_type.startswith("sliced_"):
+        raise ValueError("This model is already sliced; slice the dense model with the sparsity you want.")
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        raise ValueError("This model is quantized; slice the full-precision model first and quantize the result.")
+    if any(hasattr(module, "base_layer") or hasattr(module, "peft_config") for module in model.modules()):
+        raise ValueError("This model carries PEFT adapters; call merge_and_unload() first, then slice.")
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ValueError(
+            "This model is dispatched by accelerate (device_map, offloading); load it on one device, or on the CPU "
+            "with SliceGPTConfig(device='cuda'), which slices layer by layer on the GPU."
+        )
+    sliced_class_of(model)
+
+
+def find_tokenizer(tokenizer: Any) -> Any:
+    """
+    A tokenizer from its name or path; a tokenizer object is returned as it is.
+
+    Raises:
+        ValueError: nothing to look for, or nothing there.
+    """
+    remedy = "pass tokenizer= (an object, a name or a path), or calibrate on tokenised batches"
+    if not tokenizer:
+        raise ValueError(f"The calibration data is text and no tokenizer is known: {remedy}.")
+    if not isinstance(tokenizer, str | os.PathLike):
+        return tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer could be loaded from {str(tokenizer)!r}: {remedy}.") from error
