@@ -107,7 +107,9 @@ def become(model: PreTrainedModel, sliced: PreTrainedModel) -> PreTrainedModel:
         RuntimeError: a tensor of the sliced model has no value. Nothing has been changed then.
     """
     missing = [
-        name for name, tensor in chain(sliced.named_parameters(), sliced.named_buffers()) if tensor.device.type == "meta"
+        name
+        for name, tensor in chain(sliced.named_parameters(), sliced.named_buffers())
+        if tensor.device.type == "meta"
     ]
     if missing:
         raise RuntimeError(f"No value was given to {', '.join(missing)}: the family's table row is incomplete.")

@@ -4,7 +4,7 @@ import copy
 import difflib
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -71,11 +71,11 @@ class SliceGPTConfig(QuantizationConfigMixin):
     device: str | None = None
     dtype: str | None = None
     offload_activations: bool = False
-    quant_method: str = "slicegpt"
+    quant_method: str = field(default="slicegpt", kw_only=True)  # a field of the base class, which would come first
 
     def __new__(cls, *args, **kwargs):
         # Before `__init__`, whose own error would not name the nearest key.
-        known = [field.name for field in fields(cls)]
+        known = [entry.name for entry in fields(cls)]
         for key in kwargs:
             if key not in known:
                 nearest = difflib.get_close_matches(key, known, n=1)
@@ -114,7 +114,9 @@ class SliceGPTConfig(QuantizationConfigMixin):
             try:
                 torch.device(self.device)
             except RuntimeError as error:
-                raise ValueError(f"device={self.device!r} is not a torch device, such as 'cpu' or 'cuda:0'.") from error
+                raise ValueError(
+                    f"device={self.device!r} is not a torch device, such as 'cpu' or 'cuda:0'."
+                ) from error
 
     def __deepcopy__(self, memo):
         # Auto classes deep-copy their arguments; a tokenizer or a stream of batches cannot or should not be copied.

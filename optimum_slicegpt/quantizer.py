@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from .assembly import become, sliced_class_of
@@ -75,7 +75,7 @@ class SliceGPTQuantizer:
         limit = getattr(model.config, "max_position_embeddings", None) or config.seqlen
         return load_batches(
             config.dataset,
-            lambda: find_tokenizer(tokenizer or config.tokenizer or model.name_or_path),
+            tokenizer or config.tokenizer or model.name_or_path,
             text_column=config.text_column,
             nsamples=config.nsamples,
             seqlen=min(config.seqlen, limit),
@@ -132,21 +132,3 @@ def check_sliceable(model: PreTrainedModel) -> None:
             "with SliceGPTConfig(device='cuda'), which slices layer by layer on the GPU."
         )
     sliced_class_of(model)
-
-
-def find_tokenizer(tokenizer: Any) -> Any:
-    """
-    A tokenizer from its name or path; a tokenizer object is returned as it is.
-
-    Raises:
-        ValueError: nothing to look for, or nothing there.
-    """
-    remedy = "pass tokenizer= (an object, a name or a path), or calibrate on tokenised batches"
-    if not tokenizer:
-        raise ValueError(f"The calibration data is text and no tokenizer is known: {remedy}.")
-    if not isinstance(tokenizer, str | os.PathLike):
-        return tokenizer
-    try:
-        return AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"No tokenizer could be loaded from {str(tokenizer)!r}: {remedy}.") from error

@@ -135,9 +135,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 POST_NORM = "its post-norms act in the original basis of the residual stream, which does not commute with a rotation"
-NOT_SLICEABLE: dict[str, str] = {
-    family: POST_NORM for family in ("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3")
-}
+NOT_SLICEABLE: dict[str, str] = {family: POST_NORM for family in ("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3")}
 """Families that computational invariance excludes, and why."""
 
 

@@ -1,0 +1,156 @@
+"""Texts to calibrate on and to evaluate on: named datasets, files, or the documents themselves."""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import datasets
+import pyarrow.parquet
+from huggingface_hub.utils import get_session, httpx
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class NamedDataset:
+    """Where a named dataset lives; `path=None` is the one that comes with Python."""
+
+    path: str | None
+    name: str | None = None
+    text_column: str = "text"
+    running_text: bool = False  # rows are consecutive pieces of one text, not documents
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
+    data_files: Mapping[str, str] = field(default_factory=dict)  # one file of each split, where all are too many
+    revision: str | None = None  # where the main branch holds a script, which `datasets` no longer runs
+
+
+DATASETS = {
+    "wikitext2": NamedDataset("Salesforce/wikitext", "wikitext-2-raw-v1", running_text=True),
+    "ptb": NamedDataset(
+        "ptb-text-only/ptb_text_only", text_column="sentence", running_text=True, revision="refs/convert/parquet"
+    ),
+    "c4": NamedDataset(
+        "allenai/c4",
+        splits={"train": "train", "test": "validation"},
+        data_files={"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"},
+    ),
+    "alpaca": NamedDataset("tatsu-lab/alpaca", splits={"train": "train[20%:]", "test": "train[:20%]"}),
+    "python-docs": NamedDataset(None),
+}
+
+_EXTENSIONS = (".txt", ".json", ".jsonl", ".parquet")
+
+
+def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = None) -> tuple[list[str], str]:
+    """
+    Documents of a dataset.
+
+    Args:
+        dataset (`str`, `os.PathLike`, or a list of them):
+            A name of `DATASETS`; `"auto"` (wikitext2 where the Hub or its cache answers, otherwise python-docs, with a
+            warning); a path or paths to .txt (one document each), .json, .jsonl or .parquet; or texts.
+        split (`str`, defaults to `"train"`):
+            `"train"` or `"test"`. Named datasets only.
+        text_column (`str`, *optional*):
+            Column that holds the text. By default the dataset's own; of a file, "text" or the only column of strings.
+
+    Returns:
+        `tuple`: the documents, `list[str]`, and what was really used, `str`.
+
+    Raises:
+        ConnectionError: a named dataset is neither on the Hub, as seen from here, nor in its cache.
+        FileNotFoundError: a path that is not a file.
+        ValueError: unknown name, split, file extension or column; an unreadable file; no text.
+    """
+    if isinstance(dataset, str) and dataset == "auto":
+        try:
+            return _read_named("wikitext2", split, text_column), "wikitext2"
+        except ConnectionError as error:
+            logger.warning(f"Using dataset='python-docs': 'wikitext2' is out of reach. {error.__cause__}")
+            dataset = "python-docs"
+    items = [dataset] if isinstance(dataset, str | os.PathLike) else list(dataset)
+    if isinstance(dataset, str) and (dataset in DATASETS or not _is_path(dataset)):
+        documents, source = _read_named(dataset, split, text_column), dataset
+    elif all(_is_path(item) for item in items):
+        documents = [document for path in items for document in _read_file(Path(path), text_column)]
+        source = ", ".join(Path(path).name for path in items)
+    else:
+        documents, source = items, "texts"
+    if not any(document.strip() for document in documents):
+        raise ValueError(f"No text in dataset {source!r}: every document is empty. Give at least one with some words.")
+    return documents, source
+
+
+def _is_path(item: str | os.PathLike) -> bool:
+    # A misspelt "corpus.txt" must be a missing file, not a text of two words: hence the extension.
+    return isinstance(item, os.PathLike) or os.path.isfile(item) or os.path.splitext(item)[1] in _EXTENSIONS
+
+
+def _read_named(name: str, split: str, text_column: str | None) -> list[str]:
+    if name not in DATASETS:
+        nearest = difflib.get_close_matches(name, DATASETS, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        allowed = f"'auto', one of {list(DATASETS)}, a file ({', '.join(_EXTENSIONS)}) that exists, or a list of texts"
+        raise ValueError(f"Unknown dataset {name[:80]!r}.{hint} Give {allowed}.")
+    row = DATASETS[name]
+    if split not in row.splits:
+        raise ValueError(f"Unknown split={split!r} of dataset {name!r}. Choose one of {list(row.splits)}.")
+    if row.path is None:
+        return [topics[topic] for i, topic in enumerate(sorted(topics)) if (i % 5 == 4) == (split == "test")]
+
+    hub_split = row.splits[split]
+    data_files = {hub_split: row.data_files[split]} if row.data_files else None
+    # `datasets` retries an unreachable Hub for half a minute; when told that it is offline, it looks into its cache.
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = was_offline or not _hub_answers()
+    try:
+        rows = datasets.load_dataset(row.path, row.name, split=hub_split, data_files=data_files, revision=row.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:  # ValueError: not this one in the cache
+        remedy = "Use dataset='python-docs', which needs no network, or a file; or load it online and keep the cache."
+        raise ConnectionError(f"Cannot load {name!r} ({row.path}) from Hub or cache: {error}. {remedy}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+    documents = _text_column(rows, text_column or row.text_column, name)
+    return ["\n\n".join(documents)] if row.running_text else documents
+
+
+def _hub_answers() -> bool:
+    try:
+        get_session().head(datasets.config.HF_ENDPOINT, timeout=5)
+    except (httpx.TransportError, OSError):
+        return False
+    return True
+
+
+def _read_file(path: Path, text_column: str | None) -> list[str]:
+    if path.suffix not in _EXTENSIONS:
+        raise ValueError(f"Unknown extension of {str(path)!r}. Convert it to one of {', '.join(_EXTENSIONS)}.")
+    if path.suffix == ".txt":
+        return [path.read_text(encoding="utf-8")]
+    try:
+        if path.suffix == ".parquet":
+            rows = datasets.Dataset(pyarrow.parquet.read_table(path))
+        else:
+            content = path.read_text(encoding="utf-8")
+            lines = [line for line in content.split("\n") if line.strip()]
+            rows = json.loads(content) if path.suffix == ".json" else [json.loads(line) for line in lines]
+            rows = datasets.Dataset.from_list([dict(row) for row in rows])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Cannot read {str(path)!r} as a table of rows with named columns: {error}.") from error
+    return _text_column(rows, text_column, path.name)
+
+
+def _text_column(rows: datasets.Dataset, text_column: str | None, source: str) -> list[str]:
+    columns = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "").endswith("string")]
+    text_column = text_column or ("text" if "text" in columns or len(columns) != 1 else columns[0])
+    if text_column not in columns:
+        allowed = f"its columns of strings: {columns}; all its columns: {rows.column_names}"
+        raise ValueError(f"No strings in text_column={text_column!r} of {source!r}. Choose one of {allowed}.")
+    return [text for text in rows[text_column] if text is not None]

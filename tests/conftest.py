@@ -1,0 +1,23 @@
+# ruff: noqa: E402
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported: no test needs the network
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A token a word: `w0` is 0, `w95` is 95, anything else 96. Has a beginning, so that leaving it out shows."""
+    words = {f"w{i}": i for i in range(96)} | {"<unk>": 96, "<s>": 97}
+    backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 97)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", model_max_length=16)

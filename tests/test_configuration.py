@@ -1,0 +1,83 @@
+import copy
+import json
+
+import pytest
+import torch
+
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.configuration import DEFAULT_SPARSITY
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SliceGPTConfig(),
+        SliceGPTConfig(sparsity=0.3, dataset=["a.txt", "b.txt"], seed=None, dtype=torch.bfloat16, device="cuda:1"),
+        SliceGPTConfig(widths=(8, 16), orientation="random", tokenizer="some/name", slice_head=True),
+    ],
+)
+def test_json_round_trip(config):
+    assert SliceGPTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_defaults():
+    config = SliceGPTConfig()
+    assert (config.sparsity, config.widths, config.dataset) == (DEFAULT_SPARSITY, None, "auto")
+    assert config.quant_method == "slicegpt"
+
+
+def test_what_json_cannot_hold_stays_out_of_the_dict(tmp_path):
+    tokenizer = object()
+    config = SliceGPTConfig(dataset=iter([]), tokenizer=tokenizer)
+    assert (config.to_dict()["dataset"], config.to_dict()["tokenizer"]) == (None, None)
+    assert SliceGPTConfig(dataset=tmp_path / "a.txt").to_dict()["dataset"] == str(tmp_path / "a.txt")
+    assert SliceGPTConfig(dataset=[tmp_path / "a.txt"]).to_dict()["dataset"] == [str(tmp_path / "a.txt")]
+    assert "SliceGPTConfig" in repr(config)
+
+
+def test_deepcopy_keeps_data_and_tokenizer_by_reference():
+    stream, tokenizer = (batch for batch in []), object()
+    config = SliceGPTConfig(widths=[8], dataset=stream, tokenizer=tokenizer)
+    twin = copy.deepcopy(config)
+    assert twin.dataset is stream and twin.tokenizer is tokenizer
+    assert twin.widths == [8] and twin.widths is not config.widths
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"sparsity": 1}, r"sparsity=1; .* in \[0, 1\)"),
+        ({"sparsity": -0.1}, r"sparsity=-0.1; .* in \[0, 1\)"),
+        ({"sparsity": float("nan")}, r"sparsity=nan; .* in \[0, 1\)"),
+        ({"sparsity": "0.3"}, r"sparsity='0.3'; .* in \[0, 1\)"),
+        ({"sparsity": 0.3, "widths": [8]}, "Both sparsity=0.3 and widths are given"),
+        ({"widths": []}, r"widths=\[\]; give one positive integer per site"),
+        ({"widths": [8, 0]}, r"widths=\[8, 0\]; give one positive integer per site"),
+        ({"widths": [8, 2.5]}, r"widths=\[8, 2.5\]; give one positive integer per site"),
+        ({"round_to": 0}, "round_to=0; give a positive integer"),
+        ({"nsamples": 0}, "nsamples=0; give a positive integer"),
+        ({"seqlen": -1}, "seqlen=-1; give a positive integer"),
+        ({"batch_size": 1.5}, "batch_size=1.5; give a positive integer"),
+        ({"seed": -1}, "seed=-1; give a non-negative integer, or None"),
+        ({"orientation": "up"}, "orientation='up'; choose one of pca, random"),
+        ({"dtype": "int8"}, "dtype='int8'; choose one of float16, bfloat16, float32, float64"),
+        ({"device": "gpu0"}, "device='gpu0' is not a torch device"),
+        ({"quant_method": "gptq"}, "quant_method='gptq'; a SliceGPTConfig holds 'slicegpt'"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SliceGPTConfig(**kwargs)
+
+
+def test_unknown_keys_are_refused_with_the_nearest_name():
+    with pytest.raises(
+        TypeError, match="no key 'sparsty'. Did you mean 'sparsity'. Keys: quant_method, sparsity, widths"
+    ):
+        SliceGPTConfig(sparsty=0.3)
+    with pytest.raises(TypeError, match="no key 'zzz'. Keys: quant_method, sparsity"):
+        SliceGPTConfig.from_dict({"zzz": 1})
+
+
+def test_sparsity_may_be_positional():
+    assert SliceGPTConfig(0.3).sparsity == 0.3

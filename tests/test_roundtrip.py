@@ -1,0 +1,197 @@
+"""A sliced model is an ordinary Hugging Face model: saved, loaded, generated with, trained."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import TINY, build, calibration, relative_error, tokens
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.modeling.configuration_sliced import SlicedLlamaConfig
+from optimum_slicegpt.modeling.families import family_of
+
+
+IN_A_FRESH_PROCESS = """
+import sys, torch, optimum_slicegpt
+from transformers import AutoModelForCausalLM
+inputs = torch.load(sys.argv[1] + "/inputs.pt")
+for name in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(f"{sys.argv[1]}/{name}")
+    torch.save(model(inputs).logits.detach(), f"{sys.argv[1]}/{name}/logits.pt")
+"""
+
+
+def sliced(name, dtype=torch.float32):
+    """A sliced tiny model whose widths all differ."""
+    dense = build(name, dtype)
+    widths = [44, 36, 28] if family_of(dense.config).is_parallel(dense.config) else [44, 40, 36, 32, 28]
+    return dense.compress(SliceGPTConfig(widths=widths, dataset=calibration()))
+
+
+def test_fresh_process_gives_the_same_bits(tmp_path):
+    torch.save(tokens(), tmp_path / "inputs.pt")
+    expected = {}
+    for name in TINY:
+        model = sliced(name)
+        model.save_pretrained(tmp_path / name)
+        expected[name] = model(tokens()).logits
+    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path), *TINY]
+    path = os.pathsep.join(sys.path)
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": path}, timeout=120)
+    for name in TINY:
+        assert torch.equal(torch.load(tmp_path / name / "logits.pt"), expected[name]), name
+        assert {file.name for file in (tmp_path / name).iterdir()} == {
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "logits.pt",
+        }
+
+
+def test_configuration_says_what_the_architecture_is(tmp_path):
+    sliced("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "sliced_llama" and config["architectures"] == ["SlicedLlamaForCausalLM"]
+    assert (config["hidden_size"], config["original_hidden_size"], config["head_dim"]) == (28, 48, 8)
+    assert config["widths"] == [44, 40, 36, 32, 28]
+    assert config["tie_word_embeddings"] is False
+    assert type(AutoConfig.from_pretrained(tmp_path)) is SlicedLlamaConfig
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_base_model_loads_alone(name, tmp_path):
+    model = sliced(name)
+    model.save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path)
+    expected = model.base_model(tokens()).last_hidden_state
+    assert expected.shape[-1] == base.config.hidden_size == 28
+    assert torch.equal(base(tokens()).last_hidden_state, expected)
+
+
+def test_sharded_checkpoint(tmp_path):
+    model = sliced("llama")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens()).logits, model(tokens()).logits)
+
+
+def test_tokenizer_beside_the_model(tmp_path, tiny_tokenizer):
+    sliced("llama").save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)("w5 w7")["input_ids"] == tiny_tokenizer("w5 w7")["input_ids"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", TINY)
+def test_cached_generation_equals_the_argmax_of_full_forwards(name, cache):
+    model, ids = sliced(name, torch.float64), tokens(length=6)
+    kwargs = {"cache_implementation": "static"} if cache == "static" else {}
+    generated = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, **kwargs)
+    for _ in range(8):
+        ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(generated, ids)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "opt", "phi"])
+def test_left_padding_changes_nothing(name):
+    model, ids = sliced(name, torch.float64), tokens(1, 10)
+    padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), ids], 1)
+    mask = (torch.arange(14) >= 4).long()[None]
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    logits = model(padded, attention_mask=mask, position_ids=positions).logits[:, 4:]
+    assert relative_error(logits, model(ids).logits) < 1e-6
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_hidden_states_and_kept_logits(name):
+    model = sliced(name)
+    outputs = model(tokens(), output_hidden_states=True, logits_to_keep=1)
+    assert outputs.logits.shape == (2, 1, 97)
+    assert [state.shape[-1] for state in outputs.hidden_states] == [44, 36, 28]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("name", TINY)
+def test_gradient_checkpointing_gives_the_same_gradients(name, reentrant):
+    def gradients(model):
+        model.train()
+        model(tokens(), labels=tokens()).loss.backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    model = without_dropout(sliced(name, torch.float64))
+    expected = gradients(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    for actual, wanted in zip(gradients(model), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    return model
+
+
+def test_pickle():
+    model = sliced("llama")
+    assert torch.equal(pickle.loads(pickle.dumps(model))(tokens()).logits, model(tokens()).logits)
+
+
+def test_built_from_its_configuration_alone():
+    model = AutoModelForCausalLM.from_config(sliced("qwen3").config)
+    assert [tuple(state.shape) for state in model.state_dict().values()] == [
+        tuple(state.shape) for state in sliced("qwen3").state_dict().values()
+    ]
+    assert torch.isfinite(model(tokens()).logits).all()
+
+
+def test_configuration_without_widths_is_unsliced():
+    config = SlicedLlamaConfig(**TINY["llama"])
+    assert config.widths is None
+    assert AutoModelForCausalLM.from_config(config)(tokens()).logits.shape == (2, 24, 97)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"widths": [8, 8, 8]}, "widths has 3 entries; this model has 5 sites"),
+        ({"widths": [8, 8, 8, 49, 48]}, "every width must lie between 1 and the original hidden size, 48"),
+        ({"widths": [8, 8, 8, 8, 8]}, "hidden_size=48; it must equal the width at the final norm, 8"),
+    ],
+)
+def test_configurations_that_contradict_themselves(kwargs, message):
+    with pytest.raises(Exception, match=message):
+        SlicedLlamaConfig(**TINY["llama"], original_hidden_size=48, **kwargs)
+
+
+def test_embeddings_can_be_resized(tmp_path):
+    model = sliced("llama")
+    model.resize_token_embeddings(101)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded(tokens()).logits.shape[-1] == 101
+    assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
+
+
+def test_trainer_lowers_the_loss_and_saves(tmp_path):
+    model = sliced("llama")
+    data = [{"input_ids": row, "labels": row} for row in tokens(8)]
+    before = model(tokens(8), labels=tokens(8)).loss.item()
+    arguments = TrainingArguments(
+        tmp_path, num_train_epochs=10, learning_rate=1e-3, report_to=[], use_cpu=True, save_strategy="no"
+    )
+    trainer = Trainer(model, arguments, train_dataset=data)
+    trainer.train()
+    trainer.save_model(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded(tokens(8), labels=tokens(8)).loss.item() < before - 0.1
