@@ -1,0 +1,97 @@
+"""
+Slices a real language model, SmolLM2-135M-Instruct, and shows what that did. Needs no network.
+
+    python examples/demo.py [--sparsity 0.2] [--output demo_output]
+
+Calibrates on Python's documentation, measures perplexity on topics held out from it, saves, loads the result in a
+fresh process, and lets it write.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from smollm2 import load_smollm2
+
+from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
+
+
+IN_A_FRESH_PROCESS = """
+import sys, optimum_slicegpt
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+inputs = tokenizer(sys.argv[2], return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=40, do_sample=False, repetition_penalty=1.2)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+"""
+PROMPT = "The Python programming language is"
+
+
+@torch.no_grad()
+def tokens_per_s(model, tokens=512, repeats=5) -> float:
+    """Throughput of reading a prompt; the best of a few runs."""
+    ids = torch.arange(100, 100 + tokens)[None]
+    model(ids)
+
+    def seconds():
+        start = time.perf_counter()
+        model(ids, use_cache=False, logits_to_keep=1)
+        return time.perf_counter() - start
+
+    return tokens / min(seconds() for _ in range(repeats))
+
+
+def measure(model, batches) -> dict[str, float]:
+    """Perplexity in bfloat16, which is also how the model is saved."""
+    return {
+        "perplexity": evaluate_perplexity(model, batches, progress=sys.stderr.isatty()).perplexity,
+        "parameters, M": model.num_parameters() / 1e6,
+        "size, MB": sum(parameter.nbytes for parameter in model.parameters()) / 1e6,
+        "prompt, tokens/s": tokens_per_s(model),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sparsity", type=float, default=0.2)
+    parser.add_argument("--nsamples", type=int, default=32)
+    parser.add_argument("--eval-nsamples", type=int, default=16)
+    parser.add_argument("--seqlen", type=int, default=1024)
+    parser.add_argument("--output", default="demo_output")
+    args = parser.parse_args()
+
+    print("Loading SmolLM2-135M-Instruct ...")
+    model, tokenizer = load_smollm2(torch.bfloat16)
+    held_out = load_batches(
+        "python-docs", tokenizer, split="test", nsamples=args.eval_nsamples, seqlen=args.seqlen, seed=None
+    )
+    before = measure(model, held_out)
+
+    print(f"Slicing {args.sparsity:.0%} of its hidden dimensions ...")
+    start = time.perf_counter()
+    config = SliceGPTConfig(
+        sparsity=args.sparsity, dataset="python-docs", nsamples=args.nsamples, seqlen=args.seqlen
+    )
+    model.compress(config, tokenizer=tokenizer)
+    seconds = time.perf_counter() - start
+    after = measure(model, held_out)
+
+    print(f"\n{'':20}{'dense':>10}{'sliced':>10}{'change':>10}")
+    for name, old in before.items():
+        print(f"{name:20}{old:10.1f}{after[name]:10.1f}{after[name] / old - 1:+10.1%}")
+    phases = ", ".join(f"{phase} {taken:.1f}" for phase, taken in model.config.slicegpt["seconds"].items())
+    print(f"{'slicing, s':30}{seconds:10.1f}   ({phases})\n")
+
+    output = Path(args.output)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    print(f"Saved to {output}. Loaded again in a fresh process, it writes:\n")
+    subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS, str(output), PROMPT], check=True)
+
+
+if __name__ == "__main__":
+    main()
