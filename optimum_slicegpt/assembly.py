@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from .modeling import modeling_sliced
@@ -37,7 +37,10 @@ def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
     sliced_class = sliced_class_of(model)
     with torch.device("meta"):
         sliced = sliced_class._from_config(
-            config, dtype=model.dtype, attn_implementation=model.config._attn_implementation
+            config,
+            dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
+            experts_implementation=model.config._experts_implementation,
         )
     sliced.generation_config = model.generation_config
     return sliced.eval()
@@ -60,13 +63,6 @@ def sliced_class_of(model: PreTrainedModel) -> type:
     return getattr(modeling_sliced, f"Sliced{expected.__name__}")
 
 
-def set_parameters(module: nn.Module, weight: Tensor, bias: Tensor | None = None, *, like: Tensor) -> None:
-    """Gives a module its weight, and its bias if it has one, with the dtype and device of `like`."""
-    module.weight = nn.Parameter(weight.to(like.device, like.dtype))
-    if bias is not None:
-        module.bias = nn.Parameter(bias.to(like.device, like.dtype))
-
-
 def adopt_untouched(dense: PreTrainedModel, sliced: PreTrainedModel) -> None:
     """Shares with the sliced model every tensor that slicing leaves as it is: per-head norms, rotary tables."""
     family = family_of(dense.config)
@@ -74,16 +70,15 @@ def adopt_untouched(dense: PreTrainedModel, sliced: PreTrainedModel) -> None:
     prefix = f"{dense.base_model_prefix}.{body}"
     touched = {family.head, prefix + family.final_norm, *(prefix + name for name in family.embeddings)}
     for index in range(dense.config.num_hidden_layers):
-        for block in family.blocks(dense.config):
+        for block in family.blocks:
             names = [*block.writers, *(name for norm, readers in block.reads for name in (norm, *readers))]
             touched.update(f"{prefix}{family.layers}.{index}.{name}" for name in names)
     for name, module in dense.named_modules():
-        if name in touched:
-            continue
         target = sliced.get_submodule(name)
-        for key, parameter in module._parameters.items():
-            target._parameters[key] = None if parameter is None else nn.Parameter(parameter.detach())
         target._buffers.update(module._buffers)
+        for key, parameter in module._parameters.items():
+            if touched.isdisjoint((name, f"{name}.{key}")):
+                target._parameters[key] = None if parameter is None else nn.Parameter(parameter.detach())
 
 
 @contextmanager
@@ -97,6 +92,16 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype):
     finally:
         for parameter, data in stored:
             parameter.data = data
+
+
+@contextmanager
+def padded(module: nn.Module, count: int):
+    """For the time of a computation, a module reads so many zeros behind its input's last axis."""
+    hook = module.register_forward_pre_hook(lambda _, inputs: (nn.functional.pad(inputs[0], (0, count)), *inputs[1:]))
+    try:
+        yield module
+    finally:
+        hook.remove()
 
 
 def become(model: PreTrainedModel, sliced: PreTrainedModel) -> PreTrainedModel:

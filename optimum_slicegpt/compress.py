@@ -9,18 +9,19 @@ are the shortcut.
 
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .assembly import adopt_untouched, build_sliced, placed, set_parameters
+from .assembly import adopt_untouched, build_sliced, padded, placed
 from .configuration import SliceGPTConfig
 from .fusion import reader_bias, reader_map, writer_map
 from .modeling.families import family_of
+from .modeling.weights import Reader, Writer
 from .rotation import add_second_moment_, compose, principal_axes, random_orthogonal
 from .widths import SlicePlan
 
@@ -104,8 +105,7 @@ class _Run:
     def walk(self):
         """Decoder layers' sliced and dense modules, block by block, with a progress bar on terminals."""
         layers = getattr(self.dense_body, self.family.layers)
-        blocks = self.family.blocks(self.dense.config)
-        steps = [(index, block) for index in range(len(layers)) for block in blocks]
+        steps = [(index, block) for index in range(len(layers)) for block in self.family.blocks]
         yield from logging.tqdm(steps, desc="Slicing", unit="block", disable=None)
 
     def scale(self, site):
@@ -117,18 +117,22 @@ class _Run:
 
     # Writing weights
 
-    def set_reader(self, target, source, norm):
+    def set_reader(self, target, source, norm, axes):
         """A reader of the current site: `(out, D)` becomes `(out, k)`."""
-        matrix = reader_map(norm, self.kept(self.site), self.scale(self.site))
-        bias = reader_bias(source, norm)
-        set_parameters(target, compose(source.weight, matrix, source.weight.dtype), bias, like=source.weight)
+        matrix = reader_map(norm, self.family.gain_offset, axes, self.scale(self.site))
+        weight = compose(source.weight, matrix, source.weight.dtype)
+        target.set(weight, reader_bias(source, norm), like=source.weight)
 
     def set_writer(self, target, source, rotation, scale, like):
         """A writer: `(D, in)` becomes `(k, in)`, or stays wide while the block gives its statistics."""
         matrix = writer_map(rotation, scale, self.family.layer_norm)
-        weight = compose(source.weight.T, matrix, like.dtype).T.contiguous()
         bias = None if source.bias is None else source.bias.to(matrix) @ matrix
-        set_parameters(target, weight, bias, like=like)
+        target.set(compose(source.weight, matrix, like.dtype), bias, like=like)
+
+    def set_norm(self, parent, name, width):
+        """What is left of a norm once its readers have its gain."""
+        gain = torch.ones(width, dtype=self.dense.dtype, device=self.dense.device)
+        parent.get_submodule(name).weight = nn.Parameter(gain)
 
     # Steps
 
@@ -145,29 +149,31 @@ class _Run:
         self.project(self.rotation[:, :width] * scale)
         with self.phase("compose"):
             for name in self.family.embeddings:
-                source, target = self.dense_body.get_submodule(name), self.sliced_body.get_submodule(name)
-                matrix = writer_map(self.kept(0), scale, self.family.layer_norm)
-                set_parameters(target, compose(source.weight, matrix, source.weight.dtype), like=source.weight)
+                source, target = Writer(self.dense_body, name), Writer(self.sliced_body, name)
+                self.set_writer(target, source, self.kept(0), scale, like=source.weight)
 
     def block(self, index, block):
         """Reads at the current site, writes at the next."""
         dense = getattr(self.dense_body, self.family.layers)[index]
         sliced = getattr(self.sliced_body, self.family.layers)[index]
         width, scale = self.plan.widths[self.site], self.scale(self.site)
-        writers = [(sliced.get_submodule(name), dense.get_submodule(name)) for name in block.writers]
+        readers = [(Reader(sliced, name), Reader(dense, name), norm) for norm, names in block.reads for name in names]
+        writers = [(Writer(sliced, name), Writer(dense, name)) for name in block.writers]
 
+        # Where a block must write as many dimensions as it reads, it reads zeros behind the stream.
+        axes, padding = self.kept(self.site), nullcontext()
+        if block.keeps_width:
+            axes, padding = self.rotation, padded(getattr(sliced, self.family.mlp[0]), self.plan.hidden_size - width)
+        wide = torch.empty(0, dtype=self.dtype, device=self.device)
         with self.phase("compose"):
-            for norm_name, readers in block.reads:
-                norm = dense.get_submodule(norm_name)
-                for name in readers:
-                    self.set_reader(sliced.get_submodule(name), dense.get_submodule(name), norm)
-                unit = torch.ones(width, dtype=self.dense.dtype, device=self.dense.device)
-                set_parameters(sliced.get_submodule(norm_name), unit, like=unit)
+            for norm, _ in block.reads:
+                self.set_norm(sliced, norm, width)
+            for target, source, norm in readers:
+                self.set_reader(target, source, dense.get_submodule(norm), axes)
             for target, source in writers:
-                wide = torch.empty(0, dtype=self.dtype, device=self.device)
                 self.set_writer(target, source, self.rotation, scale, like=wide)
 
-        with self.phase("forward"), placed(sliced, self.device, self.dtype):
+        with self.phase("forward"), placed(sliced, self.device, self.dtype), padding:
             for batch in self.batches:
                 hidden = batch.hidden.to(self.device)
                 output = sliced.block_output(block.kind, hidden, batch.layer_kwargs[index])
@@ -182,18 +188,20 @@ class _Run:
         with self.phase("compose"):
             self.rotation = self.rotation @ change
             like = next(dense.parameters())
-            set_parameters(sliced.get_submodule(block.shortcut), shortcut.T.contiguous(), like=like)
+            sliced.get_submodule(block.shortcut).weight = nn.Parameter(shortcut.T.contiguous().to(like))
             for target, source in writers:
                 self.set_writer(target, source, self.kept(self.site), next_scale, like=source.weight)
+            if block.keeps_width:
+                for target, source, _ in readers:
+                    target.set(target.weight[..., :width], like=source.weight)
 
     def head(self):
         """Writes the head, which reads the last site through the final norm."""
-        norm = self.dense_body.get_submodule(self.family.final_norm)
-        unit = torch.ones(self.plan.widths[-1], dtype=self.dense.dtype, device=self.dense.device)
-        set_parameters(self.sliced_body.get_submodule(self.family.final_norm), unit, like=unit)
+        name = self.family.final_norm
+        self.set_norm(self.sliced_body, name, self.plan.widths[-1])
         with self.phase("compose"):
-            name = self.family.head
-            self.set_reader(self.sliced.get_submodule(name), self.dense.get_submodule(name), norm)
+            target, source = Reader(self.sliced, self.family.head), Reader(self.dense, self.family.head)
+            self.set_reader(target, source, self.dense_body.get_submodule(name), self.kept(self.site))
 
     # Statistics
 
@@ -204,7 +212,7 @@ class _Run:
 
         def record(hidden_states, *args, **kwargs):
             calls.append((hidden_states, args, kwargs))
-            return hidden_states
+            return (hidden_states,) if self.family.returns_tuple else hidden_states
 
         # An instance's `forward` comes before its class's: for this call, each layer only takes notes.
         for layer in layers:
@@ -253,7 +261,7 @@ class _Run:
         return axes
 
     def site_name(self, site):
-        blocks = self.family.blocks(self.dense.config)
+        blocks = self.family.blocks
         layer, block = divmod(site, len(blocks))
         if layer == self.dense.config.num_hidden_layers:
             return f"site {site} (before the head)"

@@ -13,6 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 DEFAULT_SPARSITY = 0.25
 ORIENTATIONS = ("pca", "random")
+EMBEDDINGS = ("auto", "tied", "sliced")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -31,6 +32,10 @@ class SliceGPTConfig(QuantizationConfigMixin):
             Widths are rounded down to a multiple of this, which GPUs want.
         slice_head (`bool`, defaults to `False`):
             Whether the last site is sliced too. By default the head reads all D dimensions, as in the paper.
+        embeddings (`str`, defaults to `"auto"`):
+            What becomes of a head that is tied to the embedding. `"tied"` leaves their one V × D matrix alone and puts
+            a small linear layer behind the embedding and another before the head; `"sliced"` narrows each, which
+            unties them. `"auto"` takes the smaller.
         orientation (`str`, defaults to `"pca"`):
             `"pca"`, or `"random"` to spin the kept axes at every site by a random rotation: the same function, with
             outliers spread over all dimensions, which helps a later quantization.
@@ -60,6 +65,7 @@ class SliceGPTConfig(QuantizationConfigMixin):
     widths: list[int] | None = None
     round_to: int = 8
     slice_head: bool = False
+    embeddings: str = "auto"
     orientation: str = "pca"
     dataset: Any = "auto"
     text_column: str | None = None
@@ -103,12 +109,13 @@ class SliceGPTConfig(QuantizationConfigMixin):
                 raise ValueError(f"{key}={getattr(self, key)!r}; give a positive integer.")
         if self.seed is not None and (not _is_int(self.seed) or self.seed < 0):
             raise ValueError(f"seed={self.seed!r}; give a non-negative integer, or None for no shuffling.")
-        if self.orientation not in ORIENTATIONS:
-            raise ValueError(f"orientation={self.orientation!r}; choose one of {', '.join(ORIENTATIONS)}.")
         if isinstance(self.dtype, torch.dtype):
             self.dtype = str(self.dtype).removeprefix("torch.")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype={self.dtype!r}; choose one of {', '.join(DTYPES)}.")
+        choices = {"orientation": ORIENTATIONS, "embeddings": EMBEDDINGS, "dtype": (None, *DTYPES)}
+        for key, allowed in choices.items():
+            if getattr(self, key) not in allowed:
+                names = ", ".join(name for name in allowed if name)
+                raise ValueError(f"{key}={getattr(self, key)!r}; choose one of {names}.")
         if self.device is not None:
             self.device = str(self.device)
             try:

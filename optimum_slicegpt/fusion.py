@@ -7,42 +7,41 @@ Fusion and rotation are one linear map on each side of a weight. Nothing here ch
 import torch
 from torch import Tensor
 
-
-def norm_gain_and_bias(norm: torch.nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Gain and bias of a norm, each `(D,)`, or `None` where it has none."""
-    return getattr(norm, "weight", None), getattr(norm, "bias", None)
+from .modeling.weights import Reader
+from .rotation import compose
 
 
-def reader_map(norm: torch.nn.Module, rotation: Tensor, scale: float) -> Tensor:
+def reader_map(norm: torch.nn.Module, gain_offset: float, rotation: Tensor, scale: float) -> Tensor:
     """
     What a reader's weight is multiplied by, from the right: `W @ diag(gain) @ Q / scale`.
 
     Args:
-        norm (`torch.nn.Module`): the norm that the reader reads.
+        norm (`torch.nn.Module`): the norm that the reader reads. Its gain is its weight, if it has one.
+        gain_offset (`float`): what the norm adds to its weight, see [`families.Family`].
         rotation (`torch.Tensor` of shape `(D, k)`, float64): axes kept at the site, in columns.
         scale (`float`): factor by which the stream is scaled at the site.
 
     Returns:
         `torch.Tensor` of shape `(D, k)`, float64.
     """
-    gain, _ = norm_gain_and_bias(norm)
+    gain = getattr(norm, "weight", None)
     if gain is not None:
-        rotation = gain.to(rotation)[:, None] * rotation
+        rotation = (gain.to(rotation) + gain_offset)[:, None] * rotation
     return rotation / scale
 
 
-def reader_bias(linear: torch.nn.Module, norm: torch.nn.Module) -> Tensor | None:
+def reader_bias(reader: Reader, norm: torch.nn.Module) -> Tensor | None:
     """
     A reader's bias once it has taken in the norm's: `b + W @ beta`.
 
     Returns:
         `torch.Tensor` of shape `(out,)`, float64, or `None` where neither has a bias.
     """
-    _, beta = norm_gain_and_bias(norm)
-    bias = None if linear.bias is None else linear.bias.double()
+    beta = getattr(norm, "bias", None)
+    bias = None if reader.bias is None else reader.bias.double()
     if beta is None:
         return bias
-    added = linear.weight.double() @ beta.to(linear.weight.device).double()
+    added = compose(reader.weight, beta.to(reader.weight.device).double()[:, None], torch.float64).squeeze(-1)
     return added if bias is None else bias + added
 
 

@@ -69,14 +69,15 @@ def compose(weight: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
     The product of a weight and a rotation, in float64 with one cast at the end.
 
     Args:
-        weight (`torch.Tensor` of shape `(rows, D)`): in any dtype.
+        weight (`torch.Tensor` of shape `(rows, D)` or `(experts, rows, D)`): in any dtype.
         matrix (`torch.Tensor` of shape `(D, k)`, float64): on the device that computes.
         dtype (`torch.dtype`): of the result.
 
     Returns:
-        `torch.Tensor` of shape `(rows, k)`, on the device of `matrix`.
+        `torch.Tensor` of shape `(rows, k)` or `(experts, rows, k)`, on the device of `matrix`.
     """
-    out = torch.empty(len(weight), matrix.shape[1], dtype=dtype, device=matrix.device)
-    for part, target in zip(weight.split(ROWS_AT_ONCE), out.split(ROWS_AT_ONCE), strict=True):
-        target.copy_(part.to(matrix) @ matrix)
+    out = torch.empty(*weight.shape[:-1], matrix.shape[1], dtype=dtype, device=matrix.device)
+    for source, target in zip(*((weight, out) if weight.ndim == 3 else (weight[None], out[None])), strict=True):
+        for part, result in zip(source.split(ROWS_AT_ONCE), target.split(ROWS_AT_ONCE), strict=True):
+            result.copy_(part.to(matrix) @ matrix)
     return out

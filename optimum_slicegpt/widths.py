@@ -2,8 +2,14 @@
 
 from dataclasses import dataclass
 
+from transformers.utils import logging
+
 from .configuration import SliceGPTConfig
-from .modeling.families import family_of
+from .modeling.families import check_equal_widths, family_of
+from .modeling.weights import Reader, Writer
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,8 @@ class SlicePlan:
         """
         Solves the widths for a model.
 
+        Where a family needs sites to be equally wide, `sparsity` gives all of them the width of the widest.
+
         Args:
             config ([`SliceGPTConfig`]): gives `widths`, or `sparsity`, `round_to` and `slice_head`.
             model_config (`PreTrainedConfig`): of the dense model.
@@ -32,12 +40,14 @@ class SlicePlan:
             ValueError: the family cannot be sliced, `widths` do not fit the model, or nothing would be left.
         """
         hidden_size = model_config.hidden_size
-        sites = family_of(model_config).num_sites(model_config)
+        family = family_of(model_config)
+        sites = family.num_sites(model_config)
         if config.widths is not None:
             if len(config.widths) != sites:
                 raise ValueError(f"widths has {len(config.widths)} entries; this model has {sites} sites.")
             if max(config.widths) > hidden_size:
                 raise ValueError(f"widths holds {max(config.widths)}, more than the hidden size, {hidden_size}.")
+            check_equal_widths(model_config, config.widths)
             return cls(hidden_size, tuple(config.widths))
         width = int((1 - config.sparsity) * hidden_size)
         if config.sparsity > 0:
@@ -47,7 +57,15 @@ class SlicePlan:
                 f"sparsity={config.sparsity} leaves no dimension of {hidden_size} when rounded down to a multiple of "
                 f"round_to={config.round_to}; lower either."
             )
-        return cls(hidden_size, (width,) * (sites - 1) + (width if config.slice_head else hidden_size,))
+        widths = [width] * (sites - 1) + [width if config.slice_head else hidden_size]
+        for first, second, reason in family.equal_sites(model_config):
+            if widths[first] != widths[second]:
+                widths[first] = widths[second] = max(widths[first], widths[second])
+                logger.warning(
+                    f"Site {first} is not sliced: it must be as wide as site {second}, which the head reads, because "
+                    f"{reason}. slice_head=True slices both."
+                )
+        return cls(hidden_size, tuple(widths))
 
     def num_parameters(self, model) -> int:
         """
@@ -62,37 +80,35 @@ class SlicePlan:
         family = family_of(model.config)
         body = model.base_model.get_submodule(family.body)
         total = model.num_parameters()
-        head = model.get_submodule(family.head)
-        embeddings = [body.get_submodule(name) for name in family.embeddings]
+        head = Reader(model, family.head)
+        embeddings = [Writer(body, name) for name in family.embeddings]
         if head.weight is embeddings[0].weight:
             total += head.weight.numel()
 
-        def resized(module, removed_in=0, removed_out=0, new_bias=False):
-            """Change in a linear layer's parameters."""
-            rows, columns = module.weight.shape
-            change = (rows - removed_out) * (columns - removed_in) - rows * columns
-            if module.bias is not None:
-                return change - removed_out
-            return change + (rows if new_bias else 0)
+        def read(norm, readers, width):
+            """Change where a norm is read: gains of an RMSNorm replace it, and its readers take in its bias."""
+            change = width - sum(parameter.numel() for parameter in norm.parameters())
+            for reader in readers:
+                rows = reader.weight.shape[:-1]
+                change -= rows.numel() * (self.hidden_size - width)
+                if reader.bias is None and getattr(norm, "bias", None) is not None:
+                    change += rows[-1]
+            return change
 
-        def norm_change(norm, width):
-            """A dense norm's parameters give way to the gains of an RMSNorm."""
-            return width - sum(parameter.numel() for parameter in norm.parameters())
+        def written(writer, width):
+            """Change in what writes, its bias included."""
+            rows = writer.weight.shape[:-1].numel() + (writer.bias is not None)
+            return -rows * (self.hidden_size - width)
 
-        removed = [self.hidden_size - width for width in self.widths]
-        total -= sum(table.weight.shape[0] for table in embeddings) * removed[0]
+        total += sum(written(table, self.widths[0]) for table in embeddings)
         site = 0
         for layer in getattr(body, family.layers):
-            for block in family.blocks(model.config):
-                for norm_name, readers in block.reads:
-                    norm = layer.get_submodule(norm_name)
-                    bias = getattr(norm, "bias", None) is not None
-                    total += norm_change(norm, self.widths[site])
-                    total += sum(resized(layer.get_submodule(name), removed[site], 0, bias) for name in readers)
-                for name in block.writers:
-                    total += resized(layer.get_submodule(name), 0, removed[site + 1])
-                total += self.widths[site] * self.widths[site + 1]
+            for block in family.blocks:
+                width_in, width_out = self.widths[site : site + 2]
+                for norm, readers in block.reads:
+                    readers = [Reader(layer, name) for name in readers]
+                    total += read(layer.get_submodule(norm), readers, width_in)
+                total += sum(written(Writer(layer, name), width_out) for name in block.writers)
+                total += width_in * width_out
                 site += 1
-        norm = getattr(body, family.final_norm)
-        bias = getattr(norm, "bias", None) is not None
-        return total + norm_change(norm, self.widths[-1]) + resized(head, removed[-1], 0, bias)
+        return total + read(getattr(body, family.final_norm), [head], self.widths[-1])

@@ -176,6 +176,7 @@ FIELDS = {
     "widths": ([8, 16, 24, 32, 40], [8, 16, 24, 32, 40]),
     "round_to": ([4], 4),
     "slice_head": ([], True),
+    "embeddings": (["tied"], "tied"),
     "orientation": (["random"], "random"),
     "dataset": (["python-docs"], "python-docs"),
     "text_column": (["question"], "question"),

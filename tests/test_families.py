@@ -1,9 +1,11 @@
+import re
+
 import pytest
-import torch
 from tiny import HIDDEN, TINY, build
 from transformers import AutoConfig
 
 from optimum_slicegpt.modeling.families import FAMILIES, NOT_SLICEABLE, family_of
+from optimum_slicegpt.modeling.weights import Reader, Writer
 
 
 def test_every_family_has_a_tiny_model():
@@ -16,20 +18,29 @@ def test_table_names_every_weight_on_the_stream_exactly_once(name):
     model = build(name, intermediate_size=40, tie_word_embeddings=False)
     family = family_of(model.config)
     body = model.base_model.get_submodule(family.body)
-    named = [model.get_submodule(family.head), getattr(body, family.final_norm)]
-    named += [body.get_submodule(table) for table in family.embeddings]
+    named = [Reader(model, family.head).weight, *(Writer(body, table).weight for table in family.embeddings)]
+    norms = [getattr(body, family.final_norm)]
     for layer in getattr(body, family.layers):
-        for block in family.blocks(model.config):
-            names = [*block.writers, *(entry for norm, readers in block.reads for entry in (norm, *readers))]
-            named += [layer.get_submodule(entry) for entry in names]
-    assert len(named) == len(set(map(id, named)))
-    touching = [module for module in model.modules() if HIDDEN in getattr(module, "weight", torch.empty(0)).shape]
-    assert set(map(id, touching)) == set(map(id, named))
+        for block in family.blocks:
+            named += [Writer(layer, writer).weight for writer in block.writers]
+            named += [Reader(layer, reader).weight for _, readers in block.reads for reader in readers]
+            norms += [layer.get_submodule(norm) for norm, _ in block.reads]
+    named += [norm.weight for norm in norms if hasattr(norm, "weight")]
+    assert all(weight.shape[-1] == HIDDEN for weight in named)
+    places = [weight.data_ptr() for weight in named]
+    assert len(places) == len(set(places))
+    touching = [
+        parameter.data_ptr()
+        for key, parameter in model.named_parameters()
+        if HIDDEN in parameter.shape and not key.endswith("bias")
+    ]
+    assert set(touching) == set(places)
 
 
 @pytest.mark.parametrize("model_type", NOT_SLICEABLE)
-def test_post_norm_families_are_refused_with_the_reason(model_type):
-    with pytest.raises(ValueError, match=f"model_type='{model_type}': its post-norms .* Supported: llama, mistral"):
+def test_families_that_cannot_be_sliced_are_refused_with_the_reason(model_type):
+    message = f"model_type='{model_type}': {NOT_SLICEABLE[model_type]}. Supported: llama, mistral"
+    with pytest.raises(ValueError, match=re.escape(message)):
         family_of(AutoConfig.for_model(model_type))
 
 
@@ -39,12 +50,17 @@ def test_unknown_family_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("model_type", "key", "value", "message"),
     [
-        ("do_layer_norm_before", False, "do_layer_norm_before=False, and a norm after the block"),
-        ("_remove_final_layer_norm", True, "_remove_final_layer_norm=True, and without a final norm"),
+        ("opt", "do_layer_norm_before", False, "do_layer_norm_before=False, and a norm after the block"),
+        ("opt", "_remove_final_layer_norm", True, "_remove_final_layer_norm=True, and without a final norm"),
+        ("gpt2", "add_cross_attention", True, "add_cross_attention=True, and cross-attention is a third block"),
+        ("falcon", "alibi", True, "alibi=True, and its attention biases are scaled by a hidden size"),
+        ("falcon", "parallel_attn", False, "parallel_attn=False, and its sequential layers drop out"),
+        ("qwen3_moe", "mlp_only_layers", [0], r"mlp_only_layers=\[0\], and layers without experts"),
+        ("qwen3_moe", "decoder_sparse_step", 2, "decoder_sparse_step=2, and layers without experts"),
     ],
 )
-def test_variants_of_opt_that_cannot_be_sliced(key, value, message):
-    with pytest.raises(ValueError, match=message):
-        family_of(AutoConfig.for_model("opt", **{key: value}))
+def test_variants_that_cannot_be_sliced(model_type, key, value, message):
+    with pytest.raises(ValueError, match=f"Cannot slice this {model_type} model: {message}"):
+        family_of(AutoConfig.for_model(model_type, **{key: value}))

@@ -1,7 +1,10 @@
+import logging
+
 import pytest
-from tiny import HIDDEN, TINY, build, calibration
+from tiny import HIDDEN, TINY, build, calibration, differing_widths
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt.modeling.configuration_sliced import SLICED_CONFIGS
 from optimum_slicegpt.modeling.families import family_of
 
 
@@ -9,15 +12,11 @@ def plan(name="llama", **kwargs):
     return SlicePlan.from_config(SliceGPTConfig(**kwargs), build(name).config)
 
 
-def falling_widths(config):
-    return [HIDDEN - 8 - 3 * site for site in range(family_of(config).num_sites(config))]
-
-
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", TINY)
 def test_parameters_are_predicted_exactly(name, tied):
     model = build(name, tie_word_embeddings=tied)
-    for choice in ({"sparsity": 0.3}, {"sparsity": 0}, {"widths": falling_widths(model.config)}):
+    for choice in ({"sparsity": 0.3}, {"sparsity": 0}, {"widths": differing_widths(model.config)}):
         config = SliceGPTConfig(**choice, dataset=calibration())
         predicted = SlicePlan.from_config(config, model.config).num_parameters(model)
         assert build(name, tie_word_embeddings=tied).compress(config).num_parameters() == predicted
@@ -47,3 +46,44 @@ def test_widths_of_the_wrong_length_are_refused():
 def test_widths_above_the_hidden_size_are_refused():
     with pytest.raises(ValueError, match="widths holds 49, more than the hidden size, 48"):
         plan(widths=[8, 8, 49, 8, 8])
+
+
+# Families that need sites to be equally wide
+
+
+def test_head_at_full_width_keeps_what_must_be_as_wide(caplog):
+    with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
+        assert plan("mixtral", sparsity=0.25).widths == (32, 32, 32, 48, 48)
+    assert "Site 3 is not sliced: it must be as wide as site 4, which the head reads, because experts" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
+        assert plan("gpt2", sparsity=0.25).widths == (48, 32, 32, 32, 48)
+    assert "Site 0 is not sliced: it must be as wide as site 4, which the head reads, because the mod" in caplog.text
+    assert "slice_head=True slices both" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2"])
+def test_sliced_head_needs_no_exception(name, caplog):
+    with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
+        assert plan(name, sparsity=0.25, slice_head=True).widths == (32,) * 5
+    assert not caplog.text
+
+
+UNEQUAL = [
+    ("mixtral", [40, 36, 32, 28, 28], "holds 36 at site 1 and 32 at site 2; they must be equal, because experts"),
+    ("qwen3_moe", [40, 36, 36, 32, 28], "holds 32 at site 3 and 28 at site 4; they must be equal, because experts"),
+    ("gpt2", [40, 36, 32, 28, 24], "holds 40 at site 0 and 24 at site 4; they must be equal, because the model gives"),
+]
+
+
+@pytest.mark.parametrize(("name", "widths", "message"), UNEQUAL)
+def test_widths_that_the_family_cannot_compute_are_refused(name, widths, message):
+    with pytest.raises(ValueError, match=message):
+        plan(name, widths=widths)
+
+
+@pytest.mark.parametrize(("name", "widths", "message"), UNEQUAL)
+def test_configurations_that_the_family_cannot_compute_are_refused(name, widths, message):
+    sizes = TINY[name] | {family_of(build(name).config).size_keys[0]: widths[-1]}
+    with pytest.raises(Exception, match=message):
+        SLICED_CONFIGS[name](**sizes, original_hidden_size=HIDDEN, widths=widths)

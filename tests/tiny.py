@@ -1,7 +1,9 @@
-"""Tiny random models, one per family, built so that mistakes show: all sizes differ, nothing is zero, one or square."""
+"""Tiny random models of every family, built so that mistakes show: sizes differ, nothing is zero, one or square."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from optimum_slicegpt.modeling.families import family_of
 
 
 VOCAB, HIDDEN, LAYERS = 97, 48, 2
@@ -15,34 +17,71 @@ COMMON = {
     "eos_token_id": 2,
 }
 GROUPED = COMMON | {"intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+WHOLE = COMMON | {"intermediate_size": 40, "num_attention_heads": 3}
+"""For families whose heads must add up to the hidden size."""
 
 TINY = {
     "llama": GROUPED,
     "mistral": GROUPED | {"sliding_window": 8},
     "qwen2": GROUPED | {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     "qwen3": GROUPED,
+    "smollm3": GROUPED | {"no_rope_layers": [1, 0]},
     "phi3": GROUPED,
+    "granite": GROUPED
+    | {"embedding_multiplier": 12, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 8},
+    "gemma": GROUPED,
+    "mixtral": GROUPED | {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen3_moe": GROUPED | {"moe_intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 3},
+    "olmo": GROUPED | {"clip_qkv": 8.0},
+    "cohere": GROUPED | {"use_qk_norm": True, "logit_scale": 0.5},
+    "starcoder2": GROUPED,
+    "nemotron": GROUPED | {"partial_rotary_factor": 0.5},
+    "phi": WHOLE | {"partial_rotary_factor": 0.5, "qk_layernorm": True},
+    "gpt_neox": WHOLE | {"use_parallel_residual": True},
+    "gpt_neox-sequential": WHOLE | {"use_parallel_residual": False},
+    "stablelm": WHOLE | {"num_key_value_heads": 1, "partial_rotary_factor": 0.5, "qk_layernorm": True},
+    "stablelm-parallel": WHOLE | {"num_key_value_heads": 3, "use_parallel_residual": True, "use_qkv_bias": True},
     "opt": COMMON | {"ffn_dim": 40, "num_attention_heads": 3, "word_embed_proj_dim": HIDDEN},
-    "phi": COMMON
-    | {"intermediate_size": 40, "num_attention_heads": 3, "partial_rotary_factor": 0.5, "qk_layernorm": True},
+    "gpt2": {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 3, "n_inner": 40, "n_positions": 64}
+    | {"bos_token_id": 1, "eos_token_id": 2},
+    "falcon": COMMON | {"ffn_hidden_size": 40, "num_attention_heads": 3},
+    "falcon-two_norms": COMMON
+    | {
+        "ffn_hidden_size": 40,
+        "num_attention_heads": 6,
+        "num_kv_heads": 2,
+        "new_decoder_architecture": True,
+        "bias": True,
+    },
 }
-"""Test name -> arguments of the family's configuration. A name is a model_type, perhaps with a variant after a dash."""
+"""Test name -> arguments of the family's configuration. A name is a model_type, and after a dash perhaps a variant."""
 
 
 def build(name: str, dtype=torch.float64, **overrides):
     """A random model in evaluation mode whose norms, biases and embedding means are all far from trivial."""
     config = AutoConfig.for_model(name.split("-")[0], **TINY[name] | overrides)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    # The grouped matrix product, by default the experts' own, knows no float64.
+    experts = "eager" if dtype == torch.float64 else None
+    model = AutoModelForCausalLM.from_config(config, experts_implementation=experts)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
+        for key, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "_norm" in key:  # Cohere's per-head norms hold a matrix of gains
                 parameter += 0.3 * torch.randn_like(parameter)
             else:
                 parameter *= 4
         table = model.get_input_embeddings().weight
         table += 0.2
     return model.to(dtype).eval()
+
+
+def differing_widths(config):
+    """A width for every site, all of them different where the family allows that. The last is 28."""
+    family = family_of(config)
+    widths = [44, 36, 28] if family.parallel else [44, 40, 36, 32, 28]
+    for first, second, _ in family.equal_sites(config):
+        widths[first] = widths[second]
+    return widths
 
 
 def tokens(batch=2, length=24, seed=1):

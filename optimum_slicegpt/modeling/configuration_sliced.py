@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 
-from .families import FAMILIES, family_of
+from .families import FAMILIES, check_equal_widths, family_of
 
 
 class SlicedConfigMixin:
@@ -20,7 +20,7 @@ class SlicedConfigMixin:
     """
 
     def __post_init__(self, **kwargs):
-        if getattr(self, "head_dim", None) is None:
+        if self.head_dim is None:
             self.head_dim = (self.original_hidden_size or self.hidden_size) // self.num_attention_heads
         super().__post_init__(**kwargs)
 
@@ -30,7 +30,7 @@ class SlicedConfigMixin:
 
         Raises:
             ValueError: `widths` has another length than the model has sites, holds values outside 1 to
-                `original_hidden_size`, or does not end with `hidden_size`.
+                `original_hidden_size`, differs where the family needs one width, or does not end with `hidden_size`.
         """
         if self.widths is None:
             return
@@ -42,6 +42,7 @@ class SlicedConfigMixin:
                 f"widths={self.widths}; every width must lie between 1 and the original hidden size, "
                 f"{self.original_hidden_size}."
             )
+        check_equal_widths(self, self.widths)
         if self.hidden_size != self.widths[-1]:
             raise ValueError(
                 f"hidden_size={self.hidden_size}; it must equal the width at the final norm, {self.widths[-1]}."
@@ -64,7 +65,12 @@ class SlicedConfigMixin:
 
 def _sliced_config_class(model_type: str) -> type:
     base = CONFIG_MAPPING[model_type]
-    fields = {"widths": list[int] | None, "original_hidden_size": int | None, "slicegpt": dict | None}
+    fields = {
+        "widths": list[int] | None,
+        "original_hidden_size": int | None,
+        "head_dim": int | None,  # some families lack it, and Falcon computes it from the hidden size
+        "slicegpt": dict | None,
+    }
     namespace = {
         "__module__": __name__,
         "__annotations__": fields,

@@ -6,7 +6,7 @@ A family is a `model_type` of transformers. Its row holds names, never code: the
 and know no other names.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -21,17 +21,19 @@ class Block:
     kind: str
     """`"attn"`, `"mlp"`, or `"parallel"` where one residual connection spans both."""
     reads: tuple[tuple[str, tuple[str, ...]], ...]
-    """Pairs of a norm and the linear layers that read its output."""
+    """Pairs of a norm and the weights that read its output."""
     writers: tuple[str, ...]
-    """Linear layers whose outputs are added to the stream."""
+    """Weights whose outputs are added to the stream."""
     shortcut: str
     """The linear layer on the residual connection of a sliced layer."""
+    keeps_width: bool = False
+    """Whether the site after it must be as wide as the one before."""
 
 
 @dataclass(frozen=True)
 class Family:
     """
-    Names of the modules of one model family.
+    Names of the modules of one model family. A reader or a writer is a module with a weight, or a bare parameter.
 
     `body` is relative to the base model (`model.base_model`), `layers`, `embeddings` and `final_norm` to the body,
     `head` to the causal language model, everything else to a decoder layer.
@@ -61,24 +63,36 @@ class Family:
 
     layer_norm: bool = False
     """Whether norms subtract the mean. They become RMSNorms, once the writers are centred."""
-    parallel: bool | str = False
-    """Whether attention and MLP share one residual connection, or the config key that says so."""
+    norm_eps: float | None = None
+    """The eps of norms that have it in their code only."""
+    gain_offset: float = 0.0
+    """What norms add to their weight before they multiply by it."""
+    residual_multiplier: str | None = None
+    """A number on the layer, by which blocks' outputs are multiplied."""
+    parallel: bool = False
+    """Whether attention and MLP share one residual connection."""
+    moe: bool = False
+    """Whether the MLP is a mixture of experts."""
+    restores_shape: bool = False
+    """Whether the body ends by giving its output the shape that the embeddings had."""
+    returns_tuple: bool = False
+    """Whether layers return the stream in a tuple, with attention weights behind it."""
     size_keys: tuple[str, ...] = ("hidden_size",)
     """Config keys that hold the width of the stream."""
+    variants: tuple[tuple[str, Any, dict[str, Any]], ...] = ()
+    """Config keys that change this row when they hold a value: `(key, value, {field: other value})`."""
     requires: tuple[tuple[str, Any, str], ...] = ()
     """Config keys that must hold a value, and why: `(key, value, reason)`."""
 
-    def is_parallel(self, config) -> bool:
-        return getattr(config, self.parallel) if isinstance(self.parallel, str) else self.parallel
-
-    def blocks(self, config) -> tuple[Block, ...]:
+    @property
+    def blocks(self) -> tuple[Block, ...]:
         """Blocks of one decoder layer, in the order in which the stream meets them."""
         attn = (self.attn_norm, self.attn_readers)
-        if not self.is_parallel(config):
+        if not self.parallel:
             mlp = (self.mlp_norm, self.mlp_readers)
             return (
                 Block("attn", (attn,), (self.attn_writer,), "attn_shortcut"),
-                Block("mlp", (mlp,), (self.mlp_writer,), "mlp_shortcut"),
+                Block("mlp", (mlp,), (self.mlp_writer,), "mlp_shortcut", keeps_width=self.moe),
             )
         if self.mlp_norm is None:
             reads = ((self.attn_norm, self.attn_readers + self.mlp_readers),)
@@ -88,19 +102,85 @@ class Family:
 
     def num_sites(self, config) -> int:
         """Norms that read the stream: one before every block and one before the head (SliceGPT, section 3.3)."""
-        return config.num_hidden_layers * len(self.blocks(config)) + 1
+        return config.num_hidden_layers * len(self.blocks) + 1
 
+    def equal_sites(self, config) -> list[tuple[int, int, str]]:
+        """Pairs of sites that must be equally wide, and why."""
+        last = self.num_sites(config) - 1
+        pairs = [
+            (site, site + 1, EXPERTS_KEEP_WIDTH)
+            for site in range(last)
+            if self.blocks[site % len(self.blocks)].keeps_width
+        ]
+        return pairs + [(0, last, ENDS_MEET)] * self.restores_shape
+
+
+EXPERTS_KEEP_WIDTH = "experts write as many dimensions as they read"
+ENDS_MEET = "the model gives its output the shape that the embeddings had"
 
 FAMILIES: dict[str, Family] = {
+    # RMSNorm
     "llama": Family(),
     "mistral": Family(),
     "qwen2": Family(),
     "qwen3": Family(),
+    "smollm3": Family(),
     "phi3": Family(
         attn_readers=("self_attn.qkv_proj",),
         attn_dropout="resid_attn_dropout",
         mlp_readers=("mlp.gate_up_proj",),
         mlp_dropout="resid_mlp_dropout",
+    ),
+    "granite": Family(residual_multiplier="residual_multiplier"),
+    "gemma": Family(gain_offset=1.0),
+    # RMSNorm, mixtures of experts
+    "mixtral": Family(
+        mlp_readers=("mlp.gate", "mlp.experts.gate_up_proj"),
+        mlp_writer="mlp.experts.down_proj",
+        moe=True,
+    ),
+    "qwen3_moe": Family(
+        mlp_readers=("mlp.gate", "mlp.experts.gate_up_proj"),
+        mlp_writer="mlp.experts.down_proj",
+        moe=True,
+        requires=(
+            ("mlp_only_layers", [], "layers without experts have other readers and writers"),
+            ("decoder_sparse_step", 1, "layers without experts have other readers and writers"),
+        ),
+    ),
+    # LayerNorm
+    "olmo": Family(layer_norm=True, norm_eps=1e-5),
+    "cohere": Family(mlp_norm=None, layer_norm=True, parallel=True),
+    "starcoder2": Family(mlp_readers=("mlp.c_fc",), mlp_writer="mlp.c_proj", layer_norm=True),
+    "nemotron": Family(mlp_readers=("mlp.up_proj",), layer_norm=True, gain_offset=1.0),
+    "phi": Family(
+        final_norm="final_layernorm",
+        attn_writer="self_attn.dense",
+        attn_dropout="resid_dropout",
+        mlp_norm=None,
+        mlp_readers=("mlp.fc1",),
+        mlp_writer="mlp.fc2",
+        mlp_dropout="resid_dropout",
+        layer_norm=True,
+        parallel=True,
+    ),
+    "gpt_neox": Family(
+        embeddings=("embed_in",),
+        final_norm="final_layer_norm",
+        attn="attention",
+        attn_readers=("attention.query_key_value",),
+        attn_writer="attention.dense",
+        attn_dropout="post_attention_dropout",
+        mlp_readers=("mlp.dense_h_to_4h",),
+        mlp_writer="mlp.dense_4h_to_h",
+        mlp_dropout="post_mlp_dropout",
+        layer_norm=True,
+        variants=(("use_parallel_residual", True, {"parallel": True}),),
+    ),
+    "stablelm": Family(
+        mlp_dropout="dropout",
+        layer_norm=True,
+        variants=(("use_parallel_residual", True, {"parallel": True, "mlp_norm": None}),),
     ),
     "opt": Family(
         body="decoder",
@@ -121,27 +201,59 @@ FAMILIES: dict[str, Family] = {
             ("_remove_final_layer_norm", False, "without a final norm the head reads the stream unnormalised"),
         ),
     ),
-    "phi": Family(
-        final_norm="final_layernorm",
-        attn_writer="self_attn.dense",
-        attn_dropout="resid_dropout",
+    "gpt2": Family(
+        layers="h",
+        embeddings=("wte", "wpe"),
+        final_norm="ln_f",
+        attn="attn",
+        attn_norm="ln_1",
+        attn_readers=("attn.c_attn",),
+        attn_writer="attn.c_proj",
+        mlp_norm="ln_2",
+        mlp_readers=("mlp.c_fc",),
+        mlp_writer="mlp.c_proj",
+        layer_norm=True,
+        restores_shape=True,
+        size_keys=("n_embd",),
+        requires=(("add_cross_attention", False, "cross-attention is a third block of its layers"),),
+    ),
+    "falcon": Family(
+        layers="h",
+        embeddings=("word_embeddings",),
+        final_norm="ln_f",
+        attn="self_attention",
+        attn_readers=("self_attention.query_key_value",),
+        attn_writer="self_attention.dense",
+        attn_dropout="hidden_dropout",
         mlp_norm=None,
-        mlp_readers=("mlp.fc1",),
-        mlp_writer="mlp.fc2",
-        mlp_dropout="resid_dropout",
+        mlp_readers=("mlp.dense_h_to_4h",),
+        mlp_writer="mlp.dense_4h_to_h",
+        mlp_dropout="hidden_dropout",
         layer_norm=True,
         parallel=True,
+        returns_tuple=True,
+        variants=(("num_ln_in_parallel_attn", 2, {"attn_norm": "ln_attn", "mlp_norm": "ln_mlp"}),),
+        requires=(
+            ("alibi", False, "its attention biases are scaled by a hidden size that slicing changes"),
+            ("parallel_attn", True, "its sequential layers drop out their attention's output with another rate"),
+        ),
     ),
 }
 
 POST_NORM = "its post-norms act in the original basis of the residual stream, which does not commute with a rotation"
-NOT_SLICEABLE: dict[str, str] = {family: POST_NORM for family in ("gemma2", "gemma3", "gemma3_text", "olmo2", "olmo3")}
+PER_CHANNEL = "it scales the residual stream channel by channel, which does not commute with a rotation"
+NOT_SLICEABLE: dict[str, str] = {
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text"), POST_NORM),
+    **dict.fromkeys(("gemma4", "gemma4_text", "olmo2", "olmo3", "flex_olmo", "glm4", "exaone4"), POST_NORM),
+    "openai-gpt": POST_NORM,
+    "doge": PER_CHANNEL,
+}
 """Families that computational invariance excludes, and why."""
 
 
 def family_of(config) -> Family:
     """
-    The row of a model's configuration.
+    The row of a model's configuration, as its variant of the family has it.
 
     Args:
         config (`PreTrainedConfig`): of a dense or a sliced model.
@@ -160,4 +272,26 @@ def family_of(config) -> Family:
                 f"Cannot slice this {model_type} model: {key}={getattr(config, key)!r}, and {reason}. "
                 f"Only {model_type} models with {key}={value!r} can be sliced."
             )
+    for key, value, changes in family.variants:
+        if getattr(config, key) == value:
+            family = replace(family, **changes)
     return family
+
+
+def check_equal_widths(config, widths) -> None:
+    """
+    Checks widths against what the family's code can compute.
+
+    Args:
+        config (`PreTrainedConfig`): of a dense or a sliced model.
+        widths (`Sequence[int]`): one per site.
+
+    Raises:
+        ValueError: two sites that must be equally wide are not.
+    """
+    for first, second, reason in family_of(config).equal_sites(config):
+        if widths[first] != widths[second]:
+            raise ValueError(
+                f"widths holds {widths[first]} at site {first} and {widths[second]} at site {second}; they must be "
+                f"equal, because {reason}."
+            )

@@ -9,11 +9,12 @@ narrows every linear layer that touches the stream, swaps the norms, and gives e
 import inspect
 import sys
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoModel, AutoModelForCausalLM
 
 from .configuration_sliced import SLICED_CONFIGS
-from .families import FAMILIES, Block, Family, family_of
+from .families import Block, Family, family_of
+from .weights import Reader, Writer
 
 
 class SlicedLayerMixin:
@@ -27,21 +28,26 @@ class SlicedLayerMixin:
     _family: Family
     _blocks: tuple[Block, ...]
     _argument_names: tuple[str, ...]
+    """Of the family's forward, behind `hidden_states`: some models call their layers by position."""
 
-    def _dropout(self, hidden_states, name):
-        dropout = getattr(self, name) if name else 0.0
+    def _added(self, output, dropout):
+        """A block's output, as it is added to the stream."""
+        dropout = getattr(self, dropout) if dropout else 0.0
         if isinstance(dropout, nn.Module):
-            return dropout(hidden_states)
-        return nn.functional.dropout(hidden_states, p=dropout, training=self.training)
+            output = dropout(output)
+        else:
+            output = nn.functional.dropout(output, p=dropout, training=self.training)
+        multiplier = self._family.residual_multiplier
+        return output * getattr(self, multiplier) if multiplier else output
 
     def _attn(self, normed, kwargs):
         output = getattr(self, self._family.attn)(hidden_states=normed, **kwargs)
-        return self._dropout(output[0], self._family.attn_dropout)
+        return self._added(output[0], self._family.attn_dropout)
 
     def _mlp(self, normed):
         for name in self._family.mlp:
             normed = getattr(self, name)(normed)
-        return self._dropout(normed, self._family.mlp_dropout)
+        return self._added(normed, self._family.mlp_dropout)
 
     def block_output(self, kind, hidden_states, kwargs):
         """
@@ -71,49 +77,22 @@ class SlicedLayerMixin:
         for block in self._blocks:
             output = self.block_output(block.kind, hidden_states, kwargs)
             hidden_states = getattr(self, block.shortcut)(hidden_states) + output
-        return hidden_states
-
-
-def _norm_eps(norm):
-    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+        return (hidden_states, None) if self._family.returns_tuple else hidden_states
 
 
 def _has_bias(norm):
     return getattr(norm, "bias", None) is not None
 
 
-def _replace(parent, name, module):
-    owner, _, child = name.rpartition(".")
-    setattr(parent.get_submodule(owner), child, module)
-
-
-def _resize(parent, name, in_features=None, out_features=None, bias=False):
-    """Swaps a linear layer for one of other sizes, with a bias if it had one or is to get one."""
-    old = parent.get_submodule(name)
-    new = nn.Linear(
-        in_features or old.in_features,
-        out_features or old.out_features,
-        bias=bias or old.bias is not None,
-        device=old.weight.device,
-        dtype=old.weight.dtype,
-    )
-    _replace(parent, name, new)
-
-
-def _resize_embedding(parent, name, width):
-    old = parent.get_submodule(name)
-    # Learned positions of OPT are a subclass that shifts indices: it stays what it is, with a narrower table.
-    old.weight = nn.Parameter(old.weight.new_empty(old.num_embeddings, width))
-    old.embedding_dim = width
-
-
-def _resize_norm(parent, name, width):
-    old = parent.get_submodule(name)
-    like = next(old.parameters(), None)
-    placement = {} if like is None else {"device": like.device, "dtype": like.dtype}
+def _resize_norm(parent, name, width, family, like):
+    old = getattr(parent, name)
     # With the stream scaled by sqrt(width / D), the stock norm over `width` dimensions divides exactly as the dense
     # one did, eps included. Gains and biases live in the readers.
-    _replace(parent, name, nn.RMSNorm(width, eps=_norm_eps(old), **placement))
+    eps = family.norm_eps or getattr(old, "variance_epsilon", None) or old.eps
+    new = nn.RMSNorm(width, eps=eps, device=like.device, dtype=like.dtype)
+    # Gemma would fill it with zeros, because its own norms multiply by 1 + weight. It holds ones already.
+    new._is_hf_initialized = True
+    setattr(parent, name, new)
 
 
 class SlicedModelMixin:
@@ -130,38 +109,50 @@ class SlicedModelMixin:
         body = self.base_model.get_submodule(family.body)
         layers = getattr(body, family.layers)
         widths = config.widths or [config.hidden_size] * family.num_sites(config)
-        final_norm = getattr(body, family.final_norm)
+        like = body.get_submodule(family.embeddings[0]).weight
 
         for name in family.embeddings:
-            _resize_embedding(body, name, widths[0])
+            Writer(body, name).resize(widths[0])
         site = 0
         for layer in layers:
             layer.__class__ = globals()["Sliced" + type(layer).__name__]
-            layer._blocks = family.blocks(config)
+            layer._family, layer._blocks = family, family.blocks
             for block in layer._blocks:
-                width_in, width_out = widths[site], widths[site + 1]
-                for norm, readers in block.reads:
-                    bias = _has_bias(getattr(layer, norm))
-                    for reader in readers:
-                        _resize(layer, reader, in_features=width_in, bias=bias)
-                    _resize_norm(layer, norm, width_in)
-                for writer in block.writers:
-                    _resize(layer, writer, out_features=width_out)
-                placement = {"device": final_norm.weight.device, "dtype": final_norm.weight.dtype}
-                setattr(layer, block.shortcut, nn.Linear(width_in, width_out, bias=False, **placement))
+                self._slice_block(layer, block, widths[site], widths[site + 1], like)
                 site += 1
-        bias = _has_bias(final_norm)
-        _resize_norm(body, family.final_norm, widths[-1])
+        bias = _has_bias(getattr(body, family.final_norm))
+        _resize_norm(body, family.final_norm, widths[-1], family, like)
         if hasattr(self, family.head):
-            _resize(self, family.head, in_features=widths[-1], bias=bias)
+            Reader(self, family.head).resize(widths[-1], bias)
         for module in self.modules():
             if getattr(module, "_no_split_modules", None):
                 module._no_split_modules = [type(layers[0]).__name__]
 
+    @staticmethod
+    def _slice_block(layer: nn.Module, block: Block, width_in: int, width_out: int, like: Tensor):
+        for norm, readers in block.reads:
+            for reader in readers:
+                Reader(layer, reader).resize(width_in, _has_bias(getattr(layer, norm)))
+            _resize_norm(layer, norm, width_in, layer._family, like)
+        for writer in block.writers:
+            Writer(layer, writer).resize(width_out)
+        shortcut = nn.Linear(width_in, width_out, bias=False, device=like.device, dtype=like.dtype)
+        setattr(layer, block.shortcut, shortcut)
 
-def _sliced_layer_class(family: Family, base: type) -> type:
+    # transformers reads the source of a class's module to see what its layers can do. Ours are the family's.
+
+    @classmethod
+    def _can_set_attn_implementation(cls):
+        return cls._dense_class._can_set_attn_implementation()
+
+    @classmethod
+    def _can_set_experts_implementation(cls):
+        return cls._dense_class._can_set_experts_implementation()
+
+
+def _sliced_layer_class(base: type) -> type:
     names = tuple(inspect.signature(base.forward).parameters)[2:]
-    namespace = {"__module__": __name__, "_family": family, "_argument_names": names}
+    namespace = {"__module__": __name__, "_argument_names": names}
     return type(f"Sliced{base.__name__}", (SlicedLayerMixin, base), namespace)
 
 
@@ -170,11 +161,12 @@ def _sliced_model_class(config_class: type, base: type) -> type:
         "__module__": __name__,
         "__doc__": f"Sliced {base.__name__}, see [`SlicedModelMixin`].",
         "config_class": config_class,
+        "_dense_class": base,
     }
     return type(f"Sliced{base.__name__}", (SlicedModelMixin, base), namespace)
 
 
-def _register(model_type: str, config_class: type):
+def _register(config_class: type):
     """Defines a family's classes in this module, so that they can be pickled, and tells the Auto classes."""
     dense_config_class = config_class.__mro__[2]
     for mapping, auto_class in ((MODEL_MAPPING, AutoModel), (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM)):
@@ -183,9 +175,9 @@ def _register(model_type: str, config_class: type):
         globals()[sliced.__name__] = sliced
         auto_class.register(config_class, sliced, exist_ok=True)
     (layer_name,) = base._no_split_modules
-    layer = _sliced_layer_class(FAMILIES[model_type], getattr(sys.modules[base.__module__], layer_name))
+    layer = _sliced_layer_class(getattr(sys.modules[base.__module__], layer_name))
     globals()[layer.__name__] = layer
 
 
-for _model_type, _config_class in SLICED_CONFIGS.items():
-    _register(_model_type, _config_class)
+for _config_class in SLICED_CONFIGS.values():
+    _register(_config_class)

@@ -14,6 +14,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 ORIENTATIONS = ("pca", "random")
+EMBEDDINGS = ("auto", "tied", "sliced")
 
 
 class Dataset(Action):
@@ -108,6 +109,11 @@ class CompressCommand(SliceGPTSubcommand):
             "--round-to", type=int, metavar="N", help="round widths down to a multiple of this (default: 8)"
         )
         slicing.add_argument("--slice-head", action="store_true", help="slice the input of the head, too")
+        slicing.add_argument(
+            "--embeddings",
+            choices=EMBEDDINGS,
+            help="a head tied to its embedding stays so, or both are sliced (default: auto, the smaller)",
+        )
         slicing.add_argument(
             "--orientation", choices=ORIENTATIONS, help="random spreads outliers over the kept axes (default: pca)"
         )

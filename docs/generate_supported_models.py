@@ -1,0 +1,94 @@
+"""Writes `supported_models.md` from the table of families: `python docs/generate_supported_models.py`."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from optimum_slicegpt.modeling.families import ENDS_MEET, EXPERTS_KEEP_WIDTH, FAMILIES, NOT_SLICEABLE, Family
+
+
+FILE = Path(__file__).with_name("supported_models.md")
+
+TEXT = """\
+<!-- Written by docs/generate_supported_models.py from optimum_slicegpt/modeling/families.py. -->
+
+# Supported models
+
+A family is a `model_type` of transformers: what `config.json` of a checkpoint says. {count} can be sliced.
+
+{supported}
+
+- **Norm**: a LayerNorm becomes an RMSNorm, exactly; an RMSNorm stays one. Gains and biases move into the weights that
+  read the norm.
+- **Blocks**: a sequential layer has two sites, one before attention and one before the MLP. A parallel layer has one,
+  where both read the residual stream, through one norm or a norm each. The final norm is one more site.
+- **Limits** are checked before any weight changes. Where two sites must be equally wide, `sparsity` leaves both at the
+  width of the wider one, with a warning; `widths` that differ there are refused.
+
+## Not supported
+
+{refused}
+
+Any other family is refused because no row describes it. A family whose layers read the residual stream through a norm,
+and add to it what attention and an MLP make of that, needs a row in `optimum_slicegpt/modeling/families.py`, a tiny
+configuration in `tests/tiny.py`, and nothing else.
+"""
+
+
+def blocks(family: Family) -> str:
+    """How attention and MLP share the residual stream, in every variant of a family."""
+    kinds = []
+    for variant in (family, *(replace(family, **changes) for _, _, changes in family.variants)):
+        norms = "one norm" if variant.mlp_norm is None else "two norms"
+        kinds.append(f"parallel, {norms}" if variant.parallel else "sequential")
+    return "; ".join(kinds)
+
+
+def limits(family: Family) -> str:
+    """What `families.family_of` and `families.check_equal_widths` insist on."""
+    needed = by_reason((f"`{key}={value!r}`", reason) for key, value, reason in family.requires)
+    found = [f"only with {keys}: otherwise {reason}" for keys, reason in needed]
+    if family.moe:
+        found.append(f"equal widths before and after an MLP: {EXPERTS_KEEP_WIDTH}")
+    if family.restores_shape:
+        found.append(f"equal first and last widths: {ENDS_MEET}")
+    return "; ".join(found)
+
+
+def by_reason(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Names that share a reason, in one line each."""
+    names = defaultdict(list)
+    for name, reason in pairs:
+        names[reason].append(name)
+    return [(", ".join(shared), reason) for reason, shared in names.items()]
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
+
+
+def generate() -> str:
+    """The text of `supported_models.md`."""
+    supported = [
+        (
+            f"`{model_type}`",
+            f"`{MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]}`",
+            "LayerNorm" if family.layer_norm else "RMSNorm",
+            blocks(family),
+            "yes" if family.moe else "",
+            limits(family),
+        )
+        for model_type, family in FAMILIES.items()
+    ]
+    return TEXT.format(
+        count=len(FAMILIES),
+        supported=table(("Family", "Class", "Norm", "Blocks", "Experts", "Limits"), supported),
+        refused=table(("Families", "Why"), by_reason((f"`{key}`", reason) for key, reason in NOT_SLICEABLE.items())),
+    )
+
+
+if __name__ == "__main__":
+    FILE.write_text(generate(), encoding="utf-8")
