@@ -73,9 +73,7 @@ def main():
 
     print(f"Slicing {args.sparsity:.0%} of its hidden dimensions ...")
     start = time.perf_counter()
-    config = SliceGPTConfig(
-        sparsity=args.sparsity, dataset="python-docs", nsamples=args.nsamples, seqlen=args.seqlen
-    )
+    config = SliceGPTConfig(sparsity=args.sparsity, dataset="python-docs", nsamples=args.nsamples, seqlen=args.seqlen)
     model.compress(config, tokenizer=tokenizer)
     seconds = time.perf_counter() - start
     after = measure(model, held_out)

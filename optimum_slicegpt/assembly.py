@@ -26,12 +26,14 @@ def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
         plan ([`SlicePlan`]): width at every site.
     """
     dense = {key: value for key, value in model.config.to_dict().items() if key not in LEFT_BEHIND}
-    final = dict.fromkeys(family_of(model.config).size_keys, plan.widths[-1])
+    last = plan.hidden_size if plan.tied else plan.widths[-1]
+    final = dict.fromkeys(family_of(model.config).size_keys, last)
     config_class = SLICED_CONFIGS[model.config.model_type]
     config = config_class(
-        **dense | final | {"tie_word_embeddings": False},
+        **dense | final | {"tie_word_embeddings": plan.tied},
         widths=list(plan.widths),
         original_hidden_size=plan.hidden_size,
+        embedding_size=plan.hidden_size if plan.tied else None,
     )
     config.name_or_path = model.config.name_or_path
     sliced_class = sliced_class_of(model)
@@ -64,21 +66,38 @@ def sliced_class_of(model: PreTrainedModel) -> type:
 
 
 def adopt_untouched(dense: PreTrainedModel, sliced: PreTrainedModel) -> None:
-    """Shares with the sliced model every tensor that slicing leaves as it is: per-head norms, rotary tables."""
+    """Shares with the sliced model each tensor that slicing leaves as it is: per-head norms, rotary or tied tables."""
     family = family_of(dense.config)
     body = family.body and f"{family.body}."
     prefix = f"{dense.base_model_prefix}.{body}"
-    touched = {family.head, prefix + family.final_norm, *(prefix + name for name in family.embeddings)}
+    touched = {prefix + family.final_norm}
+    if sliced.config.embedding_size is None:
+        touched |= {family.head, *(prefix + name for name in family.embeddings)}
     for index in range(dense.config.num_hidden_layers):
         for block in family.blocks:
             names = [*block.writers, *(name for norm, readers in block.reads for name in (norm, *readers))]
             touched.update(f"{prefix}{family.layers}.{index}.{name}" for name in names)
+    adopted = {}  # by identity, so that what was tied stays tied
     for name, module in dense.named_modules():
         target = sliced.get_submodule(name)
         target._buffers.update(module._buffers)
         for key, parameter in module._parameters.items():
             if touched.isdisjoint((name, f"{name}.{key}")):
-                target._parameters[key] = None if parameter is None else nn.Parameter(parameter.detach())
+                if parameter is not None and id(parameter) not in adopted:
+                    adopted[id(parameter)] = nn.Parameter(parameter.detach())
+                target._parameters[key] = adopted.get(id(parameter))
+
+
+@contextmanager
+def evaluating(model: nn.Module):
+    """A model without dropout, for the time of a computation; every module's own training mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True
 
 
 @contextmanager

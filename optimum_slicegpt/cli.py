@@ -1,6 +1,7 @@
 """What the commands of `optimum-cli slicegpt` do, and what they print. Their parsers: `register_slicegpt.py`."""
 
 import json
+import math
 import sys
 import tempfile
 from argparse import Namespace
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from .calibration import TokenBatches, load_batches
 from .configuration import SliceGPTConfig
 from .evaluation import Perplexity, evaluate_perplexity
+from .model_card import model_card
 from .quantizer import SliceGPTQuantizer
 from .widths import SlicePlan
 
@@ -49,13 +51,17 @@ def compress(args: Namespace) -> None:
         before = test and measure(model, test, config.device)
         SliceGPTQuantizer(config).quantize_model(model, tokenizer)
         after = test and measure(model, test, config.device)
+        if test:
+            found = {"before": before.perplexity, "after": after.perplexity}
+            finite = {when: value for when, value in found.items() if math.isfinite(value)}  # as JSON is to hold it
+            model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
         model.save_pretrained(folder)
+        model_card(model).save(folder / "README.md")
         tokenizer.save_pretrained(folder)
         size_after = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
     if args.push_to_hub:
-        model.push_to_hub(args.push_to_hub)
-        tokenizer.push_to_hub(args.push_to_hub)
+        model.push_to_hub(args.push_to_hub, tokenizer=tokenizer)
 
     report = {
         "model": args.model,

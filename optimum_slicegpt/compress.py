@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .assembly import adopt_untouched, build_sliced, padded, placed
+from .assembly import adopt_untouched, build_sliced, evaluating, padded, placed
 from .configuration import SliceGPTConfig
 from .fusion import reader_bias, reader_map, writer_map
 from .modeling.families import family_of
 from .modeling.weights import Reader, Writer
 from .rotation import add_second_moment_, compose, principal_axes, random_orthogonal
+from .signals import first_signal
 from .widths import SlicePlan
 
 
@@ -59,21 +60,12 @@ def compress(
         ValueError: activations are not finite.
     """
     run = _Run(model, plan, batches, config)
-    run.embed()
+    with evaluating(model):
+        run.embed()
     for layer, block in run.walk():
         run.block(layer, block)
     run.head()
     return SlicedResult(run.sliced, run.energy, dict(run.seconds))
-
-
-@dataclass
-class _Batch:
-    hidden: Tensor
-    """The stream `(B, T, width)`."""
-    real: Tensor | None
-    """Which positions `(B, T)` are no padding; `None` for all."""
-    layer_kwargs: list[dict]
-    """What each decoder layer is called with."""
 
 
 class _Run:
@@ -129,6 +121,13 @@ class _Run:
         bias = None if source.bias is None else source.bias.to(matrix) @ matrix
         target.set(compose(source.weight, matrix, like.dtype), bias, like=like)
 
+    def set_linear(self, target, weight, bias=None):
+        """A matrix that slicing adds: a shortcut or a projection."""
+        like = {"device": self.dense.device, "dtype": self.dense.dtype}
+        target.weight = nn.Parameter(weight.to(**like).contiguous())
+        if bias is not None:
+            target.bias = nn.Parameter(bias.to(**like, copy=True))
+
     def set_norm(self, parent, name, width):
         """What is left of a norm once its readers have its gain."""
         gain = torch.ones(width, dtype=self.dense.dtype, device=self.dense.device)
@@ -140,14 +139,16 @@ class _Run:
         """Turns tokens into the stream of the first site, and writes the embeddings."""
         width, scale = self.plan.widths[0], self.scale(0)
         with self.phase("forward"):
-            signals = [self.first_signal(batch) for batch in self.batches]
-        if self.family.layer_norm:
-            for batch in signals:
-                batch.hidden -= batch.hidden.mean(-1, keepdim=True)
-        self.batches = signals
+            self.batches = [
+                first_signal(self.dense, batch, self.device, self.dtype, self.kept_on) for batch in self.batches
+            ]
         self.rotation = self.new_axes(torch.eye(self.plan.hidden_size, dtype=torch.float64, device=self.device))
         self.project(self.rotation[:, :width] * scale)
         with self.phase("compose"):
+            if self.plan.tied:
+                first = getattr(self.sliced_body, self.family.layers)[0]
+                self.set_linear(first.embedding_projection, writer_map(self.kept(0), scale, self.family.layer_norm).T)
+                return
             for name in self.family.embeddings:
                 source, target = Writer(self.dense_body, name), Writer(self.sliced_body, name)
                 self.set_writer(target, source, self.kept(0), scale, like=source.weight)
@@ -187,8 +188,7 @@ class _Run:
         self.project(change[:, :next_width] * (next_scale / scale))
         with self.phase("compose"):
             self.rotation = self.rotation @ change
-            like = next(dense.parameters())
-            sliced.get_submodule(block.shortcut).weight = nn.Parameter(shortcut.T.contiguous().to(like))
+            self.set_linear(sliced.get_submodule(block.shortcut), shortcut.T)
             for target, source in writers:
                 self.set_writer(target, source, self.kept(self.site), next_scale, like=source.weight)
             if block.keeps_width:
@@ -196,41 +196,20 @@ class _Run:
                     target.set(target.weight[..., :width], like=source.weight)
 
     def head(self):
-        """Writes the head, which reads the last site through the final norm."""
-        name = self.family.final_norm
+        """Writes what reads the last site through the final norm: the head, or the way back to the shared matrix."""
+        name, axes = self.family.final_norm, self.kept(self.site)
         self.set_norm(self.sliced_body, name, self.plan.widths[-1])
+        norm = self.dense_body.get_submodule(name)
         with self.phase("compose"):
+            if self.plan.tied:
+                matrix = reader_map(norm, self.family.gain_offset, axes, self.scale(self.site))
+                projection = self.sliced_body.get_submodule(name).projection
+                self.set_linear(projection, matrix, getattr(norm, "bias", None))
+                return
             target, source = Reader(self.sliced, self.family.head), Reader(self.dense, self.family.head)
-            self.set_reader(target, source, self.dense_body.get_submodule(name), self.kept(self.site))
+            self.set_reader(target, source, norm, axes)
 
     # Statistics
-
-    def first_signal(self, batch):
-        """The stream at the first site, and what every decoder layer would be called with."""
-        layers = getattr(self.dense_body, self.family.layers)
-        calls = []
-
-        def record(hidden_states, *args, **kwargs):
-            calls.append((hidden_states, args, kwargs))
-            return (hidden_states,) if self.family.returns_tuple else hidden_states
-
-        # An instance's `forward` comes before its class's: for this call, each layer only takes notes.
-        for layer in layers:
-            layer.forward = record
-        try:
-            inputs = {key: value.to(self.dense.device) for key, value in batch.items()}
-            self.dense_body(**inputs, use_cache=False)
-        finally:
-            for layer in layers:
-                del layer.forward
-        names = type(getattr(self.sliced_body, self.family.layers)[0])._argument_names
-        layer_kwargs = [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls]
-        mask = batch.get("attention_mask")
-        return _Batch(
-            hidden=calls[0][0].to(self.kept_on, self.dtype, copy=True),
-            real=None if mask is None else mask.bool().to(self.device),
-            layer_kwargs=_moved(layer_kwargs, self.device, self.dtype),
-        )
 
     def new_axes(self, rotation):
         """
@@ -273,19 +252,3 @@ class _Run:
             matrix = matrix.to(self.dtype)
             for batch in self.batches:
                 batch.hidden = (batch.hidden.to(self.device) @ matrix).to(self.kept_on)
-
-
-def _moved(layer_kwargs, device, dtype):
-    """Tensors on the computing device, floating ones in the calibration's dtype; what layers share stays shared."""
-    moved = {}
-
-    def move(value):
-        if isinstance(value, tuple):
-            return tuple(map(move, value))
-        if not isinstance(value, Tensor):
-            return value
-        if id(value) not in moved:
-            moved[id(value)] = value.to(device, dtype if value.is_floating_point() else value.dtype)
-        return moved[id(value)]
-
-    return [{key: move(value) for key, value in kwargs.items()} for kwargs in layer_kwargs]

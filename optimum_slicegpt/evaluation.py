@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .assembly import evaluating
 from .calibration import TokenBatches, load_batches
 
 
@@ -68,17 +69,11 @@ def evaluate_perplexity(
     if not sequences:
         raise ValueError("Nothing to predict: no sequence has 2 unmasked tokens. Give longer sequences.")
 
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluating(model):
         sums = [
             _sum_of_losses(model, sequence)
             for sequence in logging.tqdm(sequences, desc="Perplexity", disable=not progress)
         ]
-    finally:
-        for module in training:
-            module.training = True
-
     losses = torch.tensor(sums, dtype=torch.float64)
     counts = torch.tensor([len(sequence) - 1 for sequence in sequences], dtype=torch.float64)
     nll = losses.sum() / counts.sum()

@@ -10,6 +10,7 @@ from .assembly import become, sliced_class_of
 from .calibration import TokenBatches, load_batches
 from .compress import SlicedResult, compress
 from .configuration import SliceGPTConfig
+from .model_card import public_name
 from .widths import SlicePlan
 
 
@@ -65,8 +66,8 @@ class SliceGPTQuantizer:
         become(model, result.model)
         if model.num_parameters() > parameters:
             logger.warning(
-                f"The model grew from {parameters:,} to {model.num_parameters():,} parameters: shortcuts and an untied "
-                f"head add more than slicing to widths of {min(plan.widths)} removes. Raise sparsity."
+                f"The model grew from {parameters:,} to {model.num_parameters():,} parameters: what slicing to widths "
+                f"of {min(plan.widths)} removes is less than shortcuts and projections add. Raise sparsity."
             )
         return model
 
@@ -93,8 +94,9 @@ class SliceGPTQuantizer:
             for energy, width in zip(result.energy, plan.widths, strict=True)
         ]
         return {
-            "base_model": model.name_or_path,
+            "base_model": public_name(model.name_or_path),
             **{key: settings[key] for key in made_with},
+            "embeddings": "tied" if plan.tied else "sliced",
             "calibration": {"source": batches.source, "tokens": batches.ntokens},
             "parameters_before": parameters,
             "parameters_after": result.model.num_parameters(),

@@ -9,7 +9,9 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from .configuration import SliceGPTConfig
 from .hf_quantizer import SliceGPTHfQuantizer
+from .hub import push_to_hub
 from .modeling.families import FAMILIES
+from .modeling.modeling_sliced import SlicedModelMixin
 from .quantizer import SliceGPTQuantizer
 
 
@@ -33,6 +35,7 @@ def register() -> None:
         register_quantization_config("slicegpt")(SliceGPTConfig)
         register_quantizer("slicegpt")(SliceGPTHfQuantizer)
     PreTrainedModel.compress = compress
+    SlicedModelMixin.push_to_hub = push_to_hub
 
     lora_targets = peft_constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     tables = [table for name, table in vars(peft_constants).items() if name.startswith("TRANSFORMERS_MODELS_TO_")]

@@ -20,10 +20,12 @@ class SlicePlan:
     Args:
         hidden_size (`int`): D of the dense model.
         widths (`tuple[int, ...]`): width at every site, from the first norm to the final one.
+        tied (`bool`): whether the head goes on sharing the embedding's matrix, with a projection on either side.
     """
 
     hidden_size: int
     widths: tuple[int, ...]
+    tied: bool = False
 
     @classmethod
     def from_config(cls, config: SliceGPTConfig, model_config) -> "SlicePlan":
@@ -37,7 +39,8 @@ class SlicePlan:
             model_config (`PreTrainedConfig`): of the dense model.
 
         Raises:
-            ValueError: the family cannot be sliced, `widths` do not fit the model, or nothing would be left.
+            ValueError: the family cannot be sliced, `widths` do not fit the model, nothing would be left, or
+                `embeddings="tied"` and they are not.
         """
         hidden_size = model_config.hidden_size
         family = family_of(model_config)
@@ -47,8 +50,9 @@ class SlicePlan:
                 raise ValueError(f"widths has {len(config.widths)} entries; this model has {sites} sites.")
             if max(config.widths) > hidden_size:
                 raise ValueError(f"widths holds {max(config.widths)}, more than the hidden size, {hidden_size}.")
-            check_equal_widths(model_config, config.widths)
-            return cls(hidden_size, tuple(config.widths))
+            tied = keeps_tie(config.embeddings, model_config, config.widths)
+            check_equal_widths(model_config, config.widths, tied)
+            return cls(hidden_size, tuple(config.widths), tied)
         width = int((1 - config.sparsity) * hidden_size)
         if config.sparsity > 0:
             width -= width % config.round_to
@@ -58,14 +62,15 @@ class SlicePlan:
                 f"round_to={config.round_to}; lower either."
             )
         widths = [width] * (sites - 1) + [width if config.slice_head else hidden_size]
-        for first, second, reason in family.equal_sites(model_config):
+        tied = keeps_tie(config.embeddings, model_config, widths)
+        for first, second, reason in family.equal_sites(model_config, tied):
             if widths[first] != widths[second]:
                 widths[first] = widths[second] = max(widths[first], widths[second])
                 logger.warning(
                     f"Site {first} is not sliced: it must be as wide as site {second}, which the head reads, because "
                     f"{reason}. slice_head=True slices both."
                 )
-        return cls(hidden_size, tuple(widths))
+        return cls(hidden_size, tuple(widths), tied)
 
     def num_parameters(self, model) -> int:
         """
@@ -82,8 +87,6 @@ class SlicePlan:
         total = model.num_parameters()
         head = Reader(model, family.head)
         embeddings = [Writer(body, name) for name in family.embeddings]
-        if head.weight is embeddings[0].weight:
-            total += head.weight.numel()
 
         def read(norm, readers, width):
             """Change where a norm is read: gains of an RMSNorm replace it, and its readers take in its bias."""
@@ -100,7 +103,16 @@ class SlicePlan:
             rows = writer.weight.shape[:-1].numel() + (writer.bias is not None)
             return -rows * (self.hidden_size - width)
 
-        total += sum(written(table, self.widths[0]) for table in embeddings)
+        final_norm = getattr(body, family.final_norm)
+        if self.tied:
+            total += self.hidden_size * (self.widths[0] + self.widths[-1])
+            total += self.hidden_size * (getattr(final_norm, "bias", None) is not None)
+            total += read(final_norm, [], self.widths[-1])
+        else:
+            if model.config.tie_word_embeddings:
+                total += head.weight.numel()
+            total += sum(written(table, self.widths[0]) for table in embeddings)
+            total += read(final_norm, [head], self.widths[-1])
         site = 0
         for layer in getattr(body, family.layers):
             for block in family.blocks:
@@ -111,4 +123,29 @@ class SlicePlan:
                 total += sum(written(Writer(layer, name), width_out) for name in block.writers)
                 total += width_in * width_out
                 site += 1
-        return total + read(getattr(body, family.final_norm), [head], self.widths[-1])
+        return total
+
+
+def keeps_tie(embeddings: str, model_config, widths) -> bool:
+    """
+    Whether a head that is tied to the embedding stays so.
+
+    Args:
+        embeddings (`str`): `"tied"`, `"sliced"`, or `"auto"` for what has fewer parameters.
+        model_config (`PreTrainedConfig`): of the dense model.
+        widths (`Sequence[int]`): one per site.
+
+    Raises:
+        ValueError: `"tied"` is asked for and the dense model is not.
+    """
+    tied = bool(model_config.tie_word_embeddings)
+    if embeddings == "tied" and not tied:
+        raise ValueError(
+            "embeddings='tied', but this model's head has a matrix of its own; use embeddings='auto' or 'sliced'."
+        )
+    if embeddings != "auto" or not tied:
+        return tied and embeddings == "tied"
+    positions = model_config.max_position_embeddings if len(family_of(model_config).embeddings) > 1 else 0
+    hidden_size, vocab_size = model_config.hidden_size, model_config.vocab_size
+    shared = hidden_size * (vocab_size + positions + widths[0] + widths[-1])
+    return shared <= (vocab_size + positions) * widths[0] + vocab_size * widths[-1]

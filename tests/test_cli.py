@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma2
 
 from optimum_slicegpt import SliceGPTConfig, cli, configuration, evaluate_perplexity, load_batches
 from optimum_slicegpt.evaluation import Perplexity
+from optimum_slicegpt.modeling.modeling_sliced import SlicedModelMixin
 
 
 ROOT = Path(__file__).parent.parent
@@ -125,13 +126,13 @@ def test_compress_loads_and_saves_in_the_dtype_asked_for(arguments, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path / "sliced").dtype == torch.bfloat16
 
 
-def test_compress_pushes_where_asked(arguments, monkeypatch, tiny_tokenizer):
+def test_compress_pushes_where_asked(arguments, monkeypatch):
     pushed = []
-    for kind in (PreTrainedModel, type(tiny_tokenizer)):
-        monkeypatch.setattr(kind, "push_to_hub", lambda self, repo_id: pushed.append((type(self).__name__, repo_id)))
+    monkeypatch.setattr(SlicedModelMixin, "push_to_hub", lambda *args, **kwargs: pushed.append((args, kwargs)))
     run(*arguments, "--json", "--push-to-hub", "me/sliced")
-    assert [repo_id for _, repo_id in pushed] == ["me/sliced", "me/sliced"]
-    assert pushed[0][0] == "SlicedLlamaForCausalLM"
+    (((model, repo_id), kwargs),) = pushed
+    assert (type(model).__name__, repo_id) == ("SlicedLlamaForCausalLM", "me/sliced")
+    assert kwargs.keys() == {"tokenizer"} and kwargs["tokenizer"]("w5").input_ids == [97, 5]
 
 
 def test_eval_measures_the_first_sequences(folder, tiny_tokenizer, capsys):
@@ -176,7 +177,7 @@ FIELDS = {
     "widths": ([8, 16, 24, 32, 40], [8, 16, 24, 32, 40]),
     "round_to": ([4], 4),
     "slice_head": ([], True),
-    "embeddings": (["tied"], "tied"),
+    "embeddings": (["sliced"], "sliced"),
     "orientation": (["random"], "random"),
     "dataset": (["python-docs"], "python-docs"),
     "text_column": (["question"], "question"),

@@ -1,4 +1,4 @@
-"""Every block of the README runs, on a tiny model in place of the one it names; its tables are those of the results."""
+"""Every block of the README runs, on a tiny model in place of the one it names; its tables are of the results."""
 
 import os
 import re

@@ -186,7 +186,7 @@ def test_configuration_without_widths_is_unsliced():
     [
         ({"widths": [8, 8, 8]}, "widths has 3 entries; this model has 5 sites"),
         ({"widths": [8, 8, 8, 49, 48]}, "every width must lie between 1 and the original hidden size, 48"),
-        ({"widths": [8, 8, 8, 8, 8]}, "hidden_size=48; it must equal the width at the final norm, 8"),
+        ({"widths": [8, 8, 8, 8, 8]}, "hidden_size=48; it must equal the width of the last hidden state, 8"),
     ],
 )
 def test_configurations_that_contradict_themselves(kwargs, message):

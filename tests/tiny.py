@@ -79,7 +79,7 @@ def differing_widths(config):
     """A width for every site, all of them different where the family allows that. The last is 28."""
     family = family_of(config)
     widths = [44, 36, 28] if family.parallel else [44, 40, 36, 32, 28]
-    for first, second, _ in family.equal_sites(config):
+    for first, second, _ in family.equal_sites(config, tied=False):
         widths[first] = widths[second]
     return widths
 

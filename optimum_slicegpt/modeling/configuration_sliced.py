@@ -12,9 +12,11 @@ class SlicedConfigMixin:
     """
     What a sliced configuration adds to that of its family.
 
-    - `hidden_size`: width at the final norm, which is what heads read.
+    - `hidden_size`: width of the last hidden state, which is what heads read.
     - `original_hidden_size`: hidden size D of the dense model.
     - `widths`: width of the stream at every site, first to final norm.
+    - `embedding_size`: D where the table of embeddings is left as wide as it was, because the head shares it. Then one
+      linear layer leads from the embeddings to the first site, another from the final norm back to D dimensions.
     - `head_dim`: explicit, because no width determines it any more.
     - `slicegpt`: how the model was made; informative only.
     """
@@ -30,7 +32,8 @@ class SlicedConfigMixin:
 
         Raises:
             ValueError: `widths` has another length than the model has sites, holds values outside 1 to
-                `original_hidden_size`, differs where the family needs one width, or does not end with `hidden_size`.
+                `original_hidden_size`, or differs where the family needs one width; `hidden_size` is not the width
+                of the last hidden state.
         """
         if self.widths is None:
             return
@@ -42,10 +45,11 @@ class SlicedConfigMixin:
                 f"widths={self.widths}; every width must lie between 1 and the original hidden size, "
                 f"{self.original_hidden_size}."
             )
-        check_equal_widths(self, self.widths)
-        if self.hidden_size != self.widths[-1]:
+        check_equal_widths(self, self.widths, tied=self.embedding_size is not None)
+        last = self.embedding_size or self.widths[-1]
+        if self.hidden_size != last:
             raise ValueError(
-                f"hidden_size={self.hidden_size}; it must equal the width at the final norm, {self.widths[-1]}."
+                f"hidden_size={self.hidden_size}; it must equal the width of the last hidden state, {last}."
             )
 
     @contextmanager
@@ -68,6 +72,7 @@ def _sliced_config_class(model_type: str) -> type:
     fields = {
         "widths": list[int] | None,
         "original_hidden_size": int | None,
+        "embedding_size": int | None,
         "head_dim": int | None,  # some families lack it, and Falcon computes it from the hidden size
         "slicegpt": dict | None,
     }
@@ -81,7 +86,11 @@ def _sliced_config_class(model_type: str) -> type:
     return strict(type(f"Sliced{base.__name__}", (SlicedConfigMixin, base), namespace))
 
 
-SLICED_CONFIGS: dict[str, type] = {model_type: _sliced_config_class(model_type) for model_type in FAMILIES}
+# These files travel with checkpoints, to installations that may lack a family.
+SLICED_CONFIGS: dict[str, type] = {
+    model_type: _sliced_config_class(model_type) for model_type in FAMILIES if model_type in CONFIG_MAPPING
+}
 for _config_class in SLICED_CONFIGS.values():
     globals()[_config_class.__name__] = _config_class  # reachable by name, so that it can be pickled
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+    _config_class.register_for_auto_class()

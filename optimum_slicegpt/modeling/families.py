@@ -104,15 +104,15 @@ class Family:
         """Norms that read the stream: one before every block and one before the head (SliceGPT, section 3.3)."""
         return config.num_hidden_layers * len(self.blocks) + 1
 
-    def equal_sites(self, config) -> list[tuple[int, int, str]]:
-        """Pairs of sites that must be equally wide, and why."""
+    def equal_sites(self, config, tied: bool) -> list[tuple[int, int, str]]:
+        """Pairs of sites that must be equally wide, and why. Projections to and from a tied table keep ends apart."""
         last = self.num_sites(config) - 1
         pairs = [
             (site, site + 1, EXPERTS_KEEP_WIDTH)
             for site in range(last)
             if self.blocks[site % len(self.blocks)].keeps_width
         ]
-        return pairs + [(0, last, ENDS_MEET)] * self.restores_shape
+        return pairs + [(0, last, ENDS_MEET)] * (self.restores_shape and not tied)
 
 
 EXPERTS_KEEP_WIDTH = "experts write as many dimensions as they read"
@@ -278,18 +278,19 @@ def family_of(config) -> Family:
     return family
 
 
-def check_equal_widths(config, widths) -> None:
+def check_equal_widths(config, widths, tied: bool) -> None:
     """
     Checks widths against what the family's code can compute.
 
     Args:
         config (`PreTrainedConfig`): of a dense or a sliced model.
         widths (`Sequence[int]`): one per site.
+        tied (`bool`): whether the head shares the embedding's matrix.
 
     Raises:
         ValueError: two sites that must be equally wide are not.
     """
-    for first, second, reason in family_of(config).equal_sites(config):
+    for first, second, reason in family_of(config).equal_sites(config, tied):
         if widths[first] != widths[second]:
             raise ValueError(
                 f"widths holds {widths[first]} at site {first} and {widths[second]} at site {second}; they must be "

@@ -10,7 +10,12 @@ import inspect
 import sys
 
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from .configuration_sliced import SLICED_CONFIGS
 from .families import Block, Family, family_of
@@ -27,6 +32,8 @@ class SlicedLayerMixin:
 
     _family: Family
     _blocks: tuple[Block, ...]
+    embedding_projection: nn.Linear | None
+    """In front of the first layer where the table of embeddings is wider than the stream."""
     _argument_names: tuple[str, ...]
     """Of the family's forward, behind `hidden_states`: some models call their layers by position."""
 
@@ -74,6 +81,8 @@ class SlicedLayerMixin:
 
     def forward(self, hidden_states, *args, **kwargs):
         kwargs.update(zip(self._argument_names, args, strict=False))
+        if self.embedding_projection is not None:
+            hidden_states = self.embedding_projection(hidden_states)
         for block in self._blocks:
             output = self.block_output(block.kind, hidden_states, kwargs)
             hidden_states = getattr(self, block.shortcut)(hidden_states) + output
@@ -84,19 +93,41 @@ def _has_bias(norm):
     return getattr(norm, "bias", None) is not None
 
 
-def _resize_norm(parent, name, width, family, like):
+class ProjectedRMSNorm(nn.RMSNorm):
+    """The final norm of a model whose head shares the embedding's matrix: it leads the stream back to D dimensions."""
+
+    def __init__(self, width, out_features, bias, eps, device=None, dtype=None):
+        super().__init__(width, eps=eps, device=device, dtype=dtype)
+        self.projection = nn.Linear(width, out_features, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, hidden_states):
+        return self.projection(super().forward(hidden_states))
+
+
+def _resize_norm(parent, name, width, family, like, out_features=None):
     old = getattr(parent, name)
     # With the stream scaled by sqrt(width / D), the stock norm over `width` dimensions divides exactly as the dense
     # one did, eps included. Gains and biases live in the readers.
     eps = family.norm_eps or getattr(old, "variance_epsilon", None) or old.eps
-    new = nn.RMSNorm(width, eps=eps, device=like.device, dtype=like.dtype)
+    placement = {"eps": eps, "device": like.device, "dtype": like.dtype}
+    if out_features is None:
+        new = nn.RMSNorm(width, **placement)
+    else:
+        new = ProjectedRMSNorm(width, out_features, _has_bias(old), **placement)
     # Gemma would fill it with zeros, because its own norms multiply by 1 + weight. It holds ones already.
     new._is_hf_initialized = True
     setattr(parent, name, new)
 
 
+def _shortcut(width_in, width_out, like):
+    return nn.Linear(width_in, width_out, bias=False, device=like.device, dtype=like.dtype)
+
+
 class SlicedModelMixin:
     """Narrows a freshly built dense skeleton to the widths of its configuration."""
+
+    _auto_map: dict[str, str]
+    """Where a checkpoint's own copy of these files has the classes of the family."""
 
     def __init__(self, config, *args, **kwargs):
         with config.dense_sizes():
@@ -111,19 +142,25 @@ class SlicedModelMixin:
         widths = config.widths or [config.hidden_size] * family.num_sites(config)
         like = body.get_submodule(family.embeddings[0]).weight
 
-        for name in family.embeddings:
-            Writer(body, name).resize(widths[0])
         site = 0
         for layer in layers:
             layer.__class__ = globals()["Sliced" + type(layer).__name__]
+            layer.register_module("embedding_projection", None)
             layer._family, layer._blocks = family, family.blocks
             for block in layer._blocks:
                 self._slice_block(layer, block, widths[site], widths[site + 1], like)
                 site += 1
-        bias = _has_bias(getattr(body, family.final_norm))
-        _resize_norm(body, family.final_norm, widths[-1], family, like)
-        if hasattr(self, family.head):
-            Reader(self, family.head).resize(widths[-1], bias)
+        if config.embedding_size is not None:
+            layers[0].embedding_projection = _shortcut(config.embedding_size, widths[0], like)
+            _resize_norm(body, family.final_norm, widths[-1], family, like, config.embedding_size)
+        else:
+            for name in family.embeddings:
+                Writer(body, name).resize(widths[0])
+            bias = _has_bias(getattr(body, family.final_norm)) and hasattr(self, family.head)
+            for name, child in self.named_children():
+                if isinstance(child, nn.Linear):  # whatever reads the last hidden state
+                    Reader(self, name).resize(widths[-1], bias)
+            _resize_norm(body, family.final_norm, widths[-1], family, like)
         for module in self.modules():
             if getattr(module, "_no_split_modules", None):
                 module._no_split_modules = [type(layers[0]).__name__]
@@ -136,8 +173,12 @@ class SlicedModelMixin:
             _resize_norm(layer, norm, width_in, layer._family, like)
         for writer in block.writers:
             Writer(layer, writer).resize(width_out)
-        shortcut = nn.Linear(width_in, width_out, bias=False, device=like.device, dtype=like.dtype)
-        setattr(layer, block.shortcut, shortcut)
+        setattr(layer, block.shortcut, _shortcut(width_in, width_out, like))
+
+    def save_pretrained(self, *args, **kwargs):
+        # This class and its configuration add themselves; a checkpoint is to load as any class of its family.
+        self.config.auto_map = dict(self._auto_map)
+        super().save_pretrained(*args, **kwargs)
 
     # transformers reads the source of a class's module to see what its layers can do. Ours are the family's.
 
@@ -156,24 +197,37 @@ def _sliced_layer_class(base: type) -> type:
     return type(f"Sliced{base.__name__}", (SlicedLayerMixin, base), namespace)
 
 
-def _sliced_model_class(config_class: type, base: type) -> type:
+def _sliced_model_class(config_class: type, base: type, auto_map: dict[str, str]) -> type:
     namespace = {
         "__module__": __name__,
         "__doc__": f"Sliced {base.__name__}, see [`SlicedModelMixin`].",
         "config_class": config_class,
         "_dense_class": base,
+        "_auto_map": auto_map,
     }
     return type(f"Sliced{base.__name__}", (SlicedModelMixin, base), namespace)
 
 
+AUTO_CLASSES = (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+
 def _register(config_class: type):
     """Defines a family's classes in this module, so that they can be pickled, and tells the Auto classes."""
-    dense_config_class = config_class.__mro__[2]
-    for mapping, auto_class in ((MODEL_MAPPING, AutoModel), (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM)):
-        base = mapping[dense_config_class]
-        sliced = _sliced_model_class(config_class, base)
+    dense_config_class, auto_map = config_class.__mro__[2], {}
+    for auto_class in AUTO_CLASSES:
+        if dense_config_class not in auto_class._model_mapping:
+            continue
+        base = auto_class._model_mapping[dense_config_class]
+        sliced = _sliced_model_class(config_class, base, auto_map)
         globals()[sliced.__name__] = sliced
+        auto_map[auto_class.__name__] = f"{__name__.rpartition('.')[2]}.{sliced.__name__}"
         auto_class.register(config_class, sliced, exist_ok=True)
+        sliced.register_for_auto_class(auto_class)
     (layer_name,) = base._no_split_modules
     layer = _sliced_layer_class(getattr(sys.modules[base.__module__], layer_name))
     globals()[layer.__name__] = layer

@@ -1,0 +1,260 @@
+"""The model card of a sliced model."""
+
+import os
+import re
+from collections import Counter
+from pathlib import PureWindowsPath
+from typing import Any
+
+import yaml
+from huggingface_hub import HfApi, ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
+from transformers import PreTrainedModel
+
+
+TAGS = ("slicegpt", "optimum-slicegpt", "compressed", "pruning", "arxiv:2401.15024")
+OURS = (
+    "<!-- Written by optimum-slicegpt, and rewritten by push_to_hub. Remove this line to keep a card of your own. -->"
+)
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+{{ ours }}
+
+# {{ title }}
+
+{{ base }}, made smaller with [SliceGPT](https://arxiv.org/abs/2401.15024): the residual stream was rotated onto its \
+principal axes, and the rows and columns of every weight matrix that matter least there were deleted. What is left is \
+a dense model that needs no special kernels.
+{%- if change %}
+
+{{ change }}
+{%- endif %}
+{%- if perplexity %}
+
+{{ perplexity }}
+{%- endif %}
+
+## Use
+
+With transformers alone, which takes the few files of code that the architecture needs from here:
+
+```python
+from transformers import {{ auto_class }}
+
+model = {{ auto_class }}.from_pretrained("{{ location }}", trust_remote_code=True)
+```
+
+With the package (`pip install optimum-slicegpt`), which runs no code from here:
+
+```python
+import optimum_slicegpt
+from transformers import {{ auto_class }}
+
+model = {{ auto_class }}.from_pretrained("{{ location }}")
+```
+{%- if settings %}
+
+## How it was made
+
+| Setting | Value |
+| --- | --- |
+{%- for name, value in settings.items() %}
+| {{ name }} | {{ value }} |
+{%- endfor %}
+{%- endif %}
+
+## Citation
+
+```bibtex
+{% raw -%}
+@inproceedings{ashkboos2024slicegpt,
+  title = {{SliceGPT}: Compress Large Language Models by Deleting Rows and Columns},
+  author = {Saleh Ashkboos and Maximilian L. Croci and Marcelo Gennari do Nascimento and Torsten Hoefler
+            and James Hensman},
+  booktitle = {International Conference on Learning Representations},
+  year = {2024}
+}
+{%- endraw %}
+```
+"""
+PIPELINES = {"CausalLM": "text-generation", "SequenceClassification": "text-classification"}
+
+
+def model_card(
+    model: PreTrainedModel,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    token: bool | str | None = None,
+) -> ModelCard:
+    """
+    The model card of a sliced model, from what `config.slicegpt` says. A fact that is not known is not mentioned.
+
+    Args:
+        model (`PreTrainedModel`): a sliced model.
+        repo_id (`str`, *optional*): where it is published, for the title and the code to load it.
+        license (`str`, *optional*):
+            Its licence. By default that of the base model's card: in its folder, on the Hub or in the Hub's cache. No
+            licence is named if none of them can be reached; the Hub is asked once and given 5 seconds.
+        token (`bool` or `str`, *optional*): to ask the Hub with.
+
+    Returns:
+        `huggingface_hub.ModelCard`: save it as README.md. Local paths are not in it.
+
+    Raises:
+        ValueError: the model is not sliced.
+    """
+    check_sliced(model)
+    config = model.config
+    record = config.slicegpt or {}
+    base = public_name(record.get("base_model") or "")
+    on_hub = "/" in base
+    head = type(model).__name__.partition("For")[2]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINES.get(head),
+        # No base_model_relation: the Hub knows finetune, adapter, merge and quantized, and slicing is none of them.
+        base_model=base if on_hub else None,
+        tags=list(TAGS),
+        **({"license": license} if license else _license_of_base(model, base if on_hub else None, token)),
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        ours=OURS,
+        title=repo_id.rpartition("/")[2] if repo_id else f"{base.rpartition('/')[2] or config.model_type}, sliced",
+        base=f"[{base}](https://huggingface.co/{base})" if on_hub else base or "A language model",
+        change=_parameter_change(record),
+        perplexity=_perplexity(record),
+        auto_class=f"AutoModelFor{head}" if head else "AutoModel",
+        location=repo_id or "path/to/this/folder",
+        settings=_settings(config, record),
+    )
+
+
+def public_name(name_or_path: str) -> str:
+    """
+    What may be published of the name that a model was loaded from.
+
+    Args:
+        name_or_path (`str`): a Hub id, a path, or "".
+
+    Returns:
+        `str`: a Hub id as it is, also if it is found in a path into the Hub's cache. Of any other path, its last
+        component. Hence a name with a slash is a Hub id.
+    """
+    cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", name_or_path)
+    if cached:
+        return cached[1].replace("--", "/")
+    if not name_or_path or (_is_repo_id(name_or_path) and not os.path.exists(name_or_path)):
+        return name_or_path
+    return PureWindowsPath(os.path.abspath(name_or_path)).name  # which knows both kinds of slashes
+
+
+def _is_repo_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def check_sliced(model: PreTrainedModel) -> None:
+    if not model.config.model_type.startswith("sliced_"):
+        raise ValueError(
+            f"model_type={model.config.model_type!r} is not that of a sliced model, which begins with 'sliced_'; "
+            "slice the model first, with model.compress(SliceGPTConfig(...)), or publish it with its own push_to_hub."
+        )
+
+
+def _license_of_base(model: PreTrainedModel, base: str | None, token: bool | str | None) -> dict[str, str]:
+    """The fields that name the licence on the base model's card; empty if no card can be reached or it names none."""
+    folder = model.name_or_path
+    data = _read_card(os.path.join(folder, "README.md")) if os.path.isdir(folder) else None
+    if base and not (data and data.license):
+        data = _ask_hub(base, token) or _read_card(try_to_load_from_cache(base, "README.md"))
+    if not data or not data.license:
+        return {}
+    fields = {"license": data.license, "license_name": data.license_name}
+    link = data.license_link
+    if link and "://" in link:
+        fields["license_link"] = link
+    elif link and base:
+        fields["license_link"] = f"https://huggingface.co/{base}/blob/main/{link}"
+    return fields
+
+
+def _read_card(path: Any) -> ModelCardData | None:
+    if not isinstance(path, str) or not os.path.isfile(path):
+        return None
+    try:
+        return ModelCard.load(path, ignore_metadata_errors=True).data
+    except (ValueError, yaml.YAMLError):
+        return None
+
+
+def _ask_hub(repo_id: str, token: bool | str | None) -> ModelCardData | None:
+    # Not ModelCard.load, which tries for half a minute where there is no network.
+    try:
+        return HfApi(token=token).model_info(repo_id, timeout=5).card_data
+    except (OSError, httpx.HTTPError):
+        return None
+
+
+# What the card says
+
+
+def _parameter_change(record: dict[str, Any]) -> str | None:
+    before, after = record.get("parameters_before"), record.get("parameters_after")
+    if not before or not after:
+        return None
+    if after == before:
+        return f"The number of parameters stayed the same, {before:,}."
+    verb, more = ("grew", "more") if after > before else ("shrank", "fewer")
+    return f"The model {verb} from {before:,} to {after:,} parameters: {abs(after / before - 1):.1%} {more}."
+
+
+def _perplexity(record: dict[str, Any]) -> str | None:
+    known = record.get("perplexity") or {}
+    figures = [f"{known[when]:.2f} {when} slicing" for when in ("before", "after") if known.get(when) is not None]
+    if not figures:
+        return None
+    on = f" on {known['dataset']}" if known.get("dataset") else ""
+    return f"Perplexity{on}: {', '.join(figures)}."
+
+
+def _settings(config: Any, record: dict[str, Any]) -> dict[str, str]:
+    """Rows of the card's table, without those that are not known."""
+
+    def known(key: str, say: Any = str, given: dict[str, Any] = record) -> str | None:
+        return None if given.get(key) is None else say(given[key])
+
+    calibration = record.get("calibration") or {}
+    rows = {
+        "Sparsity asked for": known("sparsity", "{:.1%} of the hidden dimensions".format),
+        "Hidden size before": known("original_hidden_size", given=vars(config)),
+        "Width of the residual stream": known("widths", _widths, given=vars(config)),
+        "Widths rounded down to multiples of": known("round_to"),
+        "Input of the head": known("slice_head", lambda sliced: "sliced" if sliced else "whole"),
+        "Embeddings": known("embeddings"),
+        "Orientation": known("orientation"),
+        "Energy kept at a site": known(
+            "energy_kept", lambda kept: f"{sum(kept) / len(kept):.1%} on average, {min(kept):.1%} at least"
+        ),
+        "Calibration data": known("source", given=calibration),
+        "Calibration tokens": known("tokens", "{:,}".format, given=calibration),
+        "Calibration dtype": known("dtype"),
+        "Seed": known("seed"),
+    }
+    # A bar ends a cell, and a file may be called anything.
+    return {name: value.replace("|", "\\|") for name, value in rows.items() if value is not None}
+
+
+def _widths(widths: list[int]) -> str:
+    counts = Counter(widths)
+    if len(counts) > 3:
+        return f"{min(counts)} to {max(counts)}"
+    return ", ".join(f"{width} ({count} site{'s' * (count > 1)})" for width, count in counts.items())

@@ -1,0 +1,89 @@
+"""Calibration batches on their way through a model: the residual stream, and what layers are called with."""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .modeling.families import family_of
+
+
+@dataclass
+class Signal:
+    """
+    One calibration batch at one site.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(B, T, width)`): the stream.
+        real (`torch.Tensor` of shape `(B, T)`, *optional*): which positions are no padding; `None` for all.
+        layer_kwargs (`list[dict]`): what each decoder layer is called with.
+    """
+
+    hidden: Tensor
+    real: Tensor | None
+    layer_kwargs: list[dict]
+
+
+def first_signal(
+    model: PreTrainedModel,
+    batch: dict[str, Tensor],
+    device: torch.device,
+    dtype: torch.dtype,
+    kept_on: torch.device,
+) -> Signal:
+    """
+    The stream at the first site of a dense model, centred where its norms would do that.
+
+    Args:
+        model (`PreTrainedModel`): a dense causal language model.
+        batch (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
+        device (`torch.device`), dtype (`torch.dtype`): in which the layers will compute.
+        kept_on (`torch.device`): holds the stream between computations.
+    """
+    family = family_of(model.config)
+    body = model.base_model.get_submodule(family.body)
+    layers = getattr(body, family.layers)
+    calls = []
+
+    def record(hidden_states, *args, **kwargs):
+        calls.append((hidden_states, args, kwargs))
+        return (hidden_states,) if family.returns_tuple else hidden_states
+
+    # An instance's `forward` comes before its class's: for this call, each layer only takes notes.
+    names = tuple(inspect.signature(layers[0].forward).parameters)[1:]
+    for layer in layers:
+        layer.forward = record
+    try:
+        body(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False)
+    finally:
+        for layer in layers:
+            del layer.forward
+    hidden = calls[0][0].to(kept_on, dtype, copy=True)
+    if family.layer_norm:
+        hidden -= hidden.mean(-1, keepdim=True)
+    mask = batch.get("attention_mask")
+    return Signal(
+        hidden=hidden,
+        real=None if mask is None else mask.bool().to(device),
+        layer_kwargs=_moved(
+            [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls], device, dtype
+        ),
+    )
+
+
+def _moved(layer_kwargs: list[dict], device: torch.device, dtype: torch.dtype) -> list[dict]:
+    """Tensors on the computing device, floating ones in the calibration's dtype; what layers share stays shared."""
+    moved = {}
+
+    def move(value):
+        if isinstance(value, tuple):
+            return tuple(map(move, value))
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in moved:
+            moved[id(value)] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+        return moved[id(value)]
+
+    return [{key: move(value) for key, value in kwargs.items()} for kwargs in layer_kwargs]

@@ -1,0 +1,495 @@
+"""Publishing: the card says what is known and no more, and a repository holds a whole push or nothing of it."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import HubServer
+from huggingface_hub import ModelCard, constants
+from tiny import build, calibration
+from transformers import AutoModelForCausalLM
+from transformers.utils.hub import PushToHubMixin
+
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.hub import push_to_hub
+from optimum_slicegpt.model_card import OURS, TAGS, model_card, public_name
+
+
+# What a process that talks to the server runs: one script after another, each in a fork that has imported everything
+# and done nothing. HF_ENDPOINT is read when huggingface_hub is imported, so it cannot be this process.
+CLIENT = """
+import json, os, sys, time, traceback
+import torch
+from optimum_slicegpt import SliceGPTConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+time.sleep = lambda seconds: None  # between retries
+for line in sys.stdin:
+    script, log = json.loads(line)
+    if os.fork() == 0:
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        status = 0
+        try:
+            exec(script)
+        except SystemExit as exit:
+            status = exit.code
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    """`dense`, `sliced` (from the Hub's `org/base`, it says) and `bigger`, all with `tokenizer`; and the cache."""
+    folder = tmp_path_factory.mktemp("hub")
+    build("llama", torch.float32, vocab_size=98).save_pretrained(folder / "dense")
+    tiny_tokenizer.save_pretrained(folder / "dense")
+    for name, widths in {"sliced": [24, 24, 24, 24, 24], "bigger": [40, 40, 32, 32, 32]}.items():
+        model = sliced(widths=widths)
+        model.config.slicegpt["base_model"] = "org/base"
+        model.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = HubServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def run_client(server, folder):
+    """Runs a script against the server: its exit code and what it printed."""
+    settings = {
+        "HF_ENDPOINT": server.endpoint,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": "hf_loopback",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    client = subprocess.Popen([sys.executable, "-c", CLIENT], cwd=folder, env=os.environ | settings, **pipes)
+
+    def run(script):
+        client.stdin.write(json.dumps([textwrap.dedent(script), str(folder / "log.txt")]) + "\n")
+        client.stdin.flush()
+        code = client.stdout.readline()
+        assert code, "the client died"
+        return int(code), (folder / "log.txt").read_text()
+
+    yield run
+    client.communicate()
+
+
+@pytest.fixture
+def push(run_client):
+    """Pushes the model in a folder, and expects that it works."""
+
+    def push(repo, name="sliced", **arguments):
+        script = f"print(AutoModelForCausalLM.from_pretrained({name!r}).push_to_hub({repo!r}, **{arguments!r}).oid)"
+        code, output = run_client(script)
+        assert code == 0, output
+        return output.splitlines()[-1]
+
+    return push
+
+
+def sliced(**settings):
+    return build("llama", torch.float32, vocab_size=98).compress(SliceGPTConfig(dataset=calibration(), **settings))
+
+
+def described(**record):
+    """A sliced model that was made as the record says."""
+    model = sliced(sparsity=0.5)
+    model.config.slicegpt = record
+    return model
+
+
+def readme(server, repo):
+    return ModelCard(server.files(repo)["README.md"].decode())
+
+
+# The card
+
+
+def test_card_has_the_facts():
+    model = sliced(sparsity=0.5)
+    record = model.config.slicegpt
+    record["base_model"] = "org/base"
+    record["perplexity"] = {"dataset": "wikitext2", "before": 12.345, "after": 23.456}
+    card = model_card(model, repo_id="me/small", license="mit")
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "org/base",
+        "license": "mit",
+        "tags": list(TAGS),
+    }
+    before, after = record["parameters_before"], record["parameters_after"]
+    for fact in (
+        "# small\n",
+        "[org/base](https://huggingface.co/org/base), made smaller with [SliceGPT]",
+        f"The model shrank from {before:,} to {after:,} parameters: {1 - after / before:.1%} fewer.",
+        "Perplexity on wikitext2: 12.35 before slicing, 23.46 after slicing.",
+        '.from_pretrained("me/small")',
+        '.from_pretrained("me/small", trust_remote_code=True)',
+        "| Sparsity asked for | 50.0% of the hidden dimensions |",
+        "| Hidden size before | 48 |",
+        "| Width of the residual stream | 24 (4 sites), 48 (1 site) |",
+        "| Orientation | pca |",
+        f"| Calibration tokens | {record['calibration']['tokens']} |",
+        f"% on average, {min(record['energy_kept']):.1%} at least |",
+        "https://arxiv.org/abs/2401.15024",
+        "@inproceedings{ashkboos2024slicegpt,\n  title = {{SliceGPT}: Compress",
+    ):
+        assert fact in card.text
+
+
+def test_card_does_not_mention_what_is_not_known():
+    card = model_card(described())
+    assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
+    assert "A language model, made smaller" in card.text
+    for absent in ("None", "nan", "parameters", "Perplexity", "Calibration", "Orientation", "\n\n\n"):
+        assert absent not in card.text
+    assert "| Width of the residual stream | 24 (4 sites), 48 (1 site) |" in card.text
+
+
+@pytest.mark.parametrize(
+    "record, sentence",
+    [
+        (
+            {"parameters_before": 1000, "parameters_after": 1100},
+            "The model grew from 1,000 to 1,100 parameters: 10.0%",
+        ),
+        ({"parameters_before": 1000, "parameters_after": 1000}, "The number of parameters stayed the same, 1,000."),
+        ({"perplexity": {"after": 7}}, "Perplexity: 7.00 after slicing."),
+        ({"calibration": {"source": "a|b.txt"}}, r"| Calibration data | a\|b.txt |"),
+    ],
+)
+def test_what_else_the_card_says(record, sentence):
+    assert sentence in model_card(described(**record)).text
+
+
+def test_widths_that_all_differ_are_a_range():
+    assert "| Width of the residual stream | 28 to 44 |" in model_card(sliced(widths=[44, 40, 36, 32, 28])).text
+
+
+@pytest.mark.parametrize(
+    "name, public",
+    [
+        ("", ""),
+        ("gpt2", "gpt2"),
+        ("org/base", "org/base"),
+        ("/home/someone/models/base", "base"),
+        ("/home/someone/models/base/", "base"),
+        ("../someone/base", "base"),
+        ("someone/models/base", "base"),
+        (r"C:\Users\someone\base", "base"),
+        ("/home/someone/hub/models--org--base/snapshots/0123abcd", "org/base"),
+        ("there/base", "base"),
+    ],
+)
+def test_a_path_gives_its_last_component_away_and_no_more(name, public, tmp_path, monkeypatch):
+    (tmp_path / "there" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name(name) == public
+    assert public_name(public) == public
+    card = model_card(described(base_model=name))
+    assert card.data.base_model == (public if "/" in public else None)
+    assert "someone" not in str(card)
+    assert ("huggingface.co/" in str(card)) == ("/" in public)
+
+
+def test_a_card_needs_a_sliced_model(tmp_path):
+    for call in (model_card, lambda model: push_to_hub(model, "me/dense")):
+        with pytest.raises(
+            ValueError, match="model_type='llama' is not .* of a sliced model.*; slice the model first"
+        ):
+            call(build("llama"))
+
+
+def test_a_tokenizer_that_is_none():
+    with pytest.raises(ValueError, match="tokenizer=3 cannot be saved; give a tokenizer, the name or path of one"):
+        push_to_hub(described(), "me/small", tokenizer=3)
+
+
+def test_arguments_are_those_of_transformers_and_a_tokenizer():
+    def arguments(function):
+        return {name: (value.kind, value.default) for name, value in inspect.signature(function).parameters.items()}
+
+    ours = arguments(push_to_hub)
+    assert ours.pop("tokenizer") == (inspect.Parameter.KEYWORD_ONLY, None)
+    assert ours == arguments(PushToHubMixin.push_to_hub)
+
+
+# Its licence
+
+
+OTHER = "license: other\nlicense_name: llama3\nlicense_link: {link}"
+
+
+@pytest.mark.parametrize(
+    "metadata, fields",
+    [
+        ("license: apache-2.0", {"license": "apache-2.0"}),
+        (
+            OTHER.format(link="https://example.org/license"),
+            {"license": "other", "license_name": "llama3", "license_link": "https://example.org/license"},
+        ),
+        (OTHER.format(link="LICENSE"), {"license": "other", "license_name": "llama3"}),
+        ("language: en", {}),
+        ("license: [", {}),
+        ("- no mapping", {}),
+    ],
+)
+def test_licence_of_a_base_in_a_folder(metadata, fields, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# Base\n")
+    model = described(base_model=str(tmp_path))
+    model.name_or_path = str(tmp_path)
+    assert licence(model_card(model)) == fields
+
+
+@pytest.mark.parametrize("link", ["LICENSE", None])
+def test_licence_of_a_base_in_the_cache_of_the_hub(link, tmp_path, monkeypatch):
+    cached = tmp_path / "models--org--base"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0123abcd")
+    (cached / "snapshots" / "0123abcd").mkdir(parents=True)
+    metadata = OTHER.format(link=link) if link else "license: mit"
+    (cached / "snapshots" / "0123abcd" / "README.md").write_text(f"---\n{metadata}\n---\n# Base\n")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    found = licence(model_card(described(base_model="org/base")))
+    assert found["license"] == ("other" if link else "mit")
+    assert found.get("license_link") == ("https://huggingface.co/org/base/blob/main/LICENSE" if link else None)
+
+
+def test_a_licence_that_is_given_is_taken(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    model = described()
+    model.name_or_path = str(tmp_path)
+    assert licence(model_card(model, license="apache-2.0")) == {"license": "apache-2.0"}
+
+
+def test_a_readme_that_happens_to_lie_here_is_not_the_base_models(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.chdir(tmp_path)
+    assert licence(model_card(described())) == {}
+
+
+def licence(card):
+    return {key: value for key, value in card.data.to_dict().items() if key.startswith("license")}
+
+
+# Over HTTP
+
+
+def test_push_and_load_by_name(server, run_client, folder):
+    server.put("org/base", {"README.md": OTHER.format(link="LICENSE").join(["---\n", "\n---\n"]).encode()})
+    code, output = run_client(
+        """
+        model = AutoModelForCausalLM.from_pretrained("sliced")
+        model.add_model_tags("trl")
+        info = model.push_to_hub("both", tokenizer=AutoTokenizer.from_pretrained("dense"), tags=["mine"])
+        print(info.commit_url, info.oid)
+        """
+    )
+    assert code == 0, output
+    (_, commit) = server.commits("me/both")
+    assert output.splitlines()[-1] == f"{server.endpoint}/me/both/commit/{commit.oid} {commit.oid}"
+    assert commit.message == "Upload sliced model"
+    files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files | {"README.md"} <= commit.files.keys()
+    assert server.endpoint.encode() not in b"".join(commit.files.values())
+    assert str(folder).encode() not in b"".join(commit.files.values())
+
+    card = readme(server, "me/both")
+    assert card.data.tags == [*TAGS, "trl", "mine"]
+    assert licence(card)["license_link"] == "https://huggingface.co/org/base/blob/main/LICENSE"
+
+    _, alone, with_package = card.text.split("```python\n")
+    assert "trust_remote_code=True" in alone.split("```")[0]
+    code, output = run_client(
+        with_package.split("```")[0]
+        + """
+torch.save(model(torch.arange(3, 20)[None]).logits.detach(), "logits.pt")
+torch.save(AutoTokenizer.from_pretrained("me/both")("w5 w7").input_ids, "ids.pt")
+"""
+    )
+    assert code == 0, output
+    model = AutoModelForCausalLM.from_pretrained(folder / "sliced")
+    assert torch.equal(torch.load(folder / "logits.pt"), model(torch.arange(3, 20)[None]).logits)
+    assert torch.load(folder / "ids.pt") == [97, 5, 7]
+
+
+def test_a_second_push_replaces_the_first(server, push):
+    push("me/twice", "bigger", max_shard_size="20KB", commit_message="First")
+    assert len([name for name in server.files("me/twice") if name.endswith(".safetensors")]) > 1
+    push("me/twice", commit_message="Second")
+    assert [commit.message for commit in server.commits("me/twice")] == ["initial commit", "First", "Second"]
+    weights = [name for name in server.files("me/twice") if "safetensors" in name]
+    assert weights == ["model.safetensors"]
+    assert json.loads(server.files("me/twice")["config.json"])["hidden_size"] == 24
+    assert "24 (5 sites)" in readme(server, "me/twice").text
+
+    newest = push("me/twice")
+    assert newest == server.commits("me/twice")[-1].oid
+    assert len(server.commits("me/twice")) == 3  # nothing was new
+
+
+def test_files_that_are_not_ours_stay(server, push):
+    server.put("me/more", {"notes.txt": b"mine", "onnx/model.safetensors": b"1", "adapter_model.safetensors": b"2"})
+    there = server.files("me/more")
+    push("me/more")
+    assert there.items() <= server.files("me/more").items()
+
+
+@pytest.mark.parametrize("published", ["---\nlicense: mit\ntags:\n- mine\n---\n# Mine\n", "# No metadata\n"])
+def test_a_card_that_someone_wrote_is_kept_and_tagged(server, push, published):
+    server.repos.pop("me/theirs", None)
+    server.put("me/theirs", {"README.md": published.encode()})
+    for _ in range(2):
+        push("me/theirs", tags="new")
+        card = readme(server, "me/theirs")
+        assert card.text.strip() == ModelCard(published).text.strip()
+        assert card.data.license == ModelCard(published).data.license
+        assert set(card.data.tags) == {*(ModelCard(published).data.tags or []), *TAGS, "new"}
+
+
+def test_a_card_without_readable_metadata_is_kept_as_it_is(server, push):
+    published = b"---\nlicense: [\n---\n# Mine\n"
+    server.put("me/broken", {"README.md": published})
+    push("me/broken")
+    assert server.files("me/broken")["README.md"] == published
+    assert "model.safetensors" in server.files("me/broken")
+
+
+def test_an_empty_form_is_replaced(server, push, run_client):
+    code, output = run_client("AutoTokenizer.from_pretrained('dense').push_to_hub('me/form')")
+    assert code == 0, output
+    assert "automatically generated" in readme(server, "me/form").text
+    push("me/form")
+    assert OURS in readme(server, "me/form").text
+
+
+def test_branches_pull_requests_and_private_repositories(server, push):
+    push("me/branches", revision="small", private=True)
+    assert server.repos["me/branches"].private
+    assert server.files("me/branches") == {}
+    assert "model.safetensors" in server.files("me/branches", "small")
+    push("me/branches", create_pr=True)
+    assert server.files("me/branches") == {}
+    assert "model.safetensors" in server.files("me/branches", "refs/pr/1")
+
+
+# Failures
+
+
+UPLOAD = "ConnectionError: Publishing in 'me/.*' was cut off. Error while uploading 'model-0000.*Push again"
+
+
+@pytest.mark.parametrize(
+    "kind, at, how, error",
+    [
+        ("create", 1, 500, "HfHubHTTPError.*500"),
+        ("tree", 1, 500, "HfHubHTTPError.*500"),
+        ("resolve", 1, 500, "500"),
+        ("preupload", 1, 500, "HfHubHTTPError.*500"),
+        ("batch", 1, "drop", "ConnectionError: Publishing in .* was cut off"),
+        ("upload", 2, 500, UPLOAD),
+        ("upload", 2, "drop", UPLOAD),
+        ("verify", 1, 403, UPLOAD),
+        ("commit", 1, 500, "HfHubHTTPError.*500"),
+        ("commit", 1, "drop", "ConnectionError: Publishing in .* was cut off.*Push again"),
+    ],
+)
+def test_a_push_that_fails_changes_nothing_and_says_so(server, push, run_client, kind, at, how, error):
+    repo = f"me/fails-{kind}-{how}"
+    server.put(repo, {"README.md": b"---\nlicense: mit\n---\n# Mine\n", "config.json": b"{}"})
+    history = server.commits(repo)[:]
+    script = f"""
+        AutoModelForCausalLM.from_pretrained("bigger").push_to_hub({repo!r}, max_shard_size="20KB")
+        print("done")
+    """
+    server.objects.clear()
+    with server.failing(kind, at=at, how=how):
+        code, output = run_client(script)
+    assert code == 1
+    assert re.search(error, output, re.DOTALL), output
+    assert output.splitlines()[-1] != "done"
+    assert server.commits(repo) == history
+
+
+def test_a_new_repository_stays_empty_when_its_first_push_fails(server, run_client):
+    server.objects.clear()
+    with server.failing("upload"):
+        code, _ = run_client("AutoModelForCausalLM.from_pretrained('sliced').push_to_hub('me/new')")
+    assert code == 1
+    assert server.files("me/new") == {}
+    code, output = run_client("AutoModelForCausalLM.from_pretrained('sliced').push_to_hub('me/new')")
+    assert code == 0, output
+    assert "model.safetensors" in server.files("me/new")
+
+
+def test_an_upload_that_fails_once_is_tried_again(server, push):
+    server.objects.clear()
+    with server.failing("upload", how="drop", times=1):
+        push("me/again")
+    assert "model.safetensors" in server.files("me/again")
+
+
+# The command line, and what becomes of local paths
+
+
+COMPRESS = """
+from optimum.commands.base import RootOptimumCLICommand
+from optimum.commands.register import register_slicegpt
+
+root = RootOptimumCLICommand("optimum-cli", usage="optimum-cli")
+register_slicegpt.SliceGPTCommand(root.subparsers)
+arguments = ["--model", {model!r}, "--output", {output!r}, "--push-to-hub", {repo!r}, *{more!r}]
+arguments += ["--dataset", "python-docs", "--nsamples", "4", "--seqlen", "16", "--sparsity", "0.5"]
+args = root.parser.parse_args(["slicegpt", "compress", *arguments])
+args.func(args).run()
+"""
+
+
+def test_the_command_line_publishes_in_one_commit(server, run_client, folder):
+    measure = ["--eval-dataset", "python-docs", "--eval-nsamples", "2", "--eval-seqlen", "16"]
+    script = COMPRESS.format(model=str(folder / "dense"), output="out", repo="me/cli", more=measure)
+    code, output = run_client(script)
+    assert code == 0, output
+    assert len(server.commits("me/cli")) == 2
+    files = server.files("me/cli")
+    assert {"model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
+    assert "dense, made smaller with" in readme(server, "me/cli").text
+    assert "Perplexity on python-docs: " in readme(server, "me/cli").text
+    assert json.loads(files["config.json"])["slicegpt"]["base_model"] == "dense"
+    assert str(folder).encode() not in b"".join(files.values())
+
+
+def test_the_command_line_fails_when_publishing_does(server, run_client, folder):
+    server.objects.clear()
+    script = COMPRESS.format(model=str(folder / "dense"), output="kept", repo="me/cli-fails", more=[])
+    with server.failing("commit", how="drop"):
+        code, output = run_client(script)
+    assert code == 1
+    assert output.splitlines()[-1].startswith("error: Publishing in 'me/cli-fails' was cut off.")
+    assert server.files("me/cli-fails") == {}
+    assert Path(folder / "kept" / "model.safetensors").is_file()  # the work is not lost

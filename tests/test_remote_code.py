@@ -1,0 +1,100 @@
+"""A saved folder brings its own code: an installation without this package loads it, and so does everyone else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import build, calibration, tokens
+from transformers import AutoModelForCausalLM
+
+from optimum_slicegpt import SliceGPTConfig
+
+
+FILES = {"configuration_sliced.py", "families.py", "modeling_sliced.py", "weights.py"}
+WITHOUT_THE_PACKAGE = """
+import importlib.util, sys, torch
+assert importlib.util.find_spec("optimum_slicegpt") is None
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+folder, inputs = sys.argv[1], torch.load(sys.argv[1] + "/../inputs.pt")
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+torch.save(model(inputs).logits.detach(), folder + "/../logits.pt")
+assert model.generate(inputs, max_new_tokens=3, do_sample=False).shape[1] == inputs.shape[1] + 3
+assert AutoModel.from_pretrained(folder, trust_remote_code=True)(inputs).last_hidden_state.shape[:2] == inputs.shape
+assert type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__module__.startswith("transformers_modules")
+
+model.train()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+losses = []
+for _ in range(3):
+    loss = model(inputs, labels=inputs).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    losses.append(loss.item())
+assert losses[-1] < losses[0]
+model.save_pretrained(folder + "/../again")
+"""
+
+
+@pytest.fixture(scope="module")
+def python_without_the_package(tmp_path_factory):
+    """A virtual environment that has torch, transformers and what they need, and not this package."""
+    folder = tmp_path_factory.mktemp("clean")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    there = Path(sysconfig.get_path("purelib", vars={"base": folder, "platbase": folder}))
+    # A link to each installed package but ours: a path to all of them would bring the editable install along.
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "slicegpt" not in entry.name and not (there / entry.name).exists():
+            (there / entry.name).symlink_to(entry)
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize(("name", "tied"), [("llama", True), ("gpt2", True), ("qwen3_moe", False)])
+def test_loads_generates_trains_and_saves_without_us(name, tied, tmp_path, python_without_the_package):
+    config = SliceGPTConfig(
+        sparsity=0.3, slice_head=True, dataset=calibration(), embeddings="tied" if tied else "auto"
+    )
+    build(name, torch.float32, tie_word_embeddings=tied).compress(config).save_pretrained(tmp_path / "model")
+    assert FILES == {path.name for path in (tmp_path / "model").glob("*.py")}
+    torch.save(tokens(), tmp_path / "inputs.pt")
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "model")(tokens()).logits
+
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env |= {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [python_without_the_package, "-c", WITHOUT_THE_PACKAGE, tmp_path / "model"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+
+    # What it saved is whole again: files, map, weights.
+    assert FILES == {path.name for path in (tmp_path / "again").glob("*.py")}
+    maps = [json.loads((tmp_path / each / "config.json").read_text())["auto_map"] for each in ("model", "again")]
+    assert maps[0] == maps[1]
+    shutil.rmtree(tmp_path / "model")
+    assert torch.isfinite(AutoModelForCausalLM.from_pretrained(tmp_path / "again")(tokens()).logits).all()
+
+
+def test_local_code_wins(tmp_path):
+    model = build("llama", torch.float32).compress(SliceGPTConfig(sparsity=0.3, dataset=calibration()))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "modeling_sliced.py").write_text("raise RuntimeError('this must not run')")
+    for trust in (None, False, True):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=trust)
+        assert type(loaded) is type(model)
+
+
+def test_the_files_import_torch_and_transformers_only():
+    folder = Path(__file__).resolve().parent.parent / "optimum_slicegpt" / "modeling"
+    assert FILES == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    for path in folder.glob("*.py"):
+        for line in path.read_text().splitlines():
+            if line.startswith(("import ", "from ")):
+                root = line.split()[1].split(".")[0]
+                assert root in {"", "torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names, line

@@ -1,0 +1,104 @@
+"""A head that shares the embedding's matrix goes on sharing it, with a projection on either side."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import HIDDEN, TINY, VOCAB, build, calibration, relative_error, tokens
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from optimum_slicegpt import SliceGPTConfig, SlicePlan
+
+
+TIEABLE = [name for name in TINY if "tie_word_embeddings" in AutoConfig.for_model(name.split("-")[0]).to_dict()]
+
+
+def sliced(name="llama", dtype=torch.float64, embeddings="tied", **kwargs):
+    config = SliceGPTConfig(**{"sparsity": 0.3, "dataset": calibration(), "embeddings": embeddings} | kwargs)
+    return build(name, dtype, tie_word_embeddings=True).compress(config)
+
+
+def shares_one_matrix(model):
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    return head.data_ptr() == table.data_ptr() and head.shape == (VOCAB, HIDDEN)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TIEABLE)
+def test_tied_and_sliced_are_the_same_function(name):
+    tied, untied = sliced(name), sliced(name, embeddings="sliced")
+    assert shares_one_matrix(tied) and not untied.config.tie_word_embeddings
+    assert tied.config.hidden_size == HIDDEN
+    # GPT-2's first site may only be sliced where a projection follows it.
+    if tied.config.widths == untied.config.widths:
+        assert relative_error(tied(tokens()).logits, untied(tokens()).logits) < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TIEABLE)
+def test_rotation_keeps_logits(name):
+    expected = build(name, tie_word_embeddings=True)(tokens()).logits
+    rotated = sliced(name, sparsity=0, orientation="random")
+    assert relative_error(rotated(tokens()).logits, expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", TIEABLE)
+def test_parameters_are_predicted_exactly(name):
+    model = build(name, tie_word_embeddings=True)
+    config = SliceGPTConfig(sparsity=0.3, slice_head=True, embeddings="tied")
+    plan = SlicePlan.from_config(config, model.config)
+    assert plan.tied
+    assert sliced(name, slice_head=True).num_parameters() == plan.num_parameters(model)
+
+
+@pytest.mark.parametrize("name", TIEABLE)
+def test_the_tie_survives_saving_and_loading(name, tmp_path):
+    model = sliced(name, torch.float32)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert shares_one_matrix(loaded)
+    ids = tokens(length=6)
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits)
+    generated = loaded.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    assert generated.shape == (2, 11)
+    base = AutoModel.from_pretrained(tmp_path)
+    assert base(ids).last_hidden_state.shape[-1] == base.config.hidden_size == HIDDEN
+
+
+def test_the_tie_survives_resizing_and_retying():
+    model = sliced()
+    model.tie_weights()
+    assert shares_one_matrix(model)
+    model.resize_token_embeddings(VOCAB + 6)
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert head is table and head.shape == (VOCAB + 6, HIDDEN)
+    assert model(tokens()).logits.shape[-1] == VOCAB + 6
+
+
+def test_the_tie_survives_lora():
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear")
+    adapted = get_peft_model(sliced(dtype=torch.float32), settings)
+    names = [name for name, _ in adapted.named_parameters() if "lora_A" in name]
+    assert any("embedding_projection" in name for name in names) and any("norm.projection" in name for name in names)
+    assert shares_one_matrix(adapted.merge_and_unload())
+
+
+def test_auto_takes_the_smaller():
+    few, many = build("llama", tie_word_embeddings=True), build("llama", tie_word_embeddings=True, vocab_size=997)
+    for model, tied in ((few, False), (many, True)):
+        counts = {}
+        for embeddings in ("auto", "tied", "sliced"):
+            plan = SlicePlan.from_config(SliceGPTConfig(sparsity=0.3, embeddings=embeddings), model.config)
+            counts[embeddings] = plan.num_parameters(model)
+        assert counts["auto"] == min(counts.values()) == counts["tied" if tied else "sliced"]
+
+
+def test_an_untied_model_has_no_tie_to_keep():
+    model = build("llama", tie_word_embeddings=False)
+    assert not SlicePlan.from_config(SliceGPTConfig(sparsity=0.3), model.config).tied
+    with pytest.raises(ValueError, match="embeddings='tied', but this model's head has a matrix of its own"):
+        SlicePlan.from_config(SliceGPTConfig(sparsity=0.3, embeddings="tied"), model.config)
+
+
+def test_the_record_says_which():
+    assert sliced().config.slicegpt["embeddings"] == "tied"
+    assert sliced(embeddings="sliced").config.slicegpt["embeddings"] == "sliced"
