@@ -16,6 +16,7 @@ from optimum_slicegpt.modeling.configuration_sliced import SlicedLlamaConfig
 from optimum_slicegpt.modeling.families import family_of
 
 
+CODE = ("configuration_sliced.py", "families.py", "modeling_sliced.py", "weights.py")
 IN_A_FRESH_PROCESS = """
 import sys, torch, optimum_slicegpt
 from test_roundtrip import aligned
@@ -57,6 +58,7 @@ def test_fresh_process_gives_the_same_bits(tmp_path):
             "generation_config.json",
             "model.safetensors",
             "logits.pt",
+            *CODE,
         }
 
 
