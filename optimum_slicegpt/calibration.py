@@ -107,6 +107,11 @@ def load_batches(
     return TokenBatches(batches, source)
 
 
+def within_positions(seqlen: int, model_config) -> int:
+    """`seqlen` tokens, or as many as a model has positions for."""
+    return min(seqlen, getattr(model_config, "max_position_embeddings", None) or seqlen)
+
+
 def find_tokenizer(tokenizer: Any) -> Any:
     """
     A tokenizer from its name or path; a tokenizer object is returned as it is.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from .calibration import TokenBatches, load_batches
+from .calibration import TokenBatches, load_batches, within_positions
 from .configuration import SliceGPTConfig
 from .evaluation import Perplexity, evaluate_perplexity
 from .model_card import model_card
@@ -147,14 +147,13 @@ def load_model(args: Namespace, dtype: str) -> PreTrainedModel:
 def load_test_batches(
     dataset, tokenizer, model_config, *, nsamples, seqlen, split="test", text_column=None, seed=None
 ) -> TokenBatches:
-    limit = getattr(model_config, "max_position_embeddings", None) or seqlen
     return load_batches(
         dataset,
         tokenizer,
         split=split,
         text_column=text_column,
         nsamples=nsamples,
-        seqlen=min(seqlen, limit),
+        seqlen=within_positions(seqlen, model_config),
         seed=seed,
     )
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from .assembly import become, sliced_class_of
-from .calibration import TokenBatches, load_batches
+from .calibration import TokenBatches, load_batches, within_positions
 from .compress import SlicedResult, compress
 from .configuration import SliceGPTConfig
 from .model_card import public_name
@@ -73,13 +73,12 @@ class SliceGPTQuantizer:
 
     def _calibration(self, model, tokenizer) -> TokenBatches:
         config = self.config
-        limit = getattr(model.config, "max_position_embeddings", None) or config.seqlen
         return load_batches(
             config.dataset,
             tokenizer or config.tokenizer or model.name_or_path,
             text_column=config.text_column,
             nsamples=config.nsamples,
-            seqlen=min(config.seqlen, limit),
+            seqlen=within_positions(config.seqlen, model.config),
             batch_size=config.batch_size,
             seed=config.seed,
             vocab_size=model.config.vocab_size,

@@ -1,18 +1,19 @@
 """Clients that the package does not depend on: TRL, torchao, bitsandbytes, ONNX. Each skips where it is absent."""
 
+import copy
 import math
 
 import pytest
 import torch
-from test_roundtrip import sliced
-from tiny import relative_error, tokens
+from test_ecosystem import sliced
+from tiny import build, calibration, relative_error, tokens
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
-from optimum_slicegpt import evaluate_perplexity
+from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity
 
 
 KEPT = [".*_shortcut", "lm_head"]
-"""Modules that 8-bit and 4-bit weights cost too much: see docs/ecosystem.md."""
+"""What is better left in full precision, see docs/ecosystem.md."""
 
 
 @pytest.fixture
@@ -25,11 +26,13 @@ def perplexity(model):
     return evaluate_perplexity(model, [{"input_ids": tokens(8)}]).perplexity
 
 
-def weight_types(model):
-    """Class names of the weights of linear layers, by what the layers are."""
-    names = {"attn_shortcut", "q_proj", "down_proj", "lm_head"}
-    found = {name.rpartition(".")[2]: module for name, module in model.named_modules()}
-    return {name: type(found[name].weight).__name__ for name in names}
+def quantized(model):
+    """Kinds of linear layers whose weights are no ordinary parameters."""
+    layers = {name.rpartition(".")[2]: layer for name, layer in model.named_modules() if hasattr(layer, "in_features")}
+    return {name for name, layer in layers.items() if type(layer.weight) is not torch.nn.Parameter}
+
+
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
 def size(folder):
@@ -47,7 +50,8 @@ def test_trl_sft_trainer(lora, folder, tmp_path, tiny_tokenizer):
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(98)  # the tokenizer's beginning
-    tiny_tokenizer.pad_token = tiny_tokenizer.eos_token = "w0"
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token = "w0"
     rows = [{"text": " ".join(f"w{token}" for token in row)} for row in tokens(16, 12).tolist()]
     arguments = trl.SFTConfig(
         tmp_path / "out",
@@ -64,7 +68,7 @@ def test_trl_sft_trainer(lora, folder, tmp_path, tiny_tokenizer):
         model,
         arguments,
         train_dataset=Dataset.from_list(rows),
-        processing_class=tiny_tokenizer,
+        processing_class=tokenizer,
         peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear") if lora else None,
     )
     run.train()
@@ -85,17 +89,12 @@ def test_torchao_int8_weights_through_from_pretrained(folder, tmp_path):
     whole = AutoModelForCausalLM.from_pretrained(folder)
     config = TorchAoConfig(quantization.Int8WeightOnlyConfig(), modules_to_not_convert=KEPT)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
-    assert weight_types(model) == {
-        "attn_shortcut": "Parameter",
-        "lm_head": "Parameter",
-        "q_proj": "Int8Tensor",
-        "down_proj": "Int8Tensor",
-    }
+    assert quantized(model) == PROJECTIONS
     assert math.isclose(perplexity(model), perplexity(whole), rel_tol=2e-2)
     model.save_pretrained(tmp_path / "int8")
     assert size(tmp_path / "int8") < size(folder)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "int8")
-    assert weight_types(loaded) == weight_types(model)
+    assert quantized(loaded) == PROJECTIONS
     assert relative_error(loaded(tokens()).logits, model(tokens()).logits) < 1e-5
 
 
@@ -109,7 +108,7 @@ def test_torchao_int8_weights_in_place(folder):
         quantization.Int8WeightOnlyConfig(),
         filter_fn=lambda module, name: isinstance(module, torch.nn.Linear) and not name.endswith(("shortcut", "head")),
     )
-    assert weight_types(model)["q_proj"] == "Int8Tensor"
+    assert quantized(model) == PROJECTIONS
     assert math.isclose(perplexity(model), before, rel_tol=2e-2)
     assert model.generate(tokens(), max_new_tokens=3, eos_token_id=None).shape == (2, 27)
 
@@ -118,23 +117,17 @@ def test_torchao_int8_weights_in_place(folder):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("settings", "kind", "tolerance"),
-    [({"load_in_8bit": True}, "Int8Params", 0.05), ({"load_in_4bit": True}, "Params4bit", 0.3)],
-    ids=["8bit", "4bit"],
-)
-def test_bitsandbytes(settings, kind, tolerance, folder):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_bitsandbytes(bits, tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    whole = AutoModelForCausalLM.from_pretrained(folder)
-    config = BitsAndBytesConfig(llm_int8_skip_modules=KEPT, **settings)
-    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, device_map={"": "cpu"})
-    assert weight_types(model) == {
-        "attn_shortcut": "Parameter",
-        "lm_head": "Parameter",
-        "q_proj": kind,
-        "down_proj": kind,
-    }
-    assert math.isclose(perplexity(model), perplexity(whole), rel_tol=tolerance)
+    # On some CPUs its 4-bit layers want sizes in multiples of 64.
+    sizes = {"hidden_size": 192, "intermediate_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}
+    whole = build("llama", torch.float32, **sizes)
+    whole.compress(SliceGPTConfig(widths=[128] * 5, dataset=calibration(12))).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, llm_int8_skip_modules=KEPT)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})
+    assert quantized(model) == PROJECTIONS
+    assert math.isclose(perplexity(model), perplexity(whole), rel_tol={8: 0.05, 4: 0.5}[bits])
 
 
 # ONNX
@@ -152,7 +145,7 @@ class Logits(torch.nn.Module):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["llama", "opt", "phi"])
+@pytest.mark.parametrize("name", ["llama", "tied", "opt"])
 def test_onnx(name, tmp_path):
     pytest.importorskip("onnxscript", reason="onnxscript, which torch.onnx exports with, is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
