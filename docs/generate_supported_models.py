@@ -54,7 +54,7 @@ def limits(family: Family) -> str:
     if family.moe:
         found.append(f"equal widths before and after an MLP: {EXPERTS_KEEP_WIDTH}")
     if family.restores_shape:
-        found.append(f"equal first and last widths: {ENDS_MEET}")
+        found.append(f"equal first and last widths where the head is not tied: {ENDS_MEET}")
     return "; ".join(found)
 
 

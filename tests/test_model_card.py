@@ -1,0 +1,178 @@
+"""What the model card of a sliced model says."""
+
+import pytest
+import torch
+from huggingface_hub import constants
+from tiny import build, calibration
+
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.hub import push_to_hub
+from optimum_slicegpt.model_card import TAGS, model_card, public_name
+
+
+def sliced(**settings):
+    return build("llama", torch.float32, vocab_size=98).compress(SliceGPTConfig(dataset=calibration(), **settings))
+
+
+def described(**record):
+    """A sliced model that was made as the record says."""
+    model = sliced(sparsity=0.5)
+    model.config.slicegpt = record
+    return model
+
+
+# The card
+
+
+def test_card_has_the_facts():
+    model = sliced(sparsity=0.5)
+    record = model.config.slicegpt
+    record["base_model"] = "org/base"
+    record["perplexity"] = {"dataset": "wikitext2", "before": 12.345, "after": 23.456}
+    card = model_card(model, repo_id="me/small", license="mit")
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "org/base",
+        "license": "mit",
+        "tags": list(TAGS),
+    }
+    before, after = record["parameters_before"], record["parameters_after"]
+    for fact in (
+        "# small\n",
+        "[org/base](https://huggingface.co/org/base), made smaller with [SliceGPT]",
+        f"The model shrank from {before:,} to {after:,} parameters: {1 - after / before:.1%} fewer.",
+        "Perplexity on wikitext2: 12.35 before slicing, 23.46 after slicing.",
+        '.from_pretrained("me/small")',
+        '.from_pretrained("me/small", trust_remote_code=True)',
+        "| Sparsity asked for | 50.0% of the hidden dimensions |",
+        "| Hidden size before | 48 |",
+        "| Width of the residual stream | 24 (4 sites), 48 (1 site) |",
+        "| Orientation | pca |",
+        f"| Calibration tokens | {record['calibration']['tokens']} |",
+        f"% on average, {min(record['energy_kept']):.1%} at least |",
+        "https://arxiv.org/abs/2401.15024",
+        "@inproceedings{ashkboos2024slicegpt,\n  title = {{SliceGPT}: Compress",
+    ):
+        assert fact in card.text
+
+
+def test_card_does_not_mention_what_is_not_known():
+    card = model_card(described())
+    assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}
+    assert "A language model, made smaller" in card.text
+    for absent in ("None", "nan", "parameters", "Perplexity", "Calibration", "Orientation", "\n\n\n"):
+        assert absent not in card.text
+    assert "| Width of the residual stream | 24 (4 sites), 48 (1 site) |" in card.text
+
+
+@pytest.mark.parametrize(
+    "record, sentence",
+    [
+        (
+            {"parameters_before": 1000, "parameters_after": 1100},
+            "The model grew from 1,000 to 1,100 parameters: 10.0%",
+        ),
+        ({"parameters_before": 1000, "parameters_after": 1000}, "The number of parameters stayed the same, 1,000."),
+        ({"perplexity": {"after": 7}}, "Perplexity: 7.00 after slicing."),
+        ({"calibration": {"source": "a|b.txt"}}, r"| Calibration data | a\|b.txt |"),
+    ],
+)
+def test_what_else_the_card_says(record, sentence):
+    assert sentence in model_card(described(**record)).text
+
+
+def test_widths_that_all_differ_are_a_range():
+    assert "| Width of the residual stream | 28 to 44 |" in model_card(sliced(widths=[44, 40, 36, 32, 28])).text
+
+
+@pytest.mark.parametrize(
+    "name, public",
+    [
+        ("", ""),
+        ("gpt2", "gpt2"),
+        ("org/base", "org/base"),
+        ("/home/someone/models/base", "base"),
+        ("/home/someone/models/base/", "base"),
+        ("../someone/base", "base"),
+        ("someone/models/base", "base"),
+        (r"C:\Users\someone\base", "base"),
+        ("/home/someone/hub/models--org--base/snapshots/0123abcd", "org/base"),
+        ("there/base", "base"),
+    ],
+)
+def test_a_path_gives_its_last_component_away_and_no_more(name, public, tmp_path, monkeypatch):
+    (tmp_path / "there" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name(name) == public
+    assert public_name(public) == public
+    card = model_card(described(base_model=name))
+    assert card.data.base_model == (public if "/" in public else None)
+    assert "someone" not in str(card)
+    assert ("huggingface.co/" in str(card)) == ("/" in public)
+
+
+def test_a_card_needs_a_sliced_model(tmp_path):
+    for call in (model_card, lambda model: push_to_hub(model, "me/dense")):
+        with pytest.raises(
+            ValueError, match="model_type='llama' is not .* of a sliced model.*; slice the model first"
+        ):
+            call(build("llama"))
+
+
+# Its licence
+
+
+OTHER = "license: other\nlicense_name: llama3\nlicense_link: {link}"
+
+
+@pytest.mark.parametrize(
+    "metadata, fields",
+    [
+        ("license: apache-2.0", {"license": "apache-2.0"}),
+        (
+            OTHER.format(link="https://example.org/license"),
+            {"license": "other", "license_name": "llama3", "license_link": "https://example.org/license"},
+        ),
+        (OTHER.format(link="LICENSE"), {"license": "other", "license_name": "llama3"}),
+        ("language: en", {}),
+        ("license: [", {}),
+        ("- no mapping", {}),
+    ],
+)
+def test_licence_of_a_base_in_a_folder(metadata, fields, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# Base\n")
+    model = described(base_model=str(tmp_path))
+    model.name_or_path = str(tmp_path)
+    assert licence(model_card(model)) == fields
+
+
+@pytest.mark.parametrize("link", ["LICENSE", None])
+def test_licence_of_a_base_in_the_cache_of_the_hub(link, tmp_path, monkeypatch):
+    cached = tmp_path / "models--org--base"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0123abcd")
+    (cached / "snapshots" / "0123abcd").mkdir(parents=True)
+    metadata = OTHER.format(link=link) if link else "license: mit"
+    (cached / "snapshots" / "0123abcd" / "README.md").write_text(f"---\n{metadata}\n---\n# Base\n")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    found = licence(model_card(described(base_model="org/base")))
+    assert found["license"] == ("other" if link else "mit")
+    assert found.get("license_link") == ("https://huggingface.co/org/base/blob/main/LICENSE" if link else None)
+
+
+def test_a_licence_that_is_given_is_taken(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    model = described()
+    model.name_or_path = str(tmp_path)
+    assert licence(model_card(model, license="apache-2.0")) == {"license": "apache-2.0"}
+
+
+def test_a_readme_that_happens_to_lie_here_is_not_the_base_models(tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    monkeypatch.chdir(tmp_path)
+    assert licence(model_card(described())) == {}
+
+
+def licence(card):
+    return {key: value for key, value in card.data.to_dict().items() if key.startswith("license")}
