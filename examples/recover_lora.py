@@ -24,7 +24,8 @@ def main():
     parser.add_argument("--nsamples", type=int, default=256)
     parser.add_argument("--eval-nsamples", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=1024)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--accumulate", type=int, default=4, help="batches per step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
 
@@ -42,7 +43,8 @@ def main():
     rows = [{"input_ids": batch["input_ids"][0], "labels": batch["input_ids"][0]} for batch in train]
     arguments = TrainingArguments(
         args.output, num_train_epochs=1, per_device_train_batch_size=args.batch_size, logging_steps=5, report_to=[],
-        learning_rate=args.learning_rate, lr_scheduler_type="cosine", warmup_steps=5, save_strategy="no",
+        gradient_accumulation_steps=args.accumulate, learning_rate=args.learning_rate, lr_scheduler_type="cosine",
+        warmup_steps=5, save_strategy="no", bf16=True,
     )  # fmt: skip
     Trainer(adapted, arguments, train_dataset=rows).train()
 

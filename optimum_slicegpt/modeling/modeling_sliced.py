@@ -142,6 +142,14 @@ class SlicedModelMixin:
         widths = config.widths or [config.hidden_size] * family.num_sites(config)
         like = body.get_submodule(family.embeddings[0]).weight
 
+        if config.embedding_size is None:
+            bias = _has_bias(getattr(body, family.final_norm)) and hasattr(self, family.head)
+            for name, child in self.named_children():
+                if isinstance(child, nn.Linear):  # whatever reads the last hidden state
+                    Reader(self, name).resize(widths[-1], bias)
+        if self.base_model is not self and isinstance(self.base_model, SlicedModelMixin):
+            return  # most classifiers ask AutoModel for their base, and got a sliced one
+
         site = 0
         for layer in layers:
             layer.__class__ = globals()["Sliced" + type(layer).__name__]
@@ -156,10 +164,6 @@ class SlicedModelMixin:
         else:
             for name in family.embeddings:
                 Writer(body, name).resize(widths[0])
-            bias = _has_bias(getattr(body, family.final_norm)) and hasattr(self, family.head)
-            for name, child in self.named_children():
-                if isinstance(child, nn.Linear):  # whatever reads the last hidden state
-                    Reader(self, name).resize(widths[-1], bias)
             _resize_norm(body, family.final_norm, widths[-1], family, like)
         for module in self.modules():
             if getattr(module, "_no_split_modules", None):
