@@ -44,7 +44,7 @@ def main():
     arguments = TrainingArguments(
         args.output, num_train_epochs=1, per_device_train_batch_size=args.batch_size, logging_steps=5, report_to=[],
         gradient_accumulation_steps=args.accumulate, learning_rate=args.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=5, save_strategy="no", bf16=True,
+        warmup_steps=5, save_strategy="no", bf16=True, use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     Trainer(adapted, arguments, train_dataset=rows).train()
 
