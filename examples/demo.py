@@ -32,7 +32,7 @@ PROMPT = "The Python programming language is"
 
 
 @torch.no_grad()
-def tokens_per_s(model, tokens=512, repeats=5) -> float:
+def tokens_per_s(model, tokens=512, repeats=10) -> float:
     """Throughput of reading a prompt; the best of a few runs."""
     ids = torch.arange(100, 100 + tokens)[None]
     model(ids)
@@ -59,7 +59,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sparsity", type=float, default=0.2)
     parser.add_argument("--nsamples", type=int, default=32)
-    parser.add_argument("--eval-nsamples", type=int, default=16)
+    parser.add_argument("--eval-nsamples", type=int, default=6)
     parser.add_argument("--seqlen", type=int, default=1024)
     parser.add_argument("--output", default="demo_output")
     args = parser.parse_args()

