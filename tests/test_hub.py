@@ -160,13 +160,15 @@ def test_push_and_load_by_name(server, run_client, folder):
     code, output = run_client(
         with_package.split("```")[0]
         + """
-torch.save(model(torch.arange(3, 20)[None]).logits.detach(), "logits.pt")
+torch.save((model.state_dict(), model(torch.arange(3, 20)[None]).logits.detach()), "loaded.pt")
 torch.save(AutoTokenizer.from_pretrained("me/both")("w5 w7").input_ids, "ids.pt")
 """
     )
     assert code == 0, output
     model = AutoModelForCausalLM.from_pretrained(folder / "sliced")
-    assert torch.equal(torch.load(folder / "logits.pt"), model(torch.arange(3, 20)[None]).logits)
+    weights, logits = torch.load(folder / "loaded.pt")
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+    torch.testing.assert_close(logits, model(torch.arange(3, 20)[None]).logits)
     assert torch.load(folder / "ids.pt") == [97, 5, 7]
 
 

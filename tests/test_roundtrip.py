@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from tiny import TINY, build, calibration, differing_widths, relative_error, tokens
+from tiny import TINY, aligned, build, calibration, differing_widths, relative_error, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from optimum_slicegpt import SliceGPTConfig
@@ -19,7 +19,7 @@ from optimum_slicegpt.modeling.families import family_of
 CODE = ("configuration_sliced.py", "families.py", "modeling_sliced.py", "weights.py")
 IN_A_FRESH_PROCESS = """
 import sys, torch, optimum_slicegpt
-from test_roundtrip import aligned
+from tiny import aligned
 from transformers import AutoModelForCausalLM
 inputs = torch.load(sys.argv[1] + "/inputs.pt")
 for name in sys.argv[2:]:
@@ -32,13 +32,6 @@ def sliced(name, dtype=torch.float32):
     """A sliced tiny model whose widths differ."""
     dense = build(name, dtype)
     return dense.compress(SliceGPTConfig(widths=differing_widths(dense.config), dataset=calibration()))
-
-
-def aligned(model):
-    """Moves weights from where safetensors map them: matrix products on CPUs round as their operands are aligned."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-    return model
 
 
 def test_fresh_process_gives_the_same_bits(tmp_path):
@@ -86,7 +79,8 @@ def test_sharded_checkpoint(tmp_path):
     model = sliced("llama")
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens()).logits, model(tokens()).logits)
+    loaded = aligned(AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
 
 
 def test_tokenizer_beside_the_model(tmp_path, tiny_tokenizer):
@@ -200,7 +194,7 @@ def test_embeddings_can_be_resized(tmp_path):
     model = sliced("llama")
     model.resize_token_embeddings(101)
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = aligned(AutoModelForCausalLM.from_pretrained(tmp_path))
     assert loaded(tokens()).logits.shape[-1] == 101
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import aligned
 from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
@@ -33,7 +34,7 @@ def test_slice_save_load_generate(smollm2, tmp_path):
     assert dense.perplexity < sliced.perplexity < 2 * dense.perplexity
 
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    loaded = aligned(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16))
     inputs = tokenizer("The Python programming language", return_tensors="pt")
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     words = tokenizer.decode(loaded.generate(**inputs, max_new_tokens=12, do_sample=False)[0])

@@ -97,3 +97,10 @@ def calibration(batches=3, **kwargs):
 
 def relative_error(actual, expected):
     return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def aligned(model):
+    """Moves weights from where safetensors map them: matrix products on CPUs round as their operands are aligned."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
