@@ -95,7 +95,7 @@ class _Run:
         self.seconds[name] += time.perf_counter() - start
 
     def walk(self):
-        """Decoder layers' sliced and dense modules, block by block, with a progress bar on terminals."""
+        """Every block with the index of its layer, in the order of the stream, with a progress bar on terminals."""
         layers = getattr(self.dense_body, self.family.layers)
         steps = [(index, block) for index in range(len(layers)) for block in self.family.blocks]
         yield from logging.tqdm(steps, desc="Slicing", unit="block", disable=None)
@@ -142,7 +142,7 @@ class _Run:
             self.batches = [
                 first_signal(self.dense, batch, self.device, self.dtype, self.kept_on) for batch in self.batches
             ]
-        self.rotation = self.new_axes(torch.eye(self.plan.hidden_size, dtype=torch.float64, device=self.device))
+        self.rotation = self.new_axes()
         self.project(self.rotation[:, :width] * scale)
         with self.phase("compose"):
             if self.plan.tied:
@@ -181,7 +181,7 @@ class _Run:
                 output[..., :width] += hidden
                 batch.hidden = output.to(self.kept_on)
 
-        change = self.new_axes(self.rotation)
+        change = self.new_axes()
         self.site += 1
         next_width, next_scale = self.plan.widths[self.site], self.scale(self.site)
         shortcut = change[:width, :next_width] * (next_scale / scale)
@@ -211,7 +211,7 @@ class _Run:
 
     # Statistics
 
-    def new_axes(self, rotation):
+    def new_axes(self):
         """
         Principal axes of the batches' stream, as a change from the basis it is in.
 
