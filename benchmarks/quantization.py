@@ -36,7 +36,9 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(dense)
     test = load_batches("python-docs", tokenizer, split="test", nsamples=8, seqlen=512, seed=None)
     model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16)
-    config = SliceGPTConfig(sparsity=SPARSITY, dataset="python-docs", nsamples=64, seqlen=512)
+    config = SliceGPTConfig(
+        rotation="per_block", refit=False, sparsity=SPARSITY, dataset="python-docs", nsamples=64, seqlen=512
+    )
     model.compress(config, tokenizer=tokenizer)
 
     def int8(**kwargs):

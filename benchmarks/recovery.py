@@ -37,7 +37,12 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(dense_smollm2(), dtype=torch.bfloat16)
     dense = evaluate_perplexity(model, load_batches(args.test, tokenizer, **sizes)).perplexity
     model = AutoModelForCausalLM.from_pretrained(dense_smollm2(), dtype=torch.float32)
-    model.compress(SliceGPTConfig(sparsity=SPARSITY, dataset=args.train, dtype="bfloat16", **sizes), tokenizer)
+    model.compress(
+        SliceGPTConfig(
+            rotation="per_block", refit=False, sparsity=SPARSITY, dataset=args.train, dtype="bfloat16", **sizes
+        ),
+        tokenizer,
+    )
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(f"{folder}/sliced")

@@ -37,7 +37,9 @@ def measure(args) -> dict:
         forward_s = time.perf_counter() - start
 
     start = time.perf_counter()
-    model.compress(SliceGPTConfig(sparsity=args.sparsity, dataset=batches, dtype=args.dtype))
+    model.compress(
+        SliceGPTConfig(rotation="per_block", refit=False, sparsity=args.sparsity, dataset=batches, dtype=args.dtype)
+    )
     slicing_s = time.perf_counter() - start
     record, peak = model.config.slicegpt, peak_gib()
     test = load_batches(args.test, tokenizer, **sizes | {"nsamples": 32})

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from optimum_slicegpt.modeling.families import ENDS_MEET, EXPERTS_KEEP_WIDTH, FAMILIES, NOT_SLICEABLE, Family
+from optimum_slicegpt.modeling.families import FAMILIES, NOT_SLICEABLE
+from optimum_slicegpt.modeling.family import ENDS_MEET, EXPERTS_KEEP_WIDTH, Family
 
 
 FILE = Path(__file__).with_name("supported_models.md")

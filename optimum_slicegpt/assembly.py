@@ -27,10 +27,14 @@ def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
     """
     dense = {key: value for key, value in model.config.to_dict().items() if key not in LEFT_BEHIND}
     last = plan.hidden_size if plan.tied else plan.widths[-1]
-    final = dict.fromkeys(family_of(model.config).size_keys, last)
+    family = family_of(model.config)
+    sizes = dict.fromkeys(family.size_keys, last)
+    if plan.inner is not None:
+        sizes[family.inner_key] = plan.inner
     config_class = SLICED_CONFIGS[model.config.model_type]
     config = config_class(
-        **dense | final | {"tie_word_embeddings": plan.tied},
+        **dense | sizes | {"tie_word_embeddings": plan.tied},
+        shortcuts=plan.shortcuts,
         widths=list(plan.widths),
         original_hidden_size=plan.hidden_size,
         embedding_size=plan.hidden_size if plan.tied else None,

@@ -1,6 +1,5 @@
 """What the commands of `optimum-cli slicegpt` do, and what they print. Their parsers: `register_slicegpt.py`."""
 
-import json
 import math
 import sys
 import tempfile
@@ -9,14 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .calibration import TokenBatches, load_batches, within_positions
 from .configuration import SliceGPTConfig
+from .console import print_inspection, print_json, print_record, print_report, print_table
 from .evaluation import Perplexity, evaluate_perplexity
+from .export import check_exportable, export_obstacle, export_stock
+from .inspection import inspect_dense
 from .model_card import model_card
 from .quantizer import SliceGPTQuantizer
 from .widths import SlicePlan
@@ -70,6 +71,7 @@ def compress(args: Namespace) -> None:
         "slicegpt": model.config.slicegpt,
         "bytes_in_memory_before": size_before,
         "bytes_on_disk_after": size_after,
+        "export_obstacle": export_obstacle(model),
     }
     if test:
         report |= {
@@ -117,6 +119,61 @@ def evaluate(args: Namespace) -> None:
             ("tokens", f"{found.ntokens:,}"),
         ]
     )
+
+
+def inspect(args: Namespace) -> None:
+    """
+    Prints what every method would make of a model, or what was done to one that is sliced. Loads no weights.
+
+    FLOPs are of products with matrices; attention scores, whose number depends on the context, are left out.
+
+    Args:
+        args (`Namespace`): of `optimum-cli slicegpt inspect`.
+
+    Raises:
+        OSError, ValueError: there is no such model, or its family cannot be sliced.
+    """
+    model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    if model_config.model_type.startswith("sliced_"):
+        keys = ("model_type", "original_hidden_size", "embedding_size", "shortcuts", "widths", "slicegpt")
+        record = {"model": args.model} | {key: getattr(model_config, key) for key in keys}
+        print_json(record) if args.json else print_record(record)
+        return
+    found = inspect_dense(
+        model_config,
+        sparsities=args.sparsity,
+        reductions=args.parameter_reduction,
+        dtype=args.dtype,
+        round_to=args.round_to,
+    )
+    print_json({"model": args.model} | asdict(found)) if args.json else print_inspection(found)
+
+
+def export(args: Namespace) -> None:
+    """
+    Saves a sliced model as one of its family's own class, with its tokenizer, and prints what it is.
+
+    Args:
+        args (`Namespace`): of `optimum-cli slicegpt export`.
+
+    Raises:
+        OSError, ValueError: whatever can be refused, before the weights are read.
+    """
+    with written_aside(Path(args.output)) as folder:
+        model_config, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
+        with torch.device("meta"):
+            check_exportable(AutoModelForCausalLM.from_config(model_config, trust_remote_code=args.trust_remote_code))
+        model = export_stock(load_model(args, "auto"))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    name, width, count = type(model).__name__, model.config.hidden_size, model.num_parameters()
+    if args.json:
+        report = {"model": args.model, "output": args.output, "architecture": name, "hidden_size": width}
+        print_json(report | {"parameters": count, "bytes_on_disk": size})
+    else:
+        print(f"{name}: hidden size {width:,}, {count:,} parameters, {size / 1e6:,.1f} MB")
+        print(f"Saved in {args.output}")
 
 
 # Loading and measuring
@@ -188,46 +245,3 @@ def written_aside(output: Path) -> Iterator[Path]:
         if output.exists():
             output.rmdir()
         folder.rename(output)
-
-
-# Printing
-
-
-def print_json(report: dict[str, Any]) -> None:
-    # JSON has no NaN and no infinity, which Python writes nevertheless.
-    print(json.dumps(json.loads(json.dumps(report), parse_constant=lambda name: None)))
-
-
-def print_report(report: dict[str, Any]) -> None:
-    record = report["slicegpt"]
-    counts = record["parameters_before"], record["parameters_after"]
-    sizes = report["bytes_in_memory_before"], report["bytes_on_disk_after"]
-    rows = [
-        ("", "before", "after", "change"),
-        ("parameters", *(f"{count:,}" for count in counts), change(*counts)),
-        ("size", *(f"{size / 1e6:,.1f} MB" for size in sizes), change(*sizes)),
-    ]
-    if "perplexity_on" in report:
-        figures = [report[f"perplexity_{when}"]["perplexity"] for when in ("before", "after")]
-        rows.append(
-            (f"perplexity on {report['perplexity_on']}", *(f"{figure:.2f}" for figure in figures), change(*figures))
-        )
-    print_table(rows)
-    print("Size before is of the parameters in memory, size after of the weight files on disk.")
-    share = counts[1] / counts[0] - 1
-    verb, more = ("grew", "more") if share > 0 else ("shrank", "fewer")
-    print(f"The model {verb}: {abs(share):.1%} {more} parameters.")
-    print(", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in record["seconds"].items()))
-    print(f"Saved in {report['output']}")
-
-
-def change(before: float, after: float) -> str:
-    return f"{after / before - 1:+.1%}"
-
-
-def print_table(rows: list[tuple[str, ...]]) -> None:
-    """Columns as wide as needed: the first flush left, figures flush right."""
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    for label, *figures in rows:
-        aligned = (f"{figure:>{width}}" for figure, width in zip(figures, others, strict=True))
-        print("  ".join([f"{label:<{first}}", *aligned]))

@@ -11,8 +11,10 @@ import torch
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
-DEFAULT_SPARSITY = 0.25
+DEFAULT_REDUCTION = 0.2
 ORIENTATIONS = ("pca", "random")
+ROTATIONS = ("per_block", "shared")
+METRICS = ("none", "fisher")
 EMBEDDINGS = ("auto", "tied", "sliced")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -24,10 +26,26 @@ class SliceGPTConfig(QuantizationConfigMixin):
 
     Args:
         sparsity (`float`, *optional*):
-            Share of hidden dimensions to delete, in [0, 1). 0.25 if neither this nor `widths` is given. Shortcuts add
-            weights back, so the true change in parameters is smaller; every run reports it.
+            Share of hidden dimensions to delete, in [0, 1): the paper's word. Shortcuts add weights back and tied
+            embeddings stay as they are, so the true change in parameters is another; every run reports it.
         widths (`list[int]`, *optional*):
             Width at every site, in place of `sparsity`: before each attention, before each MLP, before the final norm.
+        parameter_reduction (`float`, *optional*):
+            Share of all parameters to delete, in [0, 1), in place of `sparsity` and `widths`: shortcuts, heads tied
+            or not, everything counted. 0.2 if none of the three is given.
+        mlp_sparsity (`float`, *optional*):
+            Share of the neurons inside each MLP to delete, in [0, 1); needs `refit`. By default none, or with
+            `parameter_reduction` and `refit` the share that goes best with the width.
+        rotation (`str`, defaults to `"shared"`):
+            `"shared"` gives all sites the same axes and one width: no shortcuts, and an architecture that the family
+            itself has, see [`export`]. `"per_block"` gives every site axes of its own, and with them a shortcut to
+            every block, as in the paper.
+        refit (`bool`, defaults to `True`):
+            Whether each block's readers and writers are fitted, in order, so that the sliced stream follows the dense
+            one. The paper does not.
+        metric (`str`, defaults to `"none"`):
+            How deviations of the stream are weighed: `"none"` weighs all directions alike, `"fisher"` by the second
+            moment of the loss gradient, which takes a backward pass.
         round_to (`int`, defaults to 8):
             Widths are rounded down to a multiple of this, which GPUs want.
         slice_head (`bool`, defaults to `False`):
@@ -63,6 +81,11 @@ class SliceGPTConfig(QuantizationConfigMixin):
 
     sparsity: float | None = None
     widths: list[int] | None = None
+    parameter_reduction: float | None = None
+    mlp_sparsity: float | None = None
+    rotation: str = "shared"
+    refit: bool = True
+    metric: str = "none"
     round_to: int = 8
     slice_head: bool = False
     embeddings: str = "auto"
@@ -96,22 +119,48 @@ class SliceGPTConfig(QuantizationConfigMixin):
             raise ValueError(
                 f"Both sparsity={self.sparsity} and widths are given; widths say it all, so leave sparsity out."
             )
+        if self.parameter_reduction is not None:
+            for key in ("sparsity", "widths"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"Both parameter_reduction={self.parameter_reduction} and {key} are given; the reduction "
+                        f"determines the widths, so leave {key} out."
+                    )
         if self.widths is not None:
             self.widths = list(self.widths)
             if not self.widths or not all(_is_int(width) and width >= 1 for width in self.widths):
                 raise ValueError(f"widths={self.widths}; give one positive integer per site.")
-        elif self.sparsity is None:
-            self.sparsity = DEFAULT_SPARSITY
-        elif not _is_number(self.sparsity) or not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity={self.sparsity!r}; give the share of dimensions to delete, in [0, 1).")
+            if self.rotation == "shared" and len(set(self.widths)) > 1:
+                raise ValueError(
+                    f"widths={self.widths}; with rotation='shared' all sites must be equally wide; "
+                    "use rotation='per_block' for widths that differ."
+                )
+        elif self.sparsity is None and self.parameter_reduction is None:
+            self.parameter_reduction = DEFAULT_REDUCTION
+        shares = {"sparsity": "dimensions", "parameter_reduction": "parameters", "mlp_sparsity": "neurons"}
+        for key, what in shares.items():
+            share = getattr(self, key)
+            if share is not None and (not _is_number(share) or not 0 <= share < 1):
+                raise ValueError(f"{key}={share!r}; give the share of {what} to delete, in [0, 1).")
         for key in ("round_to", "nsamples", "seqlen", "batch_size"):
             if not _is_int(getattr(self, key)) or getattr(self, key) < 1:
                 raise ValueError(f"{key}={getattr(self, key)!r}; give a positive integer.")
         if self.seed is not None and (not _is_int(self.seed) or self.seed < 0):
             raise ValueError(f"seed={self.seed!r}; give a non-negative integer, or None for no shuffling.")
+        if self.mlp_sparsity and not self.refit:
+            raise ValueError(
+                f"mlp_sparsity={self.mlp_sparsity} with refit=False: neurons are chosen, and made up for, by the "
+                "regression of a refit; leave mlp_sparsity out or use refit=True."
+            )
         if isinstance(self.dtype, torch.dtype):
             self.dtype = str(self.dtype).removeprefix("torch.")
-        choices = {"orientation": ORIENTATIONS, "embeddings": EMBEDDINGS, "dtype": (None, *DTYPES)}
+        choices = {
+            "rotation": ROTATIONS,
+            "metric": METRICS,
+            "orientation": ORIENTATIONS,
+            "embeddings": EMBEDDINGS,
+            "dtype": (None, *DTYPES),
+        }
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
                 names = ", ".join(name for name in allowed if name)

@@ -8,9 +8,11 @@ from transformers.utils import logging
 
 from .assembly import become, sliced_class_of
 from .calibration import TokenBatches, load_batches, within_positions
-from .compress import SlicedResult, compress
+from .compress import compress
 from .configuration import SliceGPTConfig
+from .export import export_obstacle
 from .model_card import public_name
+from .walk import SlicedResult
 from .widths import SlicePlan
 
 
@@ -64,6 +66,8 @@ class SliceGPTQuantizer:
         result = compress(model, plan, batches.batches, self.config)
         result.model.config.slicegpt = self._record(model, plan, batches, result, parameters)
         become(model, result.model)
+        if not plan.shortcuts:
+            logger.info(export_obstacle(model) or "A stock class can hold this model; see export_stock.")
         if model.num_parameters() > parameters:
             logger.warning(
                 f"The model grew from {parameters:,} to {model.num_parameters():,} parameters: what slicing to widths "
@@ -87,11 +91,8 @@ class SliceGPTQuantizer:
     def _record(self, model, plan, batches: TokenBatches, result: SlicedResult, parameters: int) -> dict[str, Any]:
         """How the model was made, for `config.slicegpt`."""
         settings = self.config.to_dict()
-        made_with = ("sparsity", "round_to", "slice_head", "orientation", "seed", "dtype")
-        kept = [
-            float(energy[:width].sum() / energy.sum())
-            for energy, width in zip(result.energy, plan.widths, strict=True)
-        ]
+        made_with = ("sparsity", "parameter_reduction", "mlp_sparsity", "rotation", "refit", "metric")
+        made_with += ("round_to", "slice_head", "orientation", "seed", "dtype")
         return {
             "base_model": public_name(model.name_or_path),
             **{key: settings[key] for key in made_with},
@@ -99,7 +100,7 @@ class SliceGPTQuantizer:
             "calibration": {"source": batches.source, "tokens": batches.ntokens},
             "parameters_before": parameters,
             "parameters_after": result.model.num_parameters(),
-            "energy_kept": [round(share, 6) for share in kept],
+            "energy_kept": [round(share, 6) for share in result.energy_kept],
             "seconds": {phase: round(seconds, 2) for phase, seconds in result.seconds.items()},
         }
 

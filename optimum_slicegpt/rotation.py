@@ -81,3 +81,75 @@ def compose(weight: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
         for part, result in zip(source.split(ROWS_AT_ONCE), target.split(ROWS_AT_ONCE), strict=True):
             result.copy_(part.to(matrix) @ matrix)
     return out
+
+
+def weighed_axes(second_moment: Tensor, metric: Tensor | None) -> Tensor:
+    """
+    Orthonormal axes whose first k, for every k, span the subspace that loses least.
+
+    Without a metric, these are the principal axes. With a metric M, what a subspace loses is the least that M finds in
+    `x - y` for any linear y in the subspace: the axes are those of `M^½ C M^½`, led back by `M^-½`.
+
+    Args:
+        second_moment (`torch.Tensor` of shape `(D, D)`, float64): sum of xᵀx, C.
+        metric (`torch.Tensor` of shape `(D, D)`, float64, *optional*): positive definite.
+
+    Returns:
+        `torch.Tensor` of shape `(D, D)`, float64, orthogonal: axes in columns.
+    """
+    if metric is None:
+        return principal_axes(second_moment)[1]
+    root = torch.linalg.cholesky(metric)  # M = L Lᵀ, and Lᵀ does what M^½ would
+    axes = principal_axes(root.T @ second_moment @ root)[1]
+    return torch.linalg.qr(torch.linalg.solve_triangular(root.T, axes, upper=True))[0]
+
+
+def shared_axes(
+    second_moments: list[Tensor], metrics: list[Tensor] | list[None], width: int, steps: int = 60
+) -> Tensor:
+    """
+    Orthonormal axes that lose least over all sites together.
+
+    Without metrics, each site counts by the share of its energy that is lost, and the answer is an
+    eigen-decomposition. With metrics M, the loss `Σ tr(M E C E)`, where E projects onto what is deleted, is lowered
+    from there by steepest descent on the Stiefel manifold.
+
+    Args:
+        second_moments (`list[torch.Tensor]` of shape `(D, D)`, float64): sum of xᵀx at every site, C.
+        metrics (`list[torch.Tensor]` of shape `(D, D)`, float64, or of `None`): how each site weighs deviations.
+        width (`int`): number of axes, k.
+        steps (`int`, defaults to 60): at most so many.
+
+    Returns:
+        `torch.Tensor` of shape `(D, k)`, float64, orthonormal columns.
+    """
+    size = len(second_moments[0])
+    if width == size:
+        return torch.eye(size, dtype=torch.float64, device=second_moments[0].device)
+    axes = principal_axes(sum(moment / moment.trace() for moment in second_moments))[1]
+    if metrics[0] is None:
+        return axes[:, :width]
+    pairs = list(zip(second_moments, metrics, strict=True))
+    deleted = axes[:, width:]
+
+    def loss_and_slope(deleted):
+        loss, slope = 0.0, torch.zeros_like(deleted)
+        for moment, metric in pairs:
+            moved, weighed = moment @ deleted, metric @ deleted
+            inner, outer = deleted.T @ moved, deleted.T @ weighed
+            loss += (inner * outer).sum()
+            slope += 2 * (weighed @ inner + moved @ outer)
+        return loss, slope - deleted @ (deleted.T @ slope)
+
+    rate = 1.0
+    loss, slope = loss_and_slope(deleted)
+    for _ in range(steps):
+        while rate > 1e-6:
+            trial = torch.linalg.qr(deleted - rate * slope / slope.norm())[0]
+            trial_loss, trial_slope = loss_and_slope(trial)
+            if trial_loss < loss:
+                deleted, loss, slope = trial, trial_loss, trial_slope
+                rate *= 1.6
+                break
+            rate /= 2
+    return torch.linalg.qr(deleted, mode="complete")[0][:, size - width :]

@@ -1,6 +1,7 @@
 """Calibration batches on their way through a model: the residual stream, and what layers are called with."""
 
 import inspect
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,10 @@ class Signal:
     real: Tensor | None
     layer_kwargs: list[dict]
 
+    def tokens(self, values: Tensor) -> Tensor:
+        """Values `(B, T, ...)` of all positions that are no padding, as `(tokens, ...)`."""
+        return values.flatten(0, 1) if self.real is None else values[self.real]
+
 
 def first_signal(
     model: PreTrainedModel,
@@ -44,22 +49,15 @@ def first_signal(
     """
     family = family_of(model.config)
     body = model.base_model.get_submodule(family.body)
-    layers = getattr(body, family.layers)
+    names = tuple(inspect.signature(getattr(body, family.layers)[0].forward).parameters)[1:]
     calls = []
 
     def record(hidden_states, *args, **kwargs):
         calls.append((hidden_states, args, kwargs))
         return (hidden_states,) if family.returns_tuple else hidden_states
 
-    # An instance's `forward` comes before its class's: for this call, each layer only takes notes.
-    names = tuple(inspect.signature(layers[0].forward).parameters)[1:]
-    for layer in layers:
-        layer.forward = record
-    try:
+    with layers_replaced(model, record):
         body(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False)
-    finally:
-        for layer in layers:
-            del layer.forward
     hidden = calls[0][0].to(kept_on, dtype, copy=True)
     if family.layer_norm:
         hidden -= hidden.mean(-1, keepdim=True)
@@ -71,6 +69,26 @@ def first_signal(
             [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls], device, dtype
         ),
     )
+
+
+@contextmanager
+def layers_replaced(model: PreTrainedModel, forward):
+    """For the time of a computation, every decoder layer calls `forward` in place of its own."""
+    family = family_of(model.config)
+    layers = getattr(model.base_model.get_submodule(family.body), family.layers)
+    for layer in layers:
+        layer.forward = forward  # an instance's comes before its class's
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def injected(model: PreTrainedModel, hidden: Tensor):
+    """For the time of a computation, `hidden` `(B, T, D)` is what comes out of the model's decoder layers."""
+    output = (hidden,) if family_of(model.config).returns_tuple else hidden
+    return layers_replaced(model, lambda *args, **kwargs: output)
 
 
 def _moved(layer_kwargs: list[dict], device: torch.device, dtype: torch.dtype) -> list[dict]:

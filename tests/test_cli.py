@@ -175,6 +175,11 @@ def test_without_a_subcommand_help_is_printed(capsys):
 FIELDS = {
     "sparsity": ([0.3], 0.3),
     "widths": ([8, 16, 24, 32, 40], [8, 16, 24, 32, 40]),
+    "parameter_reduction": ([0.25], 0.25),
+    "mlp_sparsity": ([0.3], 0.3),
+    "rotation": (["shared"], "shared"),
+    "refit": ([], True),
+    "metric": (["fisher"], "fisher"),
     "round_to": ([4], 4),
     "slice_head": ([], True),
     "embeddings": (["sliced"], "sliced"),
@@ -224,6 +229,10 @@ def test_fields_without_a_flag_keep_their_defaults(config_of):
     assert config_of().to_dict() == SliceGPTConfig().to_dict()
 
 
+def test_no_refit(config_of):
+    assert config_of("--no-refit").refit is False
+
+
 def test_no_seed(config_of):
     assert config_of("--seed", "none").seed is None
 
@@ -238,9 +247,12 @@ def test_help_and_choices_agree_with_the_configuration():
         if field.name != "quant_method" and type(field.default) in (int, str):
             flag = "--" + field.name.replace("_", "-")
             assert re.search(rf" {flag} [^-].*?\(default: {field.default}[,)]", printed), flag
-    assert f"(default: {configuration.DEFAULT_SPARSITY})" in printed
+    assert f"(default: {configuration.DEFAULT_REDUCTION})" in printed
     assert register_slicegpt.DTYPES == configuration.DTYPES
     assert register_slicegpt.ORIENTATIONS == configuration.ORIENTATIONS
+    assert register_slicegpt.ROTATIONS == configuration.ROTATIONS
+    assert register_slicegpt.METRICS == configuration.METRICS
+    assert register_slicegpt.EMBEDDINGS == configuration.EMBEDDINGS
 
 
 def test_parsers_import_nothing_heavy():
@@ -288,6 +300,9 @@ def test_a_file_as_output_is_refused(arguments, tmp_path, capsys):
         (["--sparsity", 1.5], r"sparsity=1.5; give the share"),
         (["--sparsity", 0.3, "--widths", 8], r"Both sparsity=0.3 and widths"),
         (["--widths", 8, 16], r"widths has 2 entries; this model has 5 sites"),
+        (["--sparsity", 0.3, "--parameter-reduction", 0.2], r"Both parameter_reduction=0.2 and sparsity are given"),
+        (["--parameter-reduction", 0.99], r"parameter_reduction=0.99 is out of reach"),
+        (["--mlp-sparsity", 0.9], r"mlp_sparsity=0.9 leaves no neuron of 40"),
         (["--seed", -1], r"seed=-1"),
         (["--device", "cuda:99"], r"device='cuda:99' is not available here"),
         (

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from optimum_slicegpt import SliceGPTConfig
-from optimum_slicegpt.configuration import DEFAULT_SPARSITY
+from optimum_slicegpt.configuration import DEFAULT_REDUCTION
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,10 @@ from optimum_slicegpt.configuration import DEFAULT_SPARSITY
     [
         SliceGPTConfig(),
         SliceGPTConfig(sparsity=0.3, dataset=["a.txt", "b.txt"], seed=None, dtype=torch.bfloat16, device="cuda:1"),
-        SliceGPTConfig(widths=(8, 16), orientation="random", tokenizer="some/name", slice_head=True),
+        SliceGPTConfig(
+            widths=(8, 16), rotation="per_block", orientation="random", tokenizer="some/name", slice_head=True
+        ),
+        SliceGPTConfig(parameter_reduction=0.25, mlp_sparsity=0.5, rotation="shared", refit=True, metric="fisher"),
     ],
 )
 def test_json_round_trip(config):
@@ -22,8 +25,20 @@ def test_json_round_trip(config):
 
 def test_defaults():
     config = SliceGPTConfig()
-    assert (config.sparsity, config.widths, config.dataset) == (DEFAULT_SPARSITY, None, "auto")
+    assert (config.parameter_reduction, config.sparsity, config.widths) == (DEFAULT_REDUCTION, None, None)
+    assert config.dataset == "auto"
     assert config.quant_method == "slicegpt"
+    assert (config.rotation, config.refit, config.metric, config.mlp_sparsity) == ("shared", True, "none", None)
+
+
+def test_a_reduction_leaves_sparsity_and_widths_open():
+    for reduction in (0, 0.25):
+        config = SliceGPTConfig(parameter_reduction=reduction)
+        assert (config.sparsity, config.widths) == (None, None)
+
+
+def test_shared_axes_take_widths_that_are_all_the_same():
+    assert SliceGPTConfig(widths=[8, 8], rotation="shared").widths == [8, 8]
 
 
 def test_what_json_cannot_hold_stays_out_of_the_dict(tmp_path):
@@ -51,6 +66,25 @@ def test_deepcopy_keeps_data_and_tokenizer_by_reference():
         ({"sparsity": float("nan")}, r"sparsity=nan; .* in \[0, 1\)"),
         ({"sparsity": "0.3"}, r"sparsity='0.3'; .* in \[0, 1\)"),
         ({"sparsity": 0.3, "widths": [8]}, "Both sparsity=0.3 and widths are given"),
+        (
+            {"parameter_reduction": 0.2, "sparsity": 0.3},
+            "Both parameter_reduction=0.2 and sparsity are given; .* leave sparsity out",
+        ),
+        (
+            {"parameter_reduction": 0.2, "widths": [8]},
+            "Both parameter_reduction=0.2 and widths are given; .* leave widths out",
+        ),
+        (
+            {"parameter_reduction": 1},
+            r"parameter_reduction=1; give the share of parameters to delete, in \[0, 1\)",
+        ),
+        ({"parameter_reduction": -0.1}, r"parameter_reduction=-0.1; give the share"),
+        ({"parameter_reduction": "0.3"}, r"parameter_reduction='0.3'; give the share"),
+        ({"mlp_sparsity": 1.0}, r"mlp_sparsity=1.0; give the share of neurons to delete, in \[0, 1\)"),
+        ({"mlp_sparsity": float("nan")}, r"mlp_sparsity=nan; give the share"),
+        ({"widths": [8, 16], "rotation": "shared"}, r"widths=\[8, 16\]; with rotation='shared' all sites"),
+        ({"rotation": "none"}, "rotation='none'; choose one of per_block, shared"),
+        ({"metric": "l2"}, "metric='l2'; choose one of none, fisher"),
         ({"widths": []}, r"widths=\[\]; give one positive integer per site"),
         ({"widths": [8, 0]}, r"widths=\[8, 0\]; give one positive integer per site"),
         ({"widths": [8, 2.5]}, r"widths=\[8, 2.5\]; give one positive integer per site"),

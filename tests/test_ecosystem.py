@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, infer_auto_device_map
 from test_roundtrip import sliced as sliced_family
-from tiny import HIDDEN, VOCAB, build, calibration, relative_error, tokens
+from tiny import HIDDEN, VOCAB, build, calibration, paper, relative_error, tokens
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
     AutoModelForCausalLM,
@@ -13,8 +13,6 @@ from transformers import (
     GenerationConfig,
     pipeline,
 )
-
-from optimum_slicegpt import SliceGPTConfig
 
 
 KINDS = ["llama", "tied", "opt", "phi", "gpt2", "mixtral"]
@@ -25,7 +23,7 @@ def sliced(kind, dtype=torch.float32):
     """A sliced tiny model whose widths differ: of a family, or a llama whose head is tied to its embeddings."""
     if kind != "tied":
         return sliced_family(kind, dtype)
-    config = SliceGPTConfig(widths=[44, 40, 36, 32, 28], dataset=calibration(), embeddings="tied")
+    config = paper(widths=[44, 40, 36, 32, 28], dataset=calibration(), embeddings="tied")
     return build("llama", dtype, tie_word_embeddings=True).compress(config)
 
 
@@ -241,7 +239,7 @@ def test_offloading_a_model_in_memory(tmp_path):
 
 
 def rounded(name):
-    return build(name, torch.float32).compress(SliceGPTConfig(sparsity=0.3, dataset=calibration()))
+    return build(name, torch.float32).compress(paper(sparsity=0.3, dataset=calibration()))
 
 
 @torch.no_grad()

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TINY, build, calibration, differing_widths, relative_error, tokens
+from tiny import TINY, build, calibration, differing_widths, paper, relative_error, tokens
 from transformers import AutoModelForCausalLM
 
-from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.modeling.families import family_of
 
 
@@ -15,7 +14,7 @@ EXPERTS = [name for name in TINY if family_of(build(name).config).moe]
 
 def sliced(name, dtype=torch.float32):
     dense = build(name, dtype)
-    return dense.compress(SliceGPTConfig(widths=differing_widths(dense.config), dataset=calibration()))
+    return dense.compress(paper(widths=differing_widths(dense.config), dataset=calibration()))
 
 
 @torch.no_grad()
@@ -37,7 +36,7 @@ def test_a_single_expert_is_sliced_as_an_mlp(orientation):
     llama.load_state_dict(weights, strict=True)
     assert relative_error(mixture(tokens()).logits, llama(tokens()).logits) < 1e-6
 
-    config = SliceGPTConfig(widths=[44, 36, 36, 28, 28], orientation=orientation, dataset=calibration())
+    config = paper(widths=[44, 36, 36, 28, 28], orientation=orientation, dataset=calibration())
     energies = [model.compress(config).config.slicegpt["energy_kept"] for model in (mixture, llama)]
     assert energies[0] == pytest.approx(energies[1], abs=1e-5) and max(energies[0]) < 1
     assert relative_error(mixture(tokens()).logits, llama(tokens()).logits) < 1e-5
@@ -49,7 +48,7 @@ def test_published_checkpoints_hold_experts_one_by_one(name, tmp_path):
     dense = build(name, torch.float32)
     dense.save_pretrained(tmp_path / "dense")
     assert any(".experts.0." in key for key in load_file(tmp_path / "dense" / "model.safetensors"))
-    config = SliceGPTConfig(sparsity=0.3, dataset=calibration())
+    config = paper(sparsity=0.3, dataset=calibration())
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", quantization_config=config)
     model.save_pretrained(tmp_path / "sliced")
     assert load_file(tmp_path / "sliced" / "model.safetensors").keys() == model.state_dict().keys()

@@ -4,10 +4,10 @@ import functools
 
 import pytest
 import torch
-from tiny import TINY, build, calibration, relative_error, tokens
+from tiny import TINY, build, calibration, paper, relative_error, tokens
 from torch import nn
 
-from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt import SlicePlan
 from optimum_slicegpt.compress import compress
 from optimum_slicegpt.modeling.families import family_of
 from optimum_slicegpt.modeling.weights import Writer
@@ -15,7 +15,7 @@ from optimum_slicegpt.modeling.weights import Writer
 
 def rotate(model):
     """Random rotations at every site, nothing deleted."""
-    return model.compress(SliceGPTConfig(sparsity=0, orientation="random", dataset=calibration()))
+    return model.compress(paper(sparsity=0, orientation="random", dataset=calibration()))
 
 
 def in_float32(norm):
@@ -80,7 +80,7 @@ def test_error_falls_with_dtype(name):
 
 @pytest.mark.parametrize("name", TINY)
 def test_dense_model_is_not_changed_by_a_walk(name):
-    model, config = build(name), SliceGPTConfig(sparsity=0.3)
+    model, config = build(name), paper(sparsity=0.3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     compress(model, SlicePlan.from_config(config, model.config), calibration(), config)
     after = model.state_dict()
@@ -115,7 +115,7 @@ def test_slicing_empty_dimensions_is_lossless_on_unseen_tokens(name):
     model = with_float64_norms(build(name, tie_word_embeddings=False))
     confine_writers(model, rank=16)
     expected = model(tokens(seed=7)).logits
-    config = SliceGPTConfig(sparsity=2 / 3, slice_head=True, dataset=calibration())
+    config = paper(sparsity=2 / 3, slice_head=True, dataset=calibration())
     sliced = with_float64_norms(model.compress(config))
     assert set(sliced.config.widths) == {16}
     assert relative_error(sliced(tokens(seed=7)).logits, expected) < 1e-8
@@ -124,7 +124,7 @@ def test_slicing_empty_dimensions_is_lossless_on_unseen_tokens(name):
 @torch.no_grad()
 def test_random_orientation_is_the_same_function_as_pca():
     logits = [
-        build("llama").compress(SliceGPTConfig(sparsity=0.3, orientation=orientation, dataset=calibration()))(tokens())
+        build("llama").compress(paper(sparsity=0.3, orientation=orientation, dataset=calibration()))(tokens())
         for orientation in ("pca", "random")
     ]
     assert relative_error(logits[0].logits, logits[1].logits) < 1e-6
@@ -134,7 +134,7 @@ def test_random_orientation_is_the_same_function_as_pca():
 def test_random_orientation_spreads_outliers():
     tables = {
         orientation: build("llama")
-        .compress(SliceGPTConfig(sparsity=0.3, orientation=orientation, dataset=calibration()))
+        .compress(paper(sparsity=0.3, orientation=orientation, dataset=calibration()))
         .get_input_embeddings()
         .weight
         for orientation in ("pca", "random")
@@ -145,7 +145,7 @@ def test_random_orientation_spreads_outliers():
 
 @torch.no_grad()
 def test_calibration_dtype_changes_little_and_weights_keep_theirs():
-    reference = build("llama").compress(SliceGPTConfig(sparsity=0.2, dataset=calibration()))
-    coarse = build("llama").compress(SliceGPTConfig(sparsity=0.2, dataset=calibration(), dtype="float32"))
+    reference = build("llama").compress(paper(sparsity=0.2, dataset=calibration()))
+    coarse = build("llama").compress(paper(sparsity=0.2, dataset=calibration(), dtype="float32"))
     assert coarse.dtype == torch.float64
     assert 1e-12 < relative_error(coarse(tokens()).logits, reference(tokens()).logits) < 1e-3

@@ -3,15 +3,14 @@
 import pytest
 import torch
 from huggingface_hub import constants
-from tiny import build, calibration
+from tiny import build, calibration, paper
 
-from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.hub import push_to_hub
 from optimum_slicegpt.model_card import TAGS, model_card, public_name
 
 
 def sliced(**settings):
-    return build("llama", torch.float32, vocab_size=98).compress(SliceGPTConfig(dataset=calibration(), **settings))
+    return build("llama", torch.float32, vocab_size=98).compress(paper(dataset=calibration(), **settings))
 
 
 def described(**record):

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 from test_ecosystem import sliced
-from tiny import build, calibration, relative_error, tokens
+from tiny import build, calibration, paper, relative_error, tokens
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
-from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity
+from optimum_slicegpt import evaluate_perplexity
 
 
 KEPT = [".*_shortcut", "lm_head"]
@@ -123,7 +123,7 @@ def test_bitsandbytes(bits, tmp_path):
     # On some CPUs its 4-bit layers want sizes in multiples of 64.
     sizes = {"hidden_size": 192, "intermediate_size": 128, "num_attention_heads": 8, "num_key_value_heads": 8}
     whole = build("llama", torch.float32, **sizes)
-    whole.compress(SliceGPTConfig(widths=[128] * 5, dataset=calibration(12))).save_pretrained(tmp_path)
+    whole.compress(paper(widths=[128] * 5, dataset=calibration(12))).save_pretrained(tmp_path)
     config = BitsAndBytesConfig(**{f"load_in_{bits}bit": True}, llm_int8_skip_modules=KEPT)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})
     assert quantized(model) == PROJECTIONS

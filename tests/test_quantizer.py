@@ -5,17 +5,17 @@ import logging
 
 import pytest
 import torch
-from tiny import HIDDEN, TINY, VOCAB, build, calibration, relative_error, tokens
+from tiny import HIDDEN, TINY, VOCAB, build, calibration, paper, relative_error, tokens
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import optimum_slicegpt
-from optimum_slicegpt import SliceGPTConfig, SliceGPTQuantizer
+from optimum_slicegpt import SliceGPTQuantizer
 from optimum_slicegpt.assembly import become, build_sliced
 from optimum_slicegpt.modeling.modeling_sliced import SlicedLlamaForCausalLM
 
 
 def config(**kwargs):
-    return SliceGPTConfig(**{"sparsity": 0.3, "dataset": calibration()} | kwargs)
+    return paper(**{"sparsity": 0.3, "dataset": calibration()} | kwargs)
 
 
 def equal(first, second):

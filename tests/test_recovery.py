@@ -3,13 +3,11 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import TINY, build, calibration, relative_error, tokens
-
-from optimum_slicegpt import SliceGPTConfig
+from tiny import TINY, build, calibration, paper, relative_error, tokens
 
 
 def sliced(name="llama", dtype=torch.float32):
-    return build(name, dtype).compress(SliceGPTConfig(sparsity=0.3, dataset=calibration()))
+    return build(name, dtype).compress(paper(sparsity=0.3, dataset=calibration()))
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import aligned, build, calibration, tokens
+from tiny import aligned, build, calibration, paper, tokens
 from transformers import AutoModelForCausalLM
-
-from optimum_slicegpt import SliceGPTConfig
 
 
 FILES = {"configuration_sliced.py", "families.py", "modeling_sliced.py", "weights.py"}
@@ -60,9 +58,7 @@ def python_without_the_package(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "tied"), [("llama", True), ("gpt2", True), ("qwen3_moe", False)])
 def test_loads_generates_trains_and_saves_without_us(name, tied, tmp_path, python_without_the_package):
-    config = SliceGPTConfig(
-        sparsity=0.3, slice_head=True, dataset=calibration(), embeddings="tied" if tied else "auto"
-    )
+    config = paper(sparsity=0.3, slice_head=True, dataset=calibration(), embeddings="tied" if tied else "auto")
     build(name, torch.float32, tie_word_embeddings=tied).compress(config).save_pretrained(tmp_path / "model")
     assert FILES == {path.name for path in (tmp_path / "model").glob("*.py")}
     torch.save(tokens(), tmp_path / "inputs.pt")
@@ -84,7 +80,7 @@ def test_loads_generates_trains_and_saves_without_us(name, tied, tmp_path, pytho
 
 
 def test_local_code_wins(tmp_path):
-    model = build("llama", torch.float32).compress(SliceGPTConfig(sparsity=0.3, dataset=calibration()))
+    model = build("llama", torch.float32).compress(paper(sparsity=0.3, dataset=calibration()))
     model.save_pretrained(tmp_path)
     (tmp_path / "modeling_sliced.py").write_text("raise RuntimeError('this must not run')")
     for trust in (None, False, True):

@@ -8,10 +8,9 @@ import sys
 
 import pytest
 import torch
-from tiny import TINY, aligned, build, calibration, differing_widths, relative_error, tokens
+from tiny import TINY, aligned, build, calibration, differing_widths, paper, relative_error, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
-from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.modeling.configuration_sliced import SlicedLlamaConfig
 from optimum_slicegpt.modeling.families import family_of
 
@@ -31,7 +30,7 @@ for name in sys.argv[2:]:
 def sliced(name, dtype=torch.float32):
     """A sliced tiny model whose widths differ."""
     dense = build(name, dtype)
-    return dense.compress(SliceGPTConfig(widths=differing_widths(dense.config), dataset=calibration()))
+    return dense.compress(paper(widths=differing_widths(dense.config), dataset=calibration()))
 
 
 def test_fresh_process_gives_the_same_bits(tmp_path):

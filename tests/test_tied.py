@@ -3,17 +3,17 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import HIDDEN, TINY, VOCAB, build, calibration, relative_error, tokens
+from tiny import HIDDEN, TINY, VOCAB, build, calibration, paper, relative_error, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt import SlicePlan
 
 
 TIEABLE = [name for name in TINY if "tie_word_embeddings" in AutoConfig.for_model(name.split("-")[0]).to_dict()]
 
 
 def sliced(name="llama", dtype=torch.float64, embeddings="tied", **kwargs):
-    config = SliceGPTConfig(**{"sparsity": 0.3, "dataset": calibration(), "embeddings": embeddings} | kwargs)
+    config = paper(**{"sparsity": 0.3, "dataset": calibration(), "embeddings": embeddings} | kwargs)
     return build(name, dtype, tie_word_embeddings=True).compress(config)
 
 
@@ -44,7 +44,7 @@ def test_rotation_keeps_logits(name):
 @pytest.mark.parametrize("name", TIEABLE)
 def test_parameters_are_predicted_exactly(name):
     model = build(name, tie_word_embeddings=True)
-    config = SliceGPTConfig(sparsity=0.3, slice_head=True, embeddings="tied")
+    config = paper(sparsity=0.3, slice_head=True, embeddings="tied")
     plan = SlicePlan.from_config(config, model.config)
     assert plan.tied
     assert sliced(name, slice_head=True).num_parameters() == plan.num_parameters(model)
@@ -87,16 +87,16 @@ def test_auto_takes_the_smaller():
     for model, tied in ((few, False), (many, True)):
         counts = {}
         for embeddings in ("auto", "tied", "sliced"):
-            plan = SlicePlan.from_config(SliceGPTConfig(sparsity=0.3, embeddings=embeddings), model.config)
+            plan = SlicePlan.from_config(paper(sparsity=0.3, embeddings=embeddings), model.config)
             counts[embeddings] = plan.num_parameters(model)
         assert counts["auto"] == min(counts.values()) == counts["tied" if tied else "sliced"]
 
 
 def test_an_untied_model_has_no_tie_to_keep():
     model = build("llama", tie_word_embeddings=False)
-    assert not SlicePlan.from_config(SliceGPTConfig(sparsity=0.3), model.config).tied
+    assert not SlicePlan.from_config(paper(sparsity=0.3), model.config).tied
     with pytest.raises(ValueError, match="embeddings='tied', but this model's head has a matrix of its own"):
-        SlicePlan.from_config(SliceGPTConfig(sparsity=0.3, embeddings="tied"), model.config)
+        SlicePlan.from_config(paper(sparsity=0.3, embeddings="tied"), model.config)
 
 
 def test_the_record_says_which():

@@ -1,15 +1,16 @@
 import logging
 
 import pytest
-from tiny import HIDDEN, TINY, build, calibration, differing_widths
+from tiny import HIDDEN, TINY, build, calibration, differing_widths, paper
 
-from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt import SlicePlan
+from optimum_slicegpt.assembly import build_sliced
 from optimum_slicegpt.modeling.configuration_sliced import SLICED_CONFIGS
 from optimum_slicegpt.modeling.families import family_of
 
 
 def plan(name="llama", **kwargs):
-    return SlicePlan.from_config(SliceGPTConfig(**kwargs), build(name).config)
+    return SlicePlan.from_config(paper(**kwargs), build(name).config)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -17,9 +18,21 @@ def plan(name="llama", **kwargs):
 def test_parameters_are_predicted_exactly(name, tied):
     model = build(name, tie_word_embeddings=tied)
     for choice in ({"sparsity": 0.3}, {"sparsity": 0}, {"widths": differing_widths(model.config)}):
-        config = SliceGPTConfig(**choice, dataset=calibration())
+        config = paper(**choice, dataset=calibration())
         predicted = SlicePlan.from_config(config, model.config).num_parameters(model)
         assert build(name, tie_word_embeddings=tied).compress(config).num_parameters() == predicted
+
+
+@pytest.mark.parametrize("shortcuts", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", TINY)
+def test_architectures_are_predicted_exactly(name, tied, shortcuts):
+    model = build(name, tie_word_embeddings=tied)
+    widths = differing_widths(model.config) if shortcuts else [28] * len(differing_widths(model.config))
+    for stays_tied in {tied, False}:
+        for inner in (None,) if family_of(model.config).moe else (None, 17):
+            expected = SlicePlan(HIDDEN, tuple(widths), stays_tied, shortcuts, inner)
+            assert build_sliced(model, expected).num_parameters() == expected.num_parameters(model)
 
 
 def test_widths_are_rounded_down_and_the_head_stays_full():
@@ -27,6 +40,40 @@ def test_widths_are_rounded_down_and_the_head_stays_full():
     assert plan(sparsity=0.25, round_to=1).widths == (36, 36, 36, 36, 48)
     assert plan(sparsity=0.25, round_to=5, slice_head=True).widths == (35,) * 5
     assert plan("phi", sparsity=0.5).widths == (24, 24, 48)
+
+
+def test_shared_axes_give_all_sites_one_width():
+    for slice_head in (True, False):
+        shared = plan(sparsity=0.25, rotation="shared", slice_head=slice_head)
+        assert (shared.widths, shared.shortcuts) == ((32,) * 5, False)
+    assert plan("gpt2", sparsity=0, rotation="shared").widths == (48,) * 5
+    assert plan("mixtral", sparsity=0.25, rotation="shared").widths == (32,) * 5
+    assert not plan(widths=[40] * 5, rotation="shared").shortcuts
+
+
+def test_neurons_are_rounded_down():
+    assert plan(sparsity=0.25, mlp_sparsity=0.5).inner == 16
+    assert plan(sparsity=0.25, mlp_sparsity=0.5, round_to=1).inner == 20
+    assert plan(sparsity=0.25, mlp_sparsity=0.9, round_to=1).inner == 4  # which floating point would make 3
+    assert plan(widths=[40] * 5, mlp_sparsity=0.1).inner == 32
+    assert plan("opt", mlp_sparsity=0.5).inner == plan("gpt2", mlp_sparsity=0.5).inner == 16
+    assert SlicePlan.from_config(paper(mlp_sparsity=0.5), build("gpt2", n_inner=None).config).inner == 96
+
+
+def test_neurons_stay_unless_asked_for():
+    assert plan(sparsity=0.25).inner is None
+    assert plan(sparsity=0.25, mlp_sparsity=0).inner is None
+    assert plan("mixtral", mlp_sparsity=0).inner is None
+
+
+def test_mlp_sparsity_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="mlp_sparsity=0.9 leaves no neuron of 40 .* round_to=8; lower either"):
+        plan(mlp_sparsity=0.9)
+
+
+def test_mlp_sparsity_of_experts_is_refused():
+    with pytest.raises(ValueError, match="mlp_sparsity=0.3, but the MLPs of a mixtral model .* leave mlp_sparsity"):
+        plan("mixtral", mlp_sparsity=0.3)
 
 
 def test_sparsity_zero_keeps_a_size_that_is_no_multiple():
@@ -60,6 +107,12 @@ def test_head_at_full_width_keeps_what_must_be_as_wide(caplog):
         assert plan("gpt2", sparsity=0.25).widths == (48, 32, 32, 32, 48)
     assert "Site 0 is not sliced: it must be as wide as site 4, which the head reads, because the mod" in caplog.text
     assert "slice_head=True slices both" in caplog.text
+
+
+def test_where_nothing_is_sliced_there_is_no_exception(caplog):
+    with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
+        assert plan("mixtral", sparsity=0).widths == plan("gpt2", parameter_reduction=0).widths == (48,) * 5
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt2"])

@@ -3,6 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.modeling.families import family_of
 
 
@@ -55,6 +56,11 @@ TINY = {
     },
 }
 """Test name -> arguments of the family's configuration. A name is a model_type, and after a dash perhaps a variant."""
+
+
+def paper(**kwargs):
+    """The paper's method: axes per block, nothing fitted."""
+    return SliceGPTConfig(rotation="per_block", refit=False, **kwargs)
 
 
 def build(name: str, dtype=torch.float64, **overrides):

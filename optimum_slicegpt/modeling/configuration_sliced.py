@@ -17,6 +17,8 @@ class SlicedConfigMixin:
     - `widths`: width of the stream at every site, first to final norm.
     - `embedding_size`: D where the table of embeddings is left as wide as it was, because the head shares it. Then one
       linear layer leads from the embeddings to the first site, another from the final norm back to D dimensions.
+    - `shortcuts`: whether every site has a basis of its own, with a linear layer on each residual connection that
+      leads from one to the next. Without them, all sites share one basis and one width.
     - `head_dim`: explicit, because no width determines it any more.
     - `slicegpt`: how the model was made; informative only.
     """
@@ -46,6 +48,8 @@ class SlicedConfigMixin:
                 f"{self.original_hidden_size}."
             )
         check_equal_widths(self, self.widths, tied=self.embedding_size is not None)
+        if not self.shortcuts and len(set(self.widths)) > 1:
+            raise ValueError(f"widths={self.widths}; without shortcuts all sites must be equally wide.")
         last = self.embedding_size or self.widths[-1]
         if self.hidden_size != last:
             raise ValueError(
@@ -73,6 +77,7 @@ def _sliced_config_class(model_type: str) -> type:
         "widths": list[int] | None,
         "original_hidden_size": int | None,
         "embedding_size": int | None,
+        "shortcuts": bool,
         "head_dim": int | None,  # some families lack it, and Falcon computes it from the hidden size
         "slicegpt": dict | None,
     }
@@ -82,6 +87,7 @@ def _sliced_config_class(model_type: str) -> type:
         "__doc__": f"Configuration of a sliced {model_type} model. See [`SlicedConfigMixin`] for what it adds.",
         "model_type": f"sliced_{model_type}",
         **dict.fromkeys(fields),
+        "shortcuts": True,
     }
     return strict(type(f"Sliced{base.__name__}", (SlicedConfigMixin, base), namespace))
 

@@ -6,117 +6,10 @@ A family is a `model_type` of transformers. Its row holds names, never code: the
 and know no other names.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
+from .family import Family
 
-@dataclass(frozen=True)
-class Block:
-    """
-    A part of a decoder layer between two sites: it reads the stream at one, and adds to it before the next.
-
-    Names are relative to the decoder layer.
-    """
-
-    kind: str
-    """`"attn"`, `"mlp"`, or `"parallel"` where one residual connection spans both."""
-    reads: tuple[tuple[str, tuple[str, ...]], ...]
-    """Pairs of a norm and the weights that read its output."""
-    writers: tuple[str, ...]
-    """Weights whose outputs are added to the stream."""
-    shortcut: str
-    """The linear layer on the residual connection of a sliced layer."""
-    keeps_width: bool = False
-    """Whether the site after it must be as wide as the one before."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """
-    Names of the modules of one model family. A reader or a writer is a module with a weight, or a bare parameter.
-
-    `body` is relative to the base model (`model.base_model`), `layers`, `embeddings` and `final_norm` to the body,
-    `head` to the causal language model, everything else to a decoder layer.
-    """
-
-    body: str = ""
-    layers: str = "layers"
-    embeddings: tuple[str, ...] = ("embed_tokens",)
-    """Tables whose sum starts the stream: tokens first, then learned positions."""
-    final_norm: str = "norm"
-    head: str = "lm_head"
-
-    attn: str = "self_attn"
-    attn_norm: str = "input_layernorm"
-    attn_readers: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-    attn_writer: str = "self_attn.o_proj"
-    attn_dropout: str | None = None
-    """A module, or a number on the layer, applied to the block's output while training."""
-
-    mlp: tuple[str, ...] = ("mlp",)
-    """Modules applied one after another."""
-    mlp_norm: str | None = "post_attention_layernorm"
-    """`None` where attention and MLP read the same norm."""
-    mlp_readers: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    mlp_writer: str = "mlp.down_proj"
-    mlp_dropout: str | None = None
-
-    layer_norm: bool = False
-    """Whether norms subtract the mean. They become RMSNorms, once the writers are centred."""
-    norm_eps: float | None = None
-    """The eps of norms that have it in their code only."""
-    gain_offset: float = 0.0
-    """What norms add to their weight before they multiply by it."""
-    residual_multiplier: str | None = None
-    """A number on the layer, by which blocks' outputs are multiplied."""
-    parallel: bool = False
-    """Whether attention and MLP share one residual connection."""
-    moe: bool = False
-    """Whether the MLP is a mixture of experts."""
-    restores_shape: bool = False
-    """Whether the body ends by giving its output the shape that the embeddings had."""
-    returns_tuple: bool = False
-    """Whether layers return the stream in a tuple, with attention weights behind it."""
-    size_keys: tuple[str, ...] = ("hidden_size",)
-    """Config keys that hold the width of the stream."""
-    variants: tuple[tuple[str, Any, dict[str, Any]], ...] = ()
-    """Config keys that change this row when they hold a value: `(key, value, {field: other value})`."""
-    requires: tuple[tuple[str, Any, str], ...] = ()
-    """Config keys that must hold a value, and why: `(key, value, reason)`."""
-
-    @property
-    def blocks(self) -> tuple[Block, ...]:
-        """Blocks of one decoder layer, in the order in which the stream meets them."""
-        attn = (self.attn_norm, self.attn_readers)
-        if not self.parallel:
-            mlp = (self.mlp_norm, self.mlp_readers)
-            return (
-                Block("attn", (attn,), (self.attn_writer,), "attn_shortcut"),
-                Block("mlp", (mlp,), (self.mlp_writer,), "mlp_shortcut", keeps_width=self.moe),
-            )
-        if self.mlp_norm is None:
-            reads = ((self.attn_norm, self.attn_readers + self.mlp_readers),)
-        else:
-            reads = (attn, (self.mlp_norm, self.mlp_readers))
-        return (Block("parallel", reads, (self.attn_writer, self.mlp_writer), "attn_shortcut"),)
-
-    def num_sites(self, config) -> int:
-        """Norms that read the stream: one before every block and one before the head (SliceGPT, section 3.3)."""
-        return config.num_hidden_layers * len(self.blocks) + 1
-
-    def equal_sites(self, config, tied: bool) -> list[tuple[int, int, str]]:
-        """Pairs of sites that must be equally wide, and why. Projections to and from a tied table keep ends apart."""
-        last = self.num_sites(config) - 1
-        pairs = [
-            (site, site + 1, EXPERTS_KEEP_WIDTH)
-            for site in range(last)
-            if self.blocks[site % len(self.blocks)].keeps_width
-        ]
-        return pairs + [(0, last, ENDS_MEET)] * (self.restores_shape and not tied)
-
-
-EXPERTS_KEEP_WIDTH = "experts write as many dimensions as they read"
-ENDS_MEET = "the model gives its output the shape that the embeddings had"
 
 FAMILIES: dict[str, Family] = {
     # RMSNorm
@@ -194,6 +87,7 @@ FAMILIES: dict[str, Family] = {
         mlp_readers=("fc1",),
         mlp_writer="fc2",
         mlp_dropout="dropout",
+        inner_key="ffn_dim",
         layer_norm=True,
         size_keys=("hidden_size", "word_embed_proj_dim"),
         requires=(
@@ -212,6 +106,7 @@ FAMILIES: dict[str, Family] = {
         mlp_norm="ln_2",
         mlp_readers=("mlp.c_fc",),
         mlp_writer="mlp.c_proj",
+        inner_key="n_inner",
         layer_norm=True,
         restores_shape=True,
         size_keys=("n_embd",),
@@ -229,6 +124,7 @@ FAMILIES: dict[str, Family] = {
         mlp_readers=("mlp.dense_h_to_4h",),
         mlp_writer="mlp.dense_4h_to_h",
         mlp_dropout="hidden_dropout",
+        inner_key="ffn_hidden_size",
         layer_norm=True,
         parallel=True,
         returns_tuple=True,

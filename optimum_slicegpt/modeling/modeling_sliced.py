@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from .configuration_sliced import SLICED_CONFIGS
-from .families import Block, Family, family_of
+from .families import family_of
+from .family import Block, Family
 from .weights import Reader, Writer
 
 
@@ -26,8 +27,8 @@ class SlicedLayerMixin:
     """
     The one forward of a decoder layer, for every family. Goes in front of the family's own layer class.
 
-    A block reads the stream through its norm; its output is added to what the shortcut makes of the residual
-    connection, because the next block lives in another basis (SliceGPT, equation 8).
+    A block reads the stream through its norm. Where the next block lives in another basis, its output is added to what
+    a shortcut makes of the residual connection (SliceGPT, equation 8).
     """
 
     _family: Family
@@ -85,7 +86,8 @@ class SlicedLayerMixin:
             hidden_states = self.embedding_projection(hidden_states)
         for block in self._blocks:
             output = self.block_output(block.kind, hidden_states, kwargs)
-            hidden_states = getattr(self, block.shortcut)(hidden_states) + output
+            shortcut = getattr(self, block.shortcut)
+            hidden_states = (hidden_states if shortcut is None else shortcut(hidden_states)) + output
         return (hidden_states, None) if self._family.returns_tuple else hidden_states
 
 
@@ -157,6 +159,8 @@ class SlicedModelMixin:
             layer._family, layer._blocks = family, family.blocks
             for block in layer._blocks:
                 self._slice_block(layer, block, widths[site], widths[site + 1], like)
+                shortcut = _shortcut(widths[site], widths[site + 1], like) if config.shortcuts else None
+                layer.register_module(block.shortcut, shortcut)
                 site += 1
         if config.embedding_size is not None:
             layers[0].embedding_projection = _shortcut(config.embedding_size, widths[0], like)
@@ -177,7 +181,6 @@ class SlicedModelMixin:
             _resize_norm(layer, norm, width_in, layer._family, like)
         for writer in block.writers:
             Writer(layer, writer).resize(width_out)
-        setattr(layer, block.shortcut, _shortcut(width_in, width_out, like))
 
     def save_pretrained(self, *args, **kwargs):
         # This class and its configuration add themselves; a checkpoint is to load as any class of its family.

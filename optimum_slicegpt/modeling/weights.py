@@ -18,6 +18,8 @@ class StreamWeight:
 
     size_names: tuple[str, ...]
     """Attributes in which layers of any kind note how wide the stream is."""
+    row_names: tuple[str, ...]
+    """The same of the other axis."""
 
     def __init__(self, parent: nn.Module, name: str):
         owner, _, child = name.rpartition(".")
@@ -42,7 +44,7 @@ class StreamWeight:
 
     def set(self, weight: Tensor, bias: Tensor | None = None, *, like: Tensor) -> None:
         """
-        Gives the weight `(..., rows, width)` and, unless `None`, the bias. Layers learn of their new width.
+        Gives the weight `(..., rows, width)` and, unless `None`, the bias. Layers learn of their new size.
 
         Args:
             weight (`torch.Tensor` of shape `(..., rows, width)`): in any layout; what is stored is contiguous.
@@ -53,9 +55,10 @@ class StreamWeight:
         setattr(self.module, self.key, nn.Parameter(stored.to(like.device, like.dtype)))
         if bias is not None:
             self.module.bias = nn.Parameter(bias.to(like.device, like.dtype))
-        for name in self.size_names:
-            if hasattr(self.module, name):
-                setattr(self.module, name, weight.shape[-1])
+        for names, size in ((self.size_names, weight.shape[-1]), (self.row_names, weight.shape[-2])):
+            for name in names:
+                if hasattr(self.module, name):
+                    setattr(self.module, name, size)
 
     def _resize(self, width, bias_size):
         old = self.weight
@@ -68,6 +71,7 @@ class Reader(StreamWeight):
     """A weight that the stream is multiplied by: `(..., out, width)`."""
 
     size_names = ("in_features", "nx", "hidden_dim")
+    row_names = ("out_features", "nf")
 
     @property
     def transposed(self) -> bool:
@@ -82,6 +86,7 @@ class Writer(StreamWeight):
     """A weight whose output is added to the stream: `(..., in, width)`. A table of embeddings is one."""
 
     size_names = ("out_features", "nf", "hidden_dim", "embedding_dim")
+    row_names = ("in_features", "nx")
 
     @property
     def transposed(self) -> bool:

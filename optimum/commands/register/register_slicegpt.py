@@ -6,7 +6,7 @@ No `__init__.py` on this path: `optimum` is a namespace package, and `optimum-cl
 """
 
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentParser, BooleanOptionalAction
 from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
@@ -14,6 +14,8 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 ORIENTATIONS = ("pca", "random")
+ROTATIONS = ("per_block", "shared")
+METRICS = ("none", "fisher")
 EMBEDDINGS = ("auto", "tied", "sliced")
 
 
@@ -28,9 +30,10 @@ def seed(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
-def add_model_arguments(parser: ArgumentParser) -> None:
+def add_model_arguments(parser: ArgumentParser, tokenizer: bool = True) -> None:
     parser.add_argument("--model", required=True, metavar="NAME", help="model on the Hub, or path of a checkpoint")
-    parser.add_argument("--tokenizer", metavar="NAME", help="name or path (default: the model's own)")
+    if tokenizer:
+        parser.add_argument("--tokenizer", metavar="NAME", help="name or path (default: the model's own)")
     parser.add_argument(
         "--trust-remote-code", action="store_true", default=False, help="run Python code that comes with the model"
     )
@@ -100,10 +103,38 @@ class CompressCommand(SliceGPTSubcommand):
             "--sparsity",
             type=float,
             metavar="S",
-            help="share of hidden dimensions to delete, in [0, 1) (default: 0.25)",
+            help="share of hidden dimensions to delete, in [0, 1)",
         )
         slicing.add_argument(
             "--widths", type=int, nargs="+", metavar="K", help="width at every site, in place of --sparsity"
+        )
+        slicing.add_argument(
+            "--parameter-reduction",
+            type=float,
+            metavar="R",
+            help="share of all parameters to delete, in [0, 1), in place of --sparsity and --widths (default: 0.2)",
+        )
+        slicing.add_argument(
+            "--mlp-sparsity",
+            type=float,
+            metavar="S",
+            help="share of the neurons inside each MLP to delete, in [0, 1) (default: none, or with "
+            "--parameter-reduction what goes best with the width)",
+        )
+        slicing.add_argument(
+            "--rotation",
+            choices=ROTATIONS,
+            help="axes and a shortcut for every block, or axes and a width that all share (default: shared)",
+        )
+        slicing.add_argument(
+            "--refit",
+            action=BooleanOptionalAction,
+            help="fit what blocks read and write, in order, so that the stream follows the dense one (default: yes)",
+        )
+        slicing.add_argument(
+            "--metric",
+            choices=METRICS,
+            help="weigh directions of the stream by the gradient of the loss, or all alike (default: none)",
         )
         slicing.add_argument(
             "--round-to", type=int, metavar="N", help="round widths down to a multiple of this (default: 8)"
@@ -175,11 +206,62 @@ class EvalCommand(SliceGPTSubcommand):
         )
 
 
+class InspectCommand(SliceGPTSubcommand):
+    COMMAND = CommandInfo(name="inspect", help="Tell what slicing would make of a model, without loading its weights.")
+    function = "inspect"
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser):
+        parser.description = (
+            InspectCommand.COMMAND.help + " Of a sliced checkpoint, tell how it was made. FLOPs are of products with "
+            "matrices, for one token, attention scores left out."
+        )
+        add_model_arguments(parser, tokenizer=False)
+        parser.add_argument(
+            "--sparsity",
+            type=float,
+            nargs="*",
+            metavar="S",
+            default=[0.1, 0.2, 0.25, 0.3],
+            help="shares of hidden dimensions to delete (default: 0.1 0.2 0.25 0.3)",
+        )
+        parser.add_argument(
+            "--parameter-reduction",
+            type=float,
+            nargs="+",
+            metavar="R",
+            default=[],
+            help="shares of parameters to delete, too (default: none)",
+        )
+        parser.add_argument(
+            "--dtype",
+            choices=("auto", *DTYPES),
+            default="auto",
+            help="count bytes in this dtype (default: auto, as stored)",
+        )
+        parser.add_argument(
+            "--round-to", type=int, metavar="N", default=8, help="round widths down to a multiple of this (default: 8)"
+        )
+
+
+class ExportCommand(SliceGPTSubcommand):
+    COMMAND = CommandInfo(name="export", help="Save a model sliced with one shared rotation as a stock architecture.")
+    function = "export"
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser):
+        parser.description = ExportCommand.COMMAND.help
+        add_model_arguments(parser)
+        parser.add_argument(
+            "--output", required=True, metavar="FOLDER", help="where to save: absent, or an empty folder"
+        )
+
+
 class SliceGPTCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo(name="slicegpt", help="Slice language models: smaller, still dense (SliceGPT).")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (CompressCommand, EvalCommand)
+        for command in (CompressCommand, InspectCommand, EvalCommand, ExportCommand)
     )
 
 

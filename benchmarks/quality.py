@@ -1,0 +1,189 @@
+"""
+What each method makes of SmolLM2-135M at equal size: perplexity on the calibrated kind of text and on others, time,
+memory.
+
+    python benchmarks/quality.py --calibration valid.txt --test test.txt --tasks seed_tasks.jsonl [--only NAME ...]
+
+Protocol: a file is one text, tokenised once without special tokens and cut into chunks of 1024; the first 32 chunks of
+one calibrate, the first 32 of the other measure, with weights in bfloat16. The other texts are instructions with their
+answers, and Python's documentation. Every setting runs in a process of its own, in bfloat16. Two series:
+
+- `untied`: the head has a matrix of its own, as a stock architecture wants it. Sizes are those to which the paper's
+  method, as its authors wrote it, brings this model at sparsity 0.1 (larger than dense), 0.2, 0.25 and 0.3.
+- `tied`: the head shares the embedding's matrix, as in the model. Sizes are 10, 20, 25 and 30 % below it.
+
+Runs that are in `benchmarks/results/quality.json` already are kept, unless `--only` names their method. Writes that
+file, and `quality.png` beside it.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from common import RESULTS, dense_smollm2, in_fresh_process, peak_gib, write
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
+
+
+PAPER = {"rotation": "per_block", "refit": False, "metric": "none"}
+SHARED = {"rotation": "shared", "refit": True, "metric": "none"}
+METHODS = {
+    "paper": PAPER,
+    "per_block + refit": PAPER | {"refit": True, "mlp_sparsity": 0.0},
+    "shared + refit": SHARED | {"mlp_sparsity": 0.0},
+    "shared + refit + neurons": SHARED,
+    "shared + refit + neurons, fisher": SHARED | {"metric": "fisher"},
+    "shared + refit, fisher": SHARED | {"metric": "fisher", "mlp_sparsity": 0.0},
+    "shared + refit + neurons, 128 chunks": SHARED,
+}
+SERIES = {"untied": {0.1: 163_708_928, 0.2: 147_489_984, 0.25: 140_652_288, 0.3: 131_641_088}}
+"""Parameters of the authors' models at their sparsities, whose perplexities were, on the same tokens:"""
+AUTHORS = {0.1: 27.13, 0.2: 36.35, 0.25: 41.07, 0.3: 49.36}
+TIED_REDUCTIONS = (0.1, 0.2, 0.25, 0.3)
+EVERYWHERE = ("paper", "shared + refit + neurons")
+"""Methods that are run at every size; the others at 0.25 of the first series."""
+
+
+def load(args, dtype):
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
+    if args.series == "untied":
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+    return model
+
+
+def texts(args, tokenizer) -> dict:
+    sizes = {"seqlen": 1024, "batch_size": 4, "seed": None}
+    tasks = [json.loads(line) for line in Path(args.tasks).read_text().splitlines()]
+    tasks = [
+        "\n".join(filter(None, (task["instruction"], example["input"], example["output"])))
+        for task in tasks
+        for example in task["instances"]
+    ]
+    return {
+        "wikitext2": load_batches(args.test, tokenizer, nsamples=32, **sizes),
+        "tasks": load_batches(["\n\n".join(tasks)], tokenizer, nsamples=12, **sizes),
+        "python-docs": load_batches("python-docs", tokenizer, split="test", nsamples=7, **sizes),
+    }
+
+
+def perplexities(args, model, tokenizer) -> dict:
+    model = model.to(torch.bfloat16)
+    return {name: evaluate_perplexity(model, text).perplexity for name, text in texts(args, tokenizer).items()}
+
+
+def measure(args) -> dict:
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    if args.method == "dense":
+        return {"parameters": load(args, torch.bfloat16).num_parameters()} | perplexities(
+            args, load(args, torch.bfloat16), tokenizer
+        )
+    nsamples = 128 if "128 chunks" in args.method else 32
+    batches = load_batches(args.calibration, tokenizer, nsamples=nsamples, seqlen=1024, batch_size=8, seed=None)
+    model = load(args, torch.float32)
+    reduction = 1 - args.parameters / model.num_parameters()
+    config = SliceGPTConfig(parameter_reduction=reduction, dataset=batches, dtype="bfloat16", **METHODS[args.method])
+    start = time.perf_counter()
+    model.compress(config)
+    found = {
+        "width": min(model.config.widths),
+        "neurons": model.config.intermediate_size,
+        "parameters": model.num_parameters(),
+        "slicing_s": time.perf_counter() - start,
+        "seconds_by_phase": model.config.slicegpt["seconds"],
+        "peak_gib": peak_gib(),
+    }
+    return found | perplexities(args, model, tokenizer)
+
+
+def plot(content: dict) -> Path:
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for axis, series in zip(axes, ("untied", "tied"), strict=True):
+        runs = [run for run in content["runs"] if run["series"] == series]
+        dense = next(run for run in runs if run["method"] == "dense")
+        for method in METHODS:
+            points = sorted((run["parameters"] / 1e6, run["wikitext2"]) for run in runs if run["method"] == method)
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", label=method, linewidth=1.5)
+        axis.plot(dense["parameters"] / 1e6, dense["wikitext2"], "k*", markersize=10, label="dense")
+        axis.set(title=f"head {series}", xlabel="parameters, M", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set(ylabel="perplexity on WikiText-2 test")
+    axes[0].legend(fontsize=7)
+    path = RESULTS / "quality.png"
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calibration", required=True, help="text file to calibrate on")
+    parser.add_argument("--test", required=True, help="text file of the same kind to measure on")
+    parser.add_argument("--tasks", required=True, help="jsonl file of instructions, as Self-Instruct has them")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=[], help="run these again, and no others")
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    parser.add_argument("--series", help=argparse.SUPPRESS)
+    parser.add_argument("--method", help=argparse.SUPPRESS)
+    parser.add_argument("--parameters", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.method:
+        print(json.dumps(measure(args)))
+        return
+
+    args.model = dense_smollm2()
+    given = [f"--{key}={getattr(args, key)}" for key in ("calibration", "test", "tasks", "model")]
+    path = RESULTS / "quality.json"
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs = [run for run in runs if run["method"] not in args.only]
+
+    def run(series, method, sparsity=None, parameters=0):
+        key = {"series": series, "method": method, "sparsity": sparsity}
+        wanted = not args.only or method in args.only or method == "dense"
+        if wanted and not any(key.items() <= other.items() for other in runs):
+            found = in_fresh_process(
+                __file__, *given, f"--series={series}", f"--method={method}", f"--parameters={parameters}"
+            )
+            runs.append(key | found)
+            write("quality", about | {"runs": runs})
+        return next((other for other in runs if key.items() <= other.items()), None)
+
+    about = {
+        "model": "SmolLM2-135M-Instruct",
+        "calibration": f"32 x 1024 tokens of {Path(args.calibration).name}",
+        "test": f"32 x 1024 tokens of {Path(args.test).name}",
+        "dtype": "bfloat16",
+        "authors": [
+            {
+                "sparsity": sparsity,
+                "parameters": SERIES["untied"][sparsity],
+                "wikitext2": perplexity,
+            }
+            for sparsity, perplexity in AUTHORS.items()
+        ],
+    }
+    dense = run("tied", "dense")
+    SERIES["tied"] = {share: round((1 - share) * dense["parameters"]) for share in TIED_REDUCTIONS}
+    untied = run("untied", "dense")
+    dense_of = {"untied": untied, "tied": dense}
+    settings = [("untied", method, 0.25) for method in METHODS]
+    settings += [
+        (series, method, sparsity) for series in SERIES for method in EVERYWHERE for sparsity in SERIES[series]
+    ]
+    for series, method, sparsity in settings:
+        if SERIES[series][sparsity] < dense_of[series]["parameters"]:  # the authors' 0.1 is larger than dense
+            run(series, method, sparsity, SERIES[series][sparsity])
+    for each in runs:
+        each["excess"] = math.log(each["wikitext2"] / dense["wikitext2"])
+    print(write("quality", about | {"runs": runs}))
+    print(plot({"runs": runs}))
+
+
+if __name__ == "__main__":
+    main()

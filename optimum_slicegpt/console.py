@@ -1,0 +1,98 @@
+"""How results look on a console."""
+
+import json
+from typing import Any
+
+from .inspection import Inspection
+
+
+def print_json(report: dict[str, Any]) -> None:
+    # JSON has no NaN and no infinity, which Python writes nevertheless.
+    print(json.dumps(json.loads(json.dumps(report), parse_constant=lambda name: None)))
+
+
+def print_report(report: dict[str, Any]) -> None:
+    record = report["slicegpt"]
+    counts = record["parameters_before"], record["parameters_after"]
+    sizes = report["bytes_in_memory_before"], report["bytes_on_disk_after"]
+    rows = [
+        ("", "before", "after", "change"),
+        ("parameters", *(f"{count:,}" for count in counts), change(*counts)),
+        ("size", *(f"{size / 1e6:,.1f} MB" for size in sizes), change(*sizes)),
+    ]
+    if "perplexity_on" in report:
+        figures = [report[f"perplexity_{when}"]["perplexity"] for when in ("before", "after")]
+        rows.append(
+            (f"perplexity on {report['perplexity_on']}", *(f"{figure:.2f}" for figure in figures), change(*figures))
+        )
+    print_table(rows)
+    print("Size before is of the parameters in memory, size after of the weight files on disk.")
+    share = counts[1] / counts[0] - 1
+    verb, more = ("grew", "more") if share > 0 else ("shrank", "fewer")
+    print(f"The model {verb}: {abs(share):.1%} {more} parameters.")
+    print(", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in record["seconds"].items()))
+    print(report["export_obstacle"] or "It fits a stock class: optimum-cli slicegpt export makes it one.")
+    print(f"Saved in {report['output']}")
+
+
+def print_inspection(found: Inspection) -> None:
+    neurons = f"{found.inner:,} neurons in each MLP" if found.inner else "experts"
+    print(
+        f"{found.model_type}: hidden size {found.hidden_size:,}, {neurons}; {found.dtype}. "
+        "FLOPs: of products with matrices, attention scores left out."
+    )
+
+    def count(neurons):
+        return f"{neurons:,}" if neurons else "-"
+
+    def figures(cost):
+        return f"{cost.bytes / 1e6:,.1f} MB", f"{cost.flops_per_token / 1e9:,.3f}"
+
+    dense, width = found.dense, f"{found.hidden_size:,}"
+    rows = [
+        ("rotation", "embeddings", "asked for", "width", "neurons", "parameters", "change", "size", "GFLOPs/token"),
+        ("dense", "-", "-", width, count(found.inner), f"{dense.parameters:,}", "-", *figures(dense)),
+    ]
+    for each in found.sliced:
+        key = "sparsity" if each.parameter_reduction is None else "parameter_reduction"
+        row = (each.rotation, each.embeddings, f"{key.replace('_', ' ')} {getattr(each, key)}")
+        if each.error:
+            rows.append((*row, *["-"] * 6))
+            continue
+        sliced = [width for width in each.widths if width < found.hidden_size] or each.widths
+        row += (span(sliced), count(each.inner or found.inner), f"{each.cost.parameters:,}", f"{each.change:+.1%}")
+        rows.append((*row, *figures(each.cost)))
+    print_table(rows)
+    for error in dict.fromkeys(each.error for each in found.sliced if each.error):
+        print(error)
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """What a sliced checkpoint says of itself, and of how it was made."""
+    rows = {key: value for key, value in record.items() if key != "slicegpt"} | (record["slicegpt"] or {})
+    for key, value in rows.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {held}" for name, held in value.items())
+        elif isinstance(value, list):
+            value = span(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        if value not in (None, ""):
+            print(f"{key.replace('_', ' ')}: {value}")
+
+
+def span(values: list[float]) -> str:
+    """From the smallest to the largest, or the one that all are."""
+    return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
+
+
+def change(before: float, after: float) -> str:
+    return f"{after / before - 1:+.1%}"
+
+
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    """Columns as wide as needed: the first flush left, figures flush right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for label, *figures in rows:
+        aligned = (f"{figure:>{width}}" for figure, width in zip(figures, others, strict=True))
+        print("  ".join([f"{label:<{first}}", *aligned]))

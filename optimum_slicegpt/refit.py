@@ -1,0 +1,292 @@
+"""
+Slicing beyond the paper: axes that all sites may share, readers and writers solved again, and smaller MLPs.
+
+Two streams go through the blocks side by side: x of the dense model, z of the sliced one. Each block's readers are
+fitted so that they find in z what the dense ones found in x, and each block's writers so that z follows x, which also
+repairs what earlier blocks have lost. All of it is linear regression, on tokens that the sliced model itself computes.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .assembly import placed
+from .dense_pass import at_site, layer_streams, root_mean_square, site_moments
+from .fusion import writer_map
+from .modeling.family import Block
+from .modeling.weights import Reader, Writer
+from .regression import LeastSquares
+from .rotation import add_second_moment_, random_orthogonal, shared_axes, weighed_axes
+from .signals import first_signal
+from .walk import Walk
+
+
+DAMPING = 0.1
+"""Share of the identity in the metric: how far directions count that calibration found the loss insensitive to."""
+
+READER_TOKENS = 4
+"""Readers are fitted on one token in so many: they have fewer unknowns than writers."""
+
+AXES_TOKENS = {"none": 8, "fisher": 16}
+"""Second moments before the walk are taken on so many tokens for every dimension, by metric; gradients are noisy."""
+
+
+class RefitWalk(Walk):
+    """The state of the walk: both streams, the axes of the site where they are, and what has been written so far."""
+
+    def run(self) -> None:
+        fisher, refit = self.config.metric == "fisher", self.config.refit
+        with self.phase("forward"):
+            self.signals = [
+                first_signal(self.dense, batch, self.device, self.dtype, self.kept_on) for batch in self.batches
+            ]
+        self.moments = None
+        if fisher or not self.plan.shortcuts or not refit:
+            with self.phase("gradients" if fisher else "second moments"):
+                few = self.enough(AXES_TOKENS[self.config.metric])
+                self.moments = site_moments(
+                    self.dense, self.batches[:few], self.signals[:few], self.device, self.dtype, fisher, self.measuring
+                )
+            for site, moment in enumerate(self.moments.signal):
+                self.check_finite(moment, site)
+        if not self.plan.shortcuts:
+            with self.phase("axes"):
+                metrics = [self.metric(site) for site in range(len(self.plan.widths))]
+                self.shared = self.oriented(shared_axes(self.moments.signal, metrics, self.plan.widths[0]))
+
+        self.site = 0
+        self.enter([signal.hidden for signal in self.signals])
+        start = writer_map(self.write, self.scale(0), self.family.layer_norm)
+        with self.phase("compose"):
+            self.set_embeddings(self.write, self.scale(0))
+        if refit:
+            with self.phase("forward"):
+                start = start.to(self.dtype)
+                self.streams = [(each.hidden.to(self.device) @ start).to(self.kept_on) for each in self.signals]
+        for index in self.progress(range(len(self.dense_layers)), unit="layer"):
+            self.layer(index)
+        norm = self.dense_body.get_submodule(self.family.final_norm)
+        axes = self.reading(norm, [each.hidden for each in self.signals])
+        with self.phase("compose"):
+            self.set_head(axes, 1.0)
+
+    # Axes
+
+    def enough(self, tokens_per_dimension: int) -> int:
+        """Number of batches, from the first, that have so many tokens for every dimension of the stream."""
+        count, wanted = 0, tokens_per_dimension * self.plan.hidden_size
+        while count < len(self.signals) and wanted > 0:
+            wanted -= self.signals[count].hidden.shape[:-1].numel()
+            count += 1
+        return count
+
+    def measuring(self, steps):
+        """A progress bar for what comes before slicing."""
+        return self.progress(steps, unit="step", desc="Measuring")
+
+    def metric(self, site: int) -> Tensor | None:
+        """How deviations at a site are weighed `(D, D)`, or `None` for all alike."""
+        if self.config.metric == "none":
+            return None
+        moment = self.moments.gradient[site]
+        identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device) / len(moment)
+        return moment / moment.trace() + DAMPING * identity
+
+    def oriented(self, axes: Tensor) -> Tensor:
+        if self.config.orientation == "random":
+            return axes @ random_orthogonal(axes.shape[1], self.generator).to(axes)
+        return axes
+
+    def enter(self, streams: list[Tensor]) -> None:
+        """
+        Finds the axes of the current site, `(D, k)`, float64: orthonormal ones, along which the stream is read, and
+        those along which it is written. The dense stream `(B, T, D)` x becomes `x @ write`, for `x @ write @ read.T`.
+        """
+        if self.moments is not None:
+            moment = self.moments.signal[self.site]
+        else:
+            with self.phase("second moments"):
+                size = self.plan.hidden_size
+                moment = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+                for signal, stream in zip(self.signals, streams, strict=True):
+                    stream = signal.tokens(stream.to(self.device))
+                    add_second_moment_(moment, stream / root_mean_square(stream))
+            self.check_finite(moment, self.site)
+        with self.phase("axes"):
+            metric = self.metric(self.site)
+            if self.plan.shortcuts:
+                self.read = self.oriented(weighed_axes(moment, metric)[:, : self.plan.widths[self.site]])
+            else:
+                self.read = self.shared
+            self.write = self.read
+            if metric is not None:
+                self.write = torch.linalg.solve(self.read.T @ metric @ self.read, self.read.T @ metric).T
+            self.energy_kept.append(((self.read.T @ moment @ self.read).trace() / moment.trace()).item())
+
+    # Blocks
+
+    def layer(self, index: int) -> None:
+        """Takes both streams through a layer, and writes its weights."""
+        dense, blocks = self.dense_layers[index], self.family.blocks
+        if not self.config.refit:
+            for block in blocks:
+                self.block(index, block, None, None)
+            return
+        with self.phase("forward"), placed(dense, self.device, self.dtype):
+            after = []
+            for each in self.signals:
+                hidden = each.hidden.to(self.device)
+                streams = layer_streams(dense, self.family, hidden, each.layer_kwargs[index])
+                after.append([stream.to(self.kept_on) for stream in at_site(streams, self.family, hidden)])
+        before = [each.hidden for each in self.signals]
+        for block, targets in zip(blocks, zip(*after, strict=True), strict=True):
+            self.block(index, block, before, targets)
+            before = targets
+        for signal, stream in zip(self.signals, before, strict=True):
+            signal.hidden = stream.to(self.kept_on)
+
+    def block(self, index: int, block: Block, before: list[Tensor], after: list[Tensor]) -> None:
+        """Reads at the current site, writes at the next; the dense stream goes from `before` to `after`."""
+        dense, sliced = self.dense_layers[index], self.sliced_layers[index]
+        for norm, names in block.reads:
+            self.set_norm(sliced, norm, self.plan.widths[self.site])
+            dense_norm = dense.get_submodule(norm)
+            axes = self.reading(dense_norm, before)
+            with self.phase("compose"):
+                for name in names:
+                    self.set_reader(Reader(sliced, name), Reader(dense, name), dense_norm, axes, 1.0)
+        read, scale = self.read, self.scale(self.site)
+        self.site += 1
+        self.enter(after)
+        with self.phase("compose"):
+            for name in block.writers:
+                target, source = Writer(sliced, name), Writer(dense, name)
+                self.set_writer(target, source, self.write, self.scale(self.site), like=source.weight)
+            shortcut = None
+            if self.plan.shortcuts:
+                shortcut = read.T @ self.write * (self.scale(self.site) / scale)
+                self.set_linear(sliced.get_submodule(block.shortcut), shortcut.T)
+        if not self.config.refit:
+            return
+        if block.keeps_width:  # experts: each sees tokens of its own, and is written as the axes have it
+            with self.phase("forward"), placed(sliced, self.device, self.dtype):
+                for position, signal in enumerate(self.signals):
+                    stream = self.streams[position].to(self.device)
+                    output = sliced.block_output(block.kind, stream, signal.layer_kwargs[index])
+                    output += stream if shortcut is None else stream @ shortcut.to(stream)
+                    self.streams[position] = output.to(self.kept_on)
+            return
+        self.fit_writers(index, block, shortcut, after)
+
+    def reading(self, dense_norm: nn.Module, before: list[Tensor] | None) -> Tensor:
+        """
+        What readers of the current site read along `(D, k)`, the stream's scale undone: its axes, or with a refit what
+        leads from the sliced norm's output to the dense one's.
+        """
+        prior = self.read / self.scale(self.site)
+        if not self.config.refit:
+            return prior
+        eps = getattr(dense_norm, "variance_epsilon", getattr(dense_norm, "eps", self.family.norm_eps))
+        fit = LeastSquares(prior.shape[1], prior.shape[0], self.device)
+        with self.phase("regression"):
+            for signal, dense, sliced in zip(self.signals, before, self.streams, strict=True):
+                pair = [signal.tokens(stream.to(self.device))[::READER_TOKENS].float() for stream in (sliced, dense)]
+                fit.add(*(nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair))
+        with self.phase("solve"):
+            return fit.solve(prior.T).T
+
+    def fit_writers(self, index: int, block: Block, shortcut: Tensor | None, after: list[Tensor]) -> None:
+        """Solves a block's writers again, deletes neurons of its MLP, and takes the sliced stream to the next site."""
+        sliced = self.sliced_layers[index]
+        writers = {name: Writer(sliced, name) for name in block.writers}
+        biased = [writer for writer in writers.values() if writer.bias is not None]
+
+        # What the next stream is a linear function of: the writers' inputs, one for a bias, the stream itself.
+        rows = [writer.weight.to(self.write) for writer in writers.values()]
+        if biased:
+            rows.append(sum(writer.bias for writer in biased)[None].to(self.write))
+        if shortcut is not None:
+            rows.append(shortcut)
+        sizes = [len(each) for each in rows]
+        inputs = self.inputs_of(index, block, bool(biased), shortcut is not None)
+        fit = LeastSquares(sum(sizes), self.write.shape[1], self.device)
+        with self.phase("regression"):
+            goal = (self.write * self.scale(self.site)).to(self.dtype)
+            for signal, given, stream, target in zip(self.signals, inputs, self.streams, after, strict=True):
+                target = signal.tokens(target.to(self.device))
+                wanted = (target @ goal).float()
+                if shortcut is None:
+                    wanted -= signal.tokens(stream.to(self.device))
+                weight = 1 / root_mean_square(target)
+                fit.add(weight * signal.tokens(given.to(self.device)), weight * wanted)
+
+        with self.phase("solve"):
+            fitted, stays = fit.solve(torch.cat(rows)), None
+            if self.plan.inner is not None and self.family.mlp_writer in writers:
+                position = block.writers.index(self.family.mlp_writer)
+                first, count = sum(sizes[:position]), sizes[position]
+                metric = self.metric(self.site)
+                if metric is not None:
+                    metric = self.read.T @ metric @ self.read
+                neurons = slice(first, first + count)
+                fitted, stays = fit.without(neurons, count - self.plan.inner, fitted, metric)
+                sizes[position] = self.plan.inner
+                self.keep_neurons(sliced, stays[first : first + self.plan.inner] - first, count)
+            parts = list(fitted.split(sizes))
+            if shortcut is not None:
+                self.set_linear(sliced.get_submodule(block.shortcut), parts.pop().T)
+            for writer, weight in zip(writers.values(), parts, strict=False):
+                bias = None
+                if writer.bias is not None:  # the first takes what all add
+                    bias = parts[-1][0] if writer is biased[0] else torch.zeros_like(parts[-1][0])
+                writer.set(weight, bias, like=writer.weight)
+
+        with self.phase("forward"):
+            matrix = fitted.to(self.dtype)
+            for position, given in enumerate(inputs):
+                given = given.to(self.device)
+                stream = (given if stays is None else given[..., stays]) @ matrix
+                if shortcut is None:
+                    stream += self.streams[position].to(self.device)
+                self.streams[position] = stream.to(self.kept_on)
+
+    def inputs_of(self, index: int, block: Block, ones: bool, with_stream: bool) -> list[Tensor]:
+        """What a sliced block's writers read `(B, T, inputs)`, one behind the other; perhaps ones and the stream."""
+        sliced = self.sliced_layers[index]
+        modules = [sliced.get_submodule(name) for name in block.writers]
+        multiplier = self.family.residual_multiplier
+        factor = getattr(sliced, multiplier) if multiplier else 1.0
+        inputs = []
+        with self.phase("forward"), placed(sliced, self.device, self.dtype), inputs_recorded(modules) as seen:
+            for stream, signal in zip(self.streams, self.signals, strict=True):
+                stream = stream.to(self.device)
+                sliced.block_output(block.kind, stream, signal.layer_kwargs[index])
+                parts = [seen[module] for module in modules] + [torch.ones_like(stream[..., :1])] * ones
+                if multiplier:
+                    parts = [part * factor for part in parts]
+                parts += [stream] * with_stream
+                inputs.append((torch.cat(parts, -1) if len(parts) > 1 else parts[0]).to(self.kept_on))
+        return inputs
+
+    def keep_neurons(self, sliced: nn.Module, kept: Tensor, count: int) -> None:
+        """Keeps the neurons `kept` of `count`. Where a family fuses gate and up projection, each has a row in both."""
+        for name in self.family.mlp_readers:
+            reader = Reader(sliced, name)
+            rows = torch.cat([kept + start for start in range(0, reader.weight.shape[-2], count)])
+            bias = None if reader.bias is None else reader.bias[rows]
+            reader.set(reader.weight[rows], bias, like=reader.weight)
+
+
+@contextmanager
+def inputs_recorded(modules: list[nn.Module]):
+    """For the time of a computation, modules write nothing, `(..., 0)`, and note what they would have read."""
+    seen = {}
+    for module in modules:
+        # An instance's forward comes before its class's.
+        module.forward = lambda given, module=module: seen.update({module: given}) or given[..., :0]
+    try:
+        yield seen
+    finally:
+        for module in modules:
+            del module.forward

@@ -1,0 +1,279 @@
+"""A model sliced in one shared basis is also one of its family's own class."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from test_cli import fails, run
+from tiny import TINY, aligned, build, calibration, relative_error, tokens
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt.assembly import build_sliced
+from optimum_slicegpt.export import check_exportable, export_stock, stock_obstacle
+from optimum_slicegpt.modeling.families import family_of
+
+
+OURS = {"widths", "original_hidden_size", "embedding_size", "shortcuts", "slicegpt", "auto_map"}
+IN_A_FRESH_PROCESS = """
+import sys, torch
+sys.modules["optimum_slicegpt"] = None
+from transformers import AutoModelForCausalLM
+inputs = torch.load(sys.argv[1] + "/inputs.pt")
+for name in sys.argv[2:]:
+    model = AutoModelForCausalLM.from_pretrained(f"{sys.argv[1]}/{name}")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()  # as `tiny.aligned` does
+    torch.save(model(inputs).logits.detach(), f"{sys.argv[1]}/{name}/logits.pt")
+"""
+
+SIZED_BY_HIDDEN = ("phi", "gpt_neox", "stablelm", "opt", "gpt2", "falcon")
+"""Families whose classes derive the size of heads, or of their norms, from the hidden size."""
+PHI = {"qk_layernorm": False}
+"""With which Phi derives nothing any more."""
+WIDTHS = {name: 47 if name.split("-")[0] in SIZED_BY_HIDDEN else 28 for name in TINY}
+"""Hidden size 48 is the only one that fits some. The others get one that no other size equals."""
+
+
+def planned(name, width, dtype=torch.float64, overrides=None, **changes):
+    """A dense model, and a plan to slice it in one shared basis."""
+    dense = build(name, dtype, **{"tie_word_embeddings": False} | (overrides or {}))
+    family = family_of(dense.config)
+    widths = (width,) * family.num_sites(dense.config)
+    # Where experts have the neurons, they are left alone.
+    return dense, SlicePlan(48, widths, **{"shortcuts": False, "inner": None if family.moe else 24} | changes)
+
+
+def sliced(name, width, dtype=torch.float64, overrides=None, **changes):
+    """A sliced model with random weights, far from trivial: what it computes is the export's only standard."""
+    dense, plan = planned(name, width, dtype, overrides, **changes)
+    config = build_sliced(dense, plan).config
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, experts_implementation=dense.config._experts_implementation)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            per_head = any(norm in key for norm in ("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
+            if key.endswith("bias") or per_head:
+                parameter += 0.3 * torch.randn_like(parameter)
+            elif parameter.ndim > 1:
+                parameter *= 8
+    return model.to(dtype).eval()
+
+
+# The same function
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_logits_equal(name):
+    model = sliced(name, WIDTHS[name])
+    stock = export_stock(model)
+    # Some norms compute in float32, whatever they are given.
+    single = not family_of(model.config).layer_norm or name in ("olmo", "cohere")
+    assert relative_error(stock(tokens()).logits, model(tokens()).logits) < (1e-6 if single else 1e-10)
+    assert type(stock) is type(build(name)) and type(stock.config) is type(build(name).config)
+    size = WIDTHS[name] + family_of(model.config).layer_norm
+    assert stock.config.hidden_size == stock.get_input_embeddings().weight.shape[1] == size
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name, width, overrides",
+    [
+        ("phi", 30, PHI),  # the one with a biased head
+        ("starcoder2", 30, {"use_bias": False}),  # every bias goes through a norm
+        ("mistral", 31, None),
+        ("nemotron", 48, None),  # LayerNorm wants a dimension more than the dense model had
+        ("llama", 48, None),  # nothing but neurons is sliced
+        ("llama", 28, {"attention_bias": True, "mlp_bias": True}),
+    ],
+)
+def test_logits_equal_in_variants(name, width, overrides):
+    model = sliced(name, width, overrides=overrides)
+    stock = export_stock(model)
+    assert relative_error(stock(tokens()).logits, model(tokens()).logits) < 1e-6
+    assert stock.config.intermediate_size == 24
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_greedy_generation_equals(name):
+    model, ids = sliced(name, WIDTHS[name]), tokens(length=6)
+    expected = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert torch.equal(
+        export_stock(model).generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None), expected
+    )
+
+
+def test_a_fresh_process_without_the_package_gives_the_same_bits(tmp_path):
+    torch.save(tokens(), tmp_path / "inputs.pt")
+    expected = {}
+    for name in TINY:
+        model = sliced(name, WIDTHS[name], torch.float32)
+        stock = export_stock(model)
+        stock.save_pretrained(tmp_path / name)
+        expected[name] = aligned(stock)(tokens()).logits
+        assert relative_error(expected[name], model(tokens()).logits) < 2e-5, name
+    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path), *TINY]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | threads, timeout=120)
+    for name in TINY:
+        assert torch.equal(torch.load(tmp_path / name / "logits.pt"), expected[name]), name
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["model_type"] == name.split("-")[0] and config["tie_word_embeddings"] is False
+        assert not OURS & config.keys() and "sliced" not in json.dumps(config).lower()
+        assert {file.name for file in (tmp_path / name).iterdir()} == {
+            *("config.json", "generation_config.json", "model.safetensors", "logits.pt")
+        }
+
+
+def test_norms_have_no_gain_but_one():
+    for name in ("llama", "gemma", "nemotron", "cohere"):
+        stock = export_stock(sliced(name, WIDTHS[name]))
+        offset = family_of(stock.config).gain_offset
+        norms = [module for key, module in stock.named_modules() if key.endswith(("layernorm", "model.norm"))]
+        assert len(norms) > 2 and all((norm.weight + offset == 1).all() for norm in norms)
+
+
+@torch.no_grad()
+def test_the_sliced_model_and_the_random_state_are_left_alone():
+    model = sliced("nemotron", 28, torch.bfloat16)
+    before, state = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    stock = export_stock(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not stock.training and stock.dtype == torch.bfloat16
+    for parameter in stock.parameters():
+        parameter.zero_()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert {value.dtype for value in stock.state_dict().values()} == {torch.bfloat16}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "gemma", "starcoder2"])
+def test_what_compress_makes(name):
+    config = SliceGPTConfig(
+        rotation="shared",
+        refit=True,
+        sparsity=0.4,
+        mlp_sparsity=0.3,
+        round_to=4,
+        embeddings="sliced",
+        dataset=calibration(),
+    )
+    model = build(name).compress(config)
+    assert model.config.hidden_size == 28
+    assert relative_error(export_stock(model)(tokens()).logits, model(tokens()).logits) < 1e-6
+
+
+# What no stock class can hold
+
+
+REFUSED = [
+    ("llama", 28, {"shortcuts": True}, r"this sliced_llama model: shortcuts=True, .*rotation='shared'"),
+    ("llama", 48, {"tied": True}, r"embedding_size=48, the head shares .* embeddings='sliced'"),
+    (
+        "llama",
+        30,
+        {},
+        r"of width 30 as LlamaForCausalLM with hidden_size=30: The hidden size \(30\) is not a multiple of the number "
+        r"of attention heads \(4\). Slice to a width that fits; the nearest: (28, 32|32, 28).",
+    ),
+    (
+        "gpt2",
+        29,
+        {},
+        r"of width 29 as GPT2LMHeadModel with hidden_size=30: transformer.h.0.attn.c_attn would have \(90,\) rows in "
+        r"place of \(144,\), because this class derives .* the nearest: 47.",
+    ),
+    ("opt", 29, {}, r"OPTForCausalLM with hidden_size=30: .*q_proj would have \(30,\) .* nearest: 47\."),
+    ("phi", 29, {}, r"q_layernorm.weight would have \(10,\) rows in place of \(16,\), .* nearest: 47\."),
+    ("gpt_neox", 29, {}, r"with hidden_size=30: .*query_key_value would have \(90,\) .* nearest: 47\."),
+    ("gpt_neox", 28, {}, r"with hidden_size=29: The hidden size is not divisible .* nearest: 47\."),
+    ("stablelm", 29, {}, r"q_proj would have \(30,\) rows .* nearest: 47\."),
+    ("stablelm", 28, {}, r"hidden_size must be divisible by num_heads .* nearest: 47\."),
+    ("falcon", 35, {}, r"query_key_value would have \(60,\) rows in place of \(80,\), .* nearest: 47\."),
+    ("falcon", 28, {}, r"with hidden_size=29: .* nearest: 47\."),
+]
+
+
+@pytest.mark.parametrize("name, width, changes, message", REFUSED)
+def test_refusals_and_what_a_plan_says_beforehand(name, width, changes, message):
+    changes = {"inner": None} | changes
+    overrides = {"tie_word_embeddings": changes.get("tied", False)}
+    model = sliced(name, width, overrides=overrides, **changes)
+    with pytest.raises(ValueError, match=message) as refusal:
+        export_stock(model)
+    dense, plan = planned(name, width, overrides=overrides, **changes)
+    assert stock_obstacle(dense.config, plan) == str(refusal.value)
+
+
+def test_smollm2_wants_a_multiple_of_its_nine_heads():
+    config = LlamaConfig(
+        hidden_size=576, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536, num_hidden_layers=30
+    )
+    plan = SlicePlan(576, (496,) * 61, shortcuts=False)
+    assert stock_obstacle(config, plan).endswith("Slice to a width that fits; the nearest: 495, 504.")
+    assert stock_obstacle(config, replace(plan, widths=(504,) * 61)) is None
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_plan_that_can_be_exported_has_no_obstacle(name):
+    dense, plan = planned(name, WIDTHS[name])
+    assert stock_obstacle(dense.config, plan) is None
+
+
+def test_models_that_are_not_sliced_causal_language_models(tmp_path):
+    with pytest.raises(ValueError, match=r"model_type='llama': it is no sliced model.*rotation='shared'"):
+        export_stock(build("llama"))
+    sliced("llama", 28).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Cannot export a SlicedLlamaModel: .* AutoModelForCausalLM"):
+        check_exportable(AutoModel.from_pretrained(tmp_path))
+
+
+# The command
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_tokenizer):
+    model = sliced("nemotron", 31, torch.bfloat16, {"vocab_size": 98})
+    model.generation_config.update(max_new_tokens=7)
+    model.save_pretrained(tmp_path / "sliced")
+    tiny_tokenizer.save_pretrained(tmp_path / "sliced")
+    return tmp_path
+
+
+@torch.no_grad()
+def test_command(folder, capsys):
+    run("export", "--model", folder / "sliced", "--output", folder / "stock", "--json")
+    report = json.loads(capsys.readouterr().out)
+    stock = AutoModelForCausalLM.from_pretrained(folder / "stock")
+    assert report == {
+        "model": str(folder / "sliced"),
+        "output": str(folder / "stock"),
+        "architecture": "NemotronForCausalLM",
+        "hidden_size": 32,
+        "parameters": stock.num_parameters(),
+        "bytes_on_disk": (folder / "stock" / "model.safetensors").stat().st_size,
+    }
+    assert stock.dtype == torch.bfloat16 and stock.generation_config.max_new_tokens == 7
+    assert AutoTokenizer.from_pretrained(folder / "stock")("w5").input_ids == [97, 5]
+    assert not list((folder / "stock").glob("*.py"))
+    model = AutoModelForCausalLM.from_pretrained(folder / "sliced")
+    assert relative_error(stock.float()(tokens()).logits, model.float()(tokens()).logits) < 0.05
+
+
+def test_command_prints(folder, capsys):
+    run("export", "--model", folder / "sliced", "--output", folder / "stock")
+    assert capsys.readouterr().out.startswith("NemotronForCausalLM: hidden size 32, ")
+
+
+def test_command_refuses_before_weights_are_read(tmp_path, tiny_tokenizer, capsys):
+    sliced("llama", 30).config.save_pretrained(tmp_path / "sliced")  # no weights at all
+    tiny_tokenizer.save_pretrained(tmp_path / "sliced")
+    line = fails(capsys, "export", "--model", tmp_path / "sliced", "--output", tmp_path / "stock")
+    assert "is not a multiple" in line
+    assert not (tmp_path / "stock").exists()

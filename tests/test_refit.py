@@ -1,0 +1,148 @@
+"""Shared axes, refits, the Fisher metric and smaller MLPs, in every family."""
+
+import pytest
+import torch
+from test_invariance import confine_writers, with_float64_norms
+from tiny import HIDDEN, TINY, build, calibration, relative_error, tokens
+
+from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt.assembly import evaluating
+from optimum_slicegpt.compress import compress
+from optimum_slicegpt.dense_pass import site_moments
+from optimum_slicegpt.modeling.families import family_of
+from optimum_slicegpt.signals import first_signal
+
+
+WITHOUT_EXPERTS = [name for name in TINY if "moe" not in name and name != "mixtral"]
+METHODS = {
+    "shared": {"rotation": "shared"},
+    "shared-refit": {"rotation": "shared", "refit": True},
+    "shared-fisher": {"rotation": "shared", "metric": "fisher"},
+    "shared-refit-fisher": {"rotation": "shared", "refit": True, "metric": "fisher"},
+    "per_block-refit": {"rotation": "per_block", "refit": True},
+    "per_block-fisher": {"rotation": "per_block", "metric": "fisher"},
+    "per_block-refit-fisher": {"rotation": "per_block", "refit": True, "metric": "fisher"},
+}
+
+
+def sliced(model, **kwargs):
+    kwargs = {"sparsity": 1 / 3, "rotation": "shared", "dataset": calibration(8, batch=4)} | kwargs
+    return model.compress(SliceGPTConfig(**kwargs))
+
+
+def error(model, dense, ids):
+    with torch.no_grad():
+        return (model(ids).logits - dense(ids).logits).square().mean().item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("name", TINY)
+def test_a_shared_rotation_keeps_logits(name, refit):
+    model = with_float64_norms(build(name))
+    expected = model(tokens()).logits
+    rotated = with_float64_norms(sliced(model, sparsity=0, orientation="random", refit=refit))
+    assert set(rotated.config.widths) == {HIDDEN} and not rotated.config.shortcuts
+    assert relative_error(rotated(tokens()).logits, expected) < (1e-4 if refit else 1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", TINY)
+def test_slicing_empty_dimensions_is_lossless_on_unseen_tokens(name, method):
+    model = with_float64_norms(build(name, tie_word_embeddings=False))
+    confine_writers(model, rank=16)
+    expected = model(tokens(seed=7)).logits
+    smaller = with_float64_norms(sliced(model, sparsity=2 / 3, slice_head=True, **METHODS[method]))
+    assert set(smaller.config.widths) == {16}
+    assert relative_error(smaller(tokens(seed=7)).logits, expected) < (1e-4 if "refit" in method else 1e-8)
+
+
+@pytest.mark.parametrize("rotation", ["shared", "per_block"])
+@pytest.mark.parametrize("name", TINY)
+def test_a_refit_follows_the_dense_model(name, rotation):
+    data = calibration(16, batch=8)
+    ids = tokens(batch=16, seed=7)
+    dense = build(name)
+    plain, refitted = (
+        error(sliced(build(name), rotation=rotation, refit=refit, dataset=data), dense, ids) for refit in (False, True)
+    )
+    assert refitted < plain
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["llama", "phi", "opt", "mixtral"])
+def test_the_dense_model_is_not_changed(name, method):
+    model, config = build(name), SliceGPTConfig(sparsity=1 / 3, **METHODS[method])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    batches = calibration()
+    given = [batch["input_ids"].clone() for batch in batches]
+    state = torch.random.get_rng_state()
+    compress(model, SlicePlan.from_config(config, model.config), batches, config)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(batch["input_ids"], ids) for batch, ids in zip(batches, given, strict=True))
+    after = model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_gradient_of_the_stream_is_that_of_the_whole_model(name):
+    """Layer by layer, as the walk takes it, against one backward pass with hooks on what every layer reads."""
+    model = build(name)
+    family = family_of(model.config)
+    batch = calibration(1)[0] | {"attention_mask": torch.ones(2, 24, dtype=torch.long)}
+    batch["attention_mask"][0, :5] = 0
+    layers = getattr(model.base_model.get_submodule(family.body), family.layers)
+    found = {}
+
+    def note(layer, args, kwargs):
+        stream = args[0] if args else kwargs["hidden_states"]
+        centred = stream - stream.mean(-1, keepdim=True) * family.layer_norm
+        size = centred.detach().square().mean(-1, keepdim=True).sqrt()
+        stream.register_hook(lambda slope: found.update({layer: slope * size}))
+
+    for layer in layers:
+        layer.register_forward_pre_hook(note, with_kwargs=True)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    logits = model(**batch).logits[:, :-1]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum").backward()
+    for layer in layers:
+        layer._forward_pre_hooks.clear()
+        layer._forward_pre_hooks_with_kwargs.clear()
+
+    with torch.no_grad(), evaluating(model):
+        device, dtype = model.device, model.dtype
+        signal = first_signal(model, batch, device, dtype, device)
+        moments = site_moments(model, [batch], [signal], device, dtype, gradients=True)
+    for index, layer in enumerate(layers):
+        slope = found[layer][batch["attention_mask"].bool()]
+        if family.layer_norm:
+            slope = slope - slope.mean(-1, keepdim=True)
+        torch.testing.assert_close(moments.gradient[index * len(family.blocks)], slope.T @ slope, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", WITHOUT_EXPERTS)
+def test_idle_neurons_are_deleted_without_loss(name):
+    model = with_float64_norms(build(name))
+    family = family_of(model.config)
+    layers = getattr(model.base_model.get_submodule(family.body), family.layers)
+    idle = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:16]
+    for layer in layers:
+        weight = layer.get_submodule(family.mlp_writer).weight
+        (weight if weight.shape[0] == 40 and weight.shape[1] != 40 else weight.T)[idle] = 0
+    with torch.no_grad():
+        expected = model(tokens(seed=7)).logits
+        smaller = with_float64_norms(sliced(model, sparsity=0, refit=True, mlp_sparsity=0.4))
+        assert getattr(smaller.config, family.inner_key) == 24
+        assert relative_error(smaller(tokens(seed=7)).logits, expected) < 1e-2
+
+
+@pytest.mark.parametrize("rotation", ["shared", "per_block"])
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "opt", "phi"])
+def test_neurons_are_chosen_with_care(name, rotation):
+    """Against deleting any: the same model with its neurons in another order loses as much, others lose more."""
+    dense, data, ids = build(name), calibration(16, batch=8), tokens(batch=16, seed=7)
+    chosen = error(sliced(build(name), rotation=rotation, refit=True, mlp_sparsity=0.4, dataset=data), dense, ids)
+    untouched = error(sliced(build(name), rotation=rotation, refit=True, dataset=data), dense, ids)
+    assert untouched < chosen < 3 * untouched

@@ -1,0 +1,112 @@
+"""Linear regression for refits, against brute force."""
+
+import pytest
+import torch
+
+from optimum_slicegpt.regression import COMPENSATION, HELD_OUT, LeastSquares, ridge
+
+
+def problem(tokens=4000, inputs=12, outputs=5, noise=0.1):
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(inputs, inputs, generator=generator)
+    a = torch.randn(tokens, inputs, generator=generator) @ mix
+    weight = torch.randn(inputs, outputs, generator=generator)
+    return a, a @ weight + noise * torch.randn(tokens, outputs, generator=generator), weight.double()
+
+
+def fit(a, y, batches=4):
+    fitted = LeastSquares(a.shape[1], y.shape[1], a.device)
+    for part in zip(a.chunk(batches), y.chunk(batches), strict=True):
+        fitted.add(*part)
+    return fitted
+
+
+def test_sums_over_batches_are_those_of_all_tokens():
+    a, y, _ = problem(inputs=13)
+    fitted = fit(a, y)
+    torch.testing.assert_close(fitted._gram.sum(0), a.double().T @ a.double(), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(fitted._cross.sum(0), a.double().T @ y.double(), rtol=1e-5, atol=1e-2)
+
+
+def test_one_token_in_eight_is_held_out():
+    a = torch.ones(16, 1)
+    fitted = fit(a, a, batches=1)
+    assert fitted._gram.flatten().tolist() == [16 - 16 // HELD_OUT, 16 // HELD_OUT]
+
+
+def test_with_many_tokens_the_prior_does_not_matter():
+    a, y, weight = problem()
+    found = fit(a, y).solve(torch.zeros_like(weight))
+    assert (a.double() @ (found - weight)).square().mean() < 1e-3
+
+
+def test_what_nothing_improves_is_returned_as_it_was():
+    a, y, weight = problem(noise=0.0)
+    assert torch.equal(fit(a, y).solve(weight), weight)
+
+
+def test_noise_is_not_fitted():
+    """Fewer tokens than unknowns, and nothing to learn: an unguarded solution would fit them perfectly."""
+    generator = torch.Generator().manual_seed(0)
+    prior = torch.randn(64, 8, generator=generator, dtype=torch.float64)
+    a, unseen = (torch.randn(64, 64, generator=generator) for _ in range(2))
+    y = a @ prior.float() + torch.randn(64, 8, generator=generator)
+    found = fit(a, y, batches=1).solve(prior)
+    unguarded = torch.linalg.lstsq(a.double(), y.double()).solution
+
+    def error(weight):
+        return (unseen.double() @ (weight - prior)).square().mean()
+
+    assert error(found) < 0.3 < error(unguarded)
+
+
+def test_a_ridge_leads_to_the_prior():
+    a, y, weight = problem()
+    gram, cross = a.double().T @ a.double(), a.double().T @ y.double()
+    weak, strong = ridge(gram, cross, 1e-9), ridge(gram, cross, 1e9)
+    torch.testing.assert_close(weak, torch.linalg.lstsq(a.double(), y.double()).solution)
+    assert strong.abs().max() < 1e-6
+
+
+def loss(a, weight, left, indices):
+    return (a.double() @ weight - a[:, indices].double() @ left).square().sum()
+
+
+def test_the_cheapest_input_is_deleted():
+    a, y, weight = problem(inputs=8)
+    fitted = fit(a, y)
+    left, indices = fitted.without(slice(0, 8), 1, weight)
+    best = {}
+    for out in range(8):
+        others = [index for index in range(8) if index != out]
+        compensated = torch.linalg.lstsq(a[:, others].double(), a.double() @ weight).solution
+        best[out] = loss(a, weight, compensated, others)
+    assert set(range(8)) - set(indices.tolist()) == {min(best, key=best.get)}
+    assert loss(a, weight, left, indices) < 1.05 * min(best.values())
+
+
+def test_only_candidates_are_deleted():
+    a, y, weight = problem()
+    left, indices = fit(a, y).without(slice(3, 9), 5, weight)
+    assert left.shape == (7, 5)
+    assert {0, 1, 2, 9, 10, 11} < set(indices.tolist())
+    assert indices.tolist() == sorted(indices.tolist())
+
+
+def test_others_take_over_what_a_copy_did():
+    a, _, _ = problem()
+    a[:, 6:] = a[:, :6]
+    weight = torch.randn(12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    left, indices = fit(a, a @ weight.float()).without(slice(0, 12), 6, weight)
+    assert sorted(index % 6 for index in indices.tolist()) == list(range(6))
+    assert loss(a, weight, left, indices) < 10 * COMPENSATION * (a.double() @ weight).square().sum()
+
+
+@pytest.mark.parametrize("important", [0, 1])
+def test_a_metric_says_which_outputs_count(important):
+    a = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    weight = torch.eye(2, dtype=torch.float64)
+    metric = torch.full((2,), 1e-3, dtype=torch.float64)
+    metric[important] = 1.0
+    _, indices = fit(a, a).without(slice(0, 2), 1, weight, metric.diag())
+    assert indices.tolist() == [important]
