@@ -1,7 +1,7 @@
 """
 Slices a real language model, SmolLM2-135M-Instruct, and shows what that did. Needs no network.
 
-    python examples/demo.py [--sparsity 0.2] [--output demo_output]
+    python examples/demo.py [--reduction 0.2] [--output demo_output]
 
 Calibrates on Python's documentation, measures perplexity on topics held out from it, saves, loads the result in a
 fresh process, and lets it write.
@@ -57,7 +57,7 @@ def measure(model, batches) -> dict[str, float]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sparsity", type=float, default=0.2)
+    parser.add_argument("--reduction", type=float, default=0.2, help="share of the parameters to delete")
     parser.add_argument("--nsamples", type=int, default=32)
     parser.add_argument("--eval-nsamples", type=int, default=6)
     parser.add_argument("--seqlen", type=int, default=1024)
@@ -71,9 +71,11 @@ def main():
     )
     before = measure(model, held_out)
 
-    print(f"Slicing {args.sparsity:.0%} of its hidden dimensions ...")
+    print(f"Slicing {args.reduction:.0%} of its parameters away ...")
     start = time.perf_counter()
-    config = SliceGPTConfig(sparsity=args.sparsity, dataset="python-docs", nsamples=args.nsamples, seqlen=args.seqlen)
+    config = SliceGPTConfig(
+        parameter_reduction=args.reduction, dataset="python-docs", nsamples=args.nsamples, seqlen=args.seqlen
+    )
     model.compress(config, tokenizer=tokenizer)
     seconds = time.perf_counter() - start
     after = measure(model, held_out)

@@ -58,10 +58,11 @@ class SliceGPTConfig(QuantizationConfigMixin):
             `"pca"`, or `"random"` to spin the kept axes at every site by a random rotation: the same function, with
             outliers spread over all dimensions, which helps a later quantization.
         dataset (defaults to `"auto"`):
-            Calibration data: a name (`"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python-docs"`), a path or list of
-            paths to txt, json, jsonl or parquet files, a list of strings, or tokenised batches (mappings with
-            `input_ids` of shape `(B, T)` and perhaps `attention_mask`), used as they are. `"auto"` is `"wikitext2"`
-            where the Hub or its cache answers and otherwise `"python-docs"`, which needs no network.
+            Calibration data: a name (`"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python-docs"`), `"self"` for text
+            that the model itself writes, a path or list of paths to txt, json, jsonl or parquet files, a list of
+            strings, or tokenised batches (mappings with `input_ids` of shape `(B, T)` and perhaps `attention_mask`),
+            used as they are. `"auto"` is `"wikitext2"` where the Hub or its cache answers and otherwise
+            `"python-docs"`, which needs no network.
         text_column (`str`, *optional*): column of a table that holds the text. `"text"`, or the only one, by default.
         nsamples (`int`, defaults to 128): number of calibration sequences.
         seqlen (`int`, defaults to 2048): tokens per sequence, at most what the model's positions allow.

@@ -54,10 +54,10 @@ def layer_streams(layer: nn.Module, family: Family, hidden: Tensor, kwargs: dict
 
 
 def root_mean_square(stream: Tensor) -> Tensor:
-    """Of every token `(..., D)`, as `(..., 1)` in float32 at least: what norms divide by."""
+    """Of every token `(..., D)`, as `(..., 1)` in float32 at least: what norms divide by, never 0."""
     if stream.dtype in (torch.float16, torch.bfloat16):
         stream = stream.float()
-    return stream.square().mean(-1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return (stream.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
 
 def at_site(streams: list[Tensor], family: Family, hidden: Tensor) -> list[Tensor]:
@@ -140,14 +140,16 @@ def site_moments(
 
 def loss_gradient(model, batch, hidden, device, dtype):
     """Gradient `(B, T, D)` of the summed next-token loss with respect to the stream at the last site."""
-    ids = batch["input_ids"].to(device)
-    targets = ids[:, 1:].clone()
-    if "attention_mask" in batch:
-        targets[~batch["attention_mask"].to(device)[:, 1:].bool()] = -100
-    with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        hidden = hidden.detach().requires_grad_()
-        with injected(model, hidden.to(model.device, model.dtype)):
-            inputs = {key: value.to(model.device) for key, value in batch.items()}
-            logits = model(**inputs, use_cache=False).logits.to(device)
-        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum")
-        return torch.autograd.grad(loss, hidden)[0]
+    slopes = []
+    for row, stream in enumerate(hidden.detach().split(1)):  # the logits of one sequence are large enough
+        inputs = {key: value[row : row + 1].to(model.device) for key, value in batch.items()}
+        targets = inputs["input_ids"][:, 1:].clone()
+        if "attention_mask" in inputs:
+            targets[~inputs["attention_mask"][:, 1:].bool()] = -100
+        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            stream.requires_grad_()
+            with injected(model, stream.to(model.device, model.dtype)):
+                logits = model(**inputs, use_cache=False).logits[0, :-1].float()
+            loss = nn.functional.cross_entropy(logits, targets[0], reduction="sum")
+            slopes += torch.autograd.grad(loss, stream)
+    return torch.cat(slopes)

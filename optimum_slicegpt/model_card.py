@@ -235,8 +235,13 @@ def _settings(config: Any, record: dict[str, Any]) -> dict[str, str]:
     calibration = record.get("calibration") or {}
     rows = {
         "Sparsity asked for": known("sparsity", "{:.1%} of the hidden dimensions".format),
+        "Reduction asked for": known("parameter_reduction", "{:.1%} of the parameters".format),
+        "Axes": known("rotation", {"per_block": "of every block's own", "shared": "shared by all blocks"}.get),
+        "Readers and writers": known("refit", {True: "fitted again", False: "rotated"}.get),
+        "Metric": known("metric"),
         "Hidden size before": known("original_hidden_size", given=vars(config)),
         "Width of the residual stream": known("widths", _widths, given=vars(config)),
+        "Neurons kept in each MLP": known("inner"),
         "Widths rounded down to multiples of": known("round_to"),
         "Input of the head": known("slice_head", lambda sliced: "sliced" if sliced else "whole"),
         "Embeddings": known("embeddings"),

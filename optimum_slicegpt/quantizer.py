@@ -12,6 +12,7 @@ from .compress import compress
 from .configuration import SliceGPTConfig
 from .export import export_obstacle
 from .model_card import public_name
+from .sampling import sampled_batches
 from .walk import SlicedResult
 from .widths import SlicePlan
 
@@ -77,6 +78,14 @@ class SliceGPTQuantizer:
 
     def _calibration(self, model, tokenizer) -> TokenBatches:
         config = self.config
+        if isinstance(config.dataset, str) and config.dataset == "self":
+            return sampled_batches(
+                model,
+                nsamples=config.nsamples,
+                seqlen=within_positions(config.seqlen, model.config),
+                batch_size=config.batch_size,
+                seed=config.seed,
+            )
         return load_batches(
             config.dataset,
             tokenizer or config.tokenizer or model.name_or_path,
@@ -97,6 +106,7 @@ class SliceGPTQuantizer:
             "base_model": public_name(model.name_or_path),
             **{key: settings[key] for key in made_with},
             "embeddings": "tied" if plan.tied else "sliced",
+            "inner": plan.inner,
             "calibration": {"source": batches.source, "tokens": batches.ntokens},
             "parameters_before": parameters,
             "parameters_after": result.model.num_parameters(),

@@ -8,8 +8,8 @@ from .sizes import Size
 
 NEURONS_PER_DIMENSION = 16.0
 """
-Share of neurons deleted for each share of hidden dimensions. Measured on SmolLM2, where damage hardly changes from 4 on
-upwards, and is larger below.
+Share of neurons deleted for each share of hidden dimensions. Measured on SmolLM2, where damage hardly changes from 4
+on upwards, and is larger below.
 """
 MOST_NEURONS = 0.6
 """Share of neurons of which no more are deleted; the hidden dimensions carry the rest."""

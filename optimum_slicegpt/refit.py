@@ -174,8 +174,7 @@ class RefitWalk(Walk):
                 for position, signal in enumerate(self.signals):
                     stream = self.streams[position].to(self.device)
                     output = sliced.block_output(block.kind, stream, signal.layer_kwargs[index])
-                    output += stream if shortcut is None else stream @ shortcut.to(stream)
-                    self.streams[position] = output.to(self.kept_on)
+                    self.streams[position] = (output + self.passed_on(stream, shortcut)).to(self.kept_on)
             return
         self.fit_writers(index, block, shortcut, after)
 
@@ -202,22 +201,18 @@ class RefitWalk(Walk):
         writers = {name: Writer(sliced, name) for name in block.writers}
         biased = [writer for writer in writers.values() if writer.bias is not None]
 
-        # What the next stream is a linear function of: the writers' inputs, one for a bias, the stream itself.
+        # What a block adds to the stream is a linear function of its writers' inputs, and of one for a bias.
         rows = [writer.weight.to(self.write) for writer in writers.values()]
         if biased:
             rows.append(sum(writer.bias for writer in biased)[None].to(self.write))
-        if shortcut is not None:
-            rows.append(shortcut)
         sizes = [len(each) for each in rows]
-        inputs = self.inputs_of(index, block, bool(biased), shortcut is not None)
+        inputs = self.inputs_of(index, block, bool(biased))
         fit = LeastSquares(sum(sizes), self.write.shape[1], self.device)
         with self.phase("regression"):
             goal = (self.write * self.scale(self.site)).to(self.dtype)
             for signal, given, stream, target in zip(self.signals, inputs, self.streams, after, strict=True):
                 target = signal.tokens(target.to(self.device))
-                wanted = (target @ goal).float()
-                if shortcut is None:
-                    wanted -= signal.tokens(stream.to(self.device))
+                wanted = (target @ goal).float() - signal.tokens(self.passed_on(stream, shortcut))
                 weight = 1 / root_mean_square(target)
                 fit.add(weight * signal.tokens(given.to(self.device)), weight * wanted)
 
@@ -233,9 +228,7 @@ class RefitWalk(Walk):
                 fitted, stays = fit.without(neurons, count - self.plan.inner, fitted, metric)
                 sizes[position] = self.plan.inner
                 self.keep_neurons(sliced, stays[first : first + self.plan.inner] - first, count)
-            parts = list(fitted.split(sizes))
-            if shortcut is not None:
-                self.set_linear(sliced.get_submodule(block.shortcut), parts.pop().T)
+            parts = fitted.split(sizes)
             for writer, weight in zip(writers.values(), parts, strict=False):
                 bias = None
                 if writer.bias is not None:  # the first takes what all add
@@ -246,13 +239,17 @@ class RefitWalk(Walk):
             matrix = fitted.to(self.dtype)
             for position, given in enumerate(inputs):
                 given = given.to(self.device)
-                stream = (given if stays is None else given[..., stays]) @ matrix
-                if shortcut is None:
-                    stream += self.streams[position].to(self.device)
-                self.streams[position] = stream.to(self.kept_on)
+                added = (given if stays is None else given[..., stays]) @ matrix
+                added += self.passed_on(self.streams[position], shortcut)
+                self.streams[position] = added.to(self.kept_on)
 
-    def inputs_of(self, index: int, block: Block, ones: bool, with_stream: bool) -> list[Tensor]:
-        """What a sliced block's writers read `(B, T, inputs)`, one behind the other; perhaps ones and the stream."""
+    def passed_on(self, stream: Tensor, shortcut: Tensor | None) -> Tensor:
+        """What the residual connection makes of a stream."""
+        stream = stream.to(self.device)
+        return stream if shortcut is None else stream @ shortcut.to(stream)
+
+    def inputs_of(self, index: int, block: Block, ones: bool) -> list[Tensor]:
+        """What a sliced block's writers read `(B, T, inputs)`, one behind the other, and perhaps ones behind them."""
         sliced = self.sliced_layers[index]
         modules = [sliced.get_submodule(name) for name in block.writers]
         multiplier = self.family.residual_multiplier
@@ -265,7 +262,6 @@ class RefitWalk(Walk):
                 parts = [seen[module] for module in modules] + [torch.ones_like(stream[..., :1])] * ones
                 if multiplier:
                     parts = [part * factor for part in parts]
-                parts += [stream] * with_stream
                 inputs.append((torch.cat(parts, -1) if len(parts) > 1 else parts[0]).to(self.kept_on))
         return inputs
 

@@ -75,9 +75,12 @@ def optimum_cli(*arguments):
 # The commands
 
 
+PAPER = ("--rotation", "per_block", "--no-refit")
+
+
 def test_compress_and_eval_end_to_end(folder, arguments, tmp_path):
     figures = ("--eval-dataset", folder / "test.txt", "--eval-nsamples", 6, "--eval-seqlen", 32)
-    report = json.loads(optimum_cli(*arguments, "--sparsity", 0.5, *figures, "--json"))
+    report = json.loads(optimum_cli(*arguments, *PAPER, "--sparsity", 0.5, *figures, "--json"))
     sliced = tmp_path / "sliced"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
 
@@ -104,7 +107,7 @@ def test_compress_and_eval_end_to_end(folder, arguments, tmp_path):
 
 
 def test_compress_prints_the_true_change(arguments, capsys):
-    run(*arguments, "--widths", 48, 48, 48, 48, 48)
+    run(*arguments, *PAPER, "--widths", 48, 48, 48, 48, 48)
     printed = capsys.readouterr().out
     assert re.search(r"^ +before +after +change$", printed, re.MULTILINE)
     assert re.search(r"^parameters +[\d,]+ +[\d,]+ +\+[\d.]+%$", printed, re.MULTILINE)
@@ -119,6 +122,16 @@ def test_compress_prints_perplexity_where_asked(folder, arguments, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"^perplexity on test.txt +[\d.]+ +[\d.]+ +[+-][\d.]+%$", printed, re.MULTILINE)
     assert re.search(r"^The model shrank: [\d.]+% fewer parameters.$", printed, re.MULTILINE)
+
+
+def test_compress_says_whether_a_stock_class_can_hold_the_result(arguments, capsys):
+    run(*arguments, "--sparsity", 0.25)
+    assert "It fits a stock class: optimum-cli slicegpt export makes it one." in capsys.readouterr().out
+
+
+def test_compress_says_what_keeps_a_stock_class_from_it(arguments, capsys):
+    run(*arguments, *PAPER, "--sparsity", 0.25)
+    assert "shortcuts=True, and no stock class has linear layers on its residual" in capsys.readouterr().out
 
 
 def test_compress_loads_and_saves_in_the_dtype_asked_for(arguments, tmp_path):
@@ -174,7 +187,7 @@ def test_without_a_subcommand_help_is_printed(capsys):
 
 FIELDS = {
     "sparsity": ([0.3], 0.3),
-    "widths": ([8, 16, 24, 32, 40], [8, 16, 24, 32, 40]),
+    "widths": ([32, 32, 32, 32, 32], [32, 32, 32, 32, 32]),
     "parameter_reduction": ([0.25], 0.25),
     "mlp_sparsity": ([0.3], 0.3),
     "rotation": (["shared"], "shared"),
@@ -299,7 +312,7 @@ def test_a_file_as_output_is_refused(arguments, tmp_path, capsys):
     [
         (["--sparsity", 1.5], r"sparsity=1.5; give the share"),
         (["--sparsity", 0.3, "--widths", 8], r"Both sparsity=0.3 and widths"),
-        (["--widths", 8, 16], r"widths has 2 entries; this model has 5 sites"),
+        (["--widths", 8, 8], r"widths has 2 entries; this model has 5 sites"),
         (["--sparsity", 0.3, "--parameter-reduction", 0.2], r"Both parameter_reduction=0.2 and sparsity are given"),
         (["--parameter-reduction", 0.99], r"parameter_reduction=0.99 is out of reach"),
         (["--mlp-sparsity", 0.9], r"mlp_sparsity=0.9 leaves no neuron of 40"),

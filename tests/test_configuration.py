@@ -80,6 +80,11 @@ def test_deepcopy_keeps_data_and_tokenizer_by_reference():
         ),
         ({"parameter_reduction": -0.1}, r"parameter_reduction=-0.1; give the share"),
         ({"parameter_reduction": "0.3"}, r"parameter_reduction='0.3'; give the share"),
+        (
+            {"mlp_sparsity": 0.3, "refit": False},
+            "mlp_sparsity=0.3 with refit=False: .*; leave mlp_sparsity out or use refit=True",
+        ),
+        ({"widths": [8, 16]}, r"widths=\[8, 16\]; with rotation='shared' .*; use rotation='per_block'"),
         ({"mlp_sparsity": 1.0}, r"mlp_sparsity=1.0; give the share of neurons to delete, in \[0, 1\)"),
         ({"mlp_sparsity": float("nan")}, r"mlp_sparsity=nan; give the share"),
         ({"widths": [8, 16], "rotation": "shared"}, r"widths=\[8, 16\]; with rotation='shared' all sites"),

@@ -14,7 +14,7 @@ from tiny import aligned, build, calibration, paper, tokens
 from transformers import AutoModelForCausalLM
 
 
-FILES = {"configuration_sliced.py", "families.py", "modeling_sliced.py", "weights.py"}
+FILES = {"configuration_sliced.py", "families.py", "family.py", "modeling_sliced.py", "weights.py"}
 WITHOUT_THE_PACKAGE = """
 import importlib.util, sys, torch
 assert importlib.util.find_spec("optimum_slicegpt") is None

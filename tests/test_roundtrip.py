@@ -1,5 +1,6 @@
 """A sliced model is an ordinary Hugging Face model: saved, loaded, generated with, trained."""
 
+import itertools
 import json
 import os
 import pickle
@@ -11,11 +12,12 @@ import torch
 from tiny import TINY, aligned, build, calibration, differing_widths, paper, relative_error, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
+from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.modeling.configuration_sliced import SlicedLlamaConfig
 from optimum_slicegpt.modeling.families import family_of
 
 
-CODE = ("configuration_sliced.py", "families.py", "modeling_sliced.py", "weights.py")
+CODE = ("configuration_sliced.py", "families.py", "family.py", "modeling_sliced.py", "weights.py")
 IN_A_FRESH_PROCESS = """
 import sys, torch, optimum_slicegpt
 from tiny import aligned
@@ -33,17 +35,27 @@ def sliced(name, dtype=torch.float32):
     return dense.compress(paper(widths=differing_widths(dense.config), dataset=calibration()))
 
 
+def shared(name, dtype=torch.float32):
+    """A sliced tiny model without shortcuts, whose MLPs are smaller where they can be."""
+    dense = build(name, dtype)
+    neurons = None if family_of(dense.config).moe else 0.4
+    return dense.compress(SliceGPTConfig(sparsity=1 / 3, mlp_sparsity=neurons, dataset=calibration()))
+
+
+FORMS = {"per_block": sliced, "shared": shared}
+
+
 def test_fresh_process_gives_the_same_bits(tmp_path):
     torch.save(tokens(), tmp_path / "inputs.pt")
     expected = {}
-    for name in TINY:
-        model = sliced(name)
-        model.save_pretrained(tmp_path / name)
-        expected[name] = model(tokens()).logits
-    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path), *TINY]
+    for name, form in itertools.product(TINY, FORMS):
+        model = FORMS[form](name)
+        model.save_pretrained(tmp_path / f"{name}-{form}")
+        expected[f"{name}-{form}"] = model(tokens()).logits
+    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(tmp_path), *expected]
     path = os.pathsep.join(sys.path)
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": path}, timeout=120)
-    for name in TINY:
+    for name in expected:
         assert torch.equal(torch.load(tmp_path / name / "logits.pt"), expected[name]), name
         assert {file.name for file in (tmp_path / name).iterdir()} == {
             "config.json",
@@ -89,10 +101,10 @@ def test_tokenizer_beside_the_model(tmp_path, tiny_tokenizer):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize(("form", "cache"), [("per_block", "dynamic"), ("per_block", "static"), ("shared", "dynamic")])
 @pytest.mark.parametrize("name", TINY)
-def test_cached_generation_equals_the_argmax_of_full_forwards(name, cache):
-    model, ids = sliced(name, torch.float64), tokens(length=6)
+def test_cached_generation_equals_the_argmax_of_full_forwards(name, form, cache):
+    model, ids = FORMS[form](name, torch.float64), tokens(length=6)
     kwargs = {"cache_implementation": "static"} if cache == "static" else {}
     generated = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None, **kwargs)
     for _ in range(8):

@@ -140,3 +140,8 @@ def test_configurations_that_the_family_cannot_compute_are_refused(name, widths,
     sizes = TINY[name] | {family_of(build(name).config).size_keys[0]: widths[-1]}
     with pytest.raises(Exception, match=message):
         SLICED_CONFIGS[name](**sizes, original_hidden_size=HIDDEN, widths=widths)
+
+
+def test_configurations_without_shortcuts_have_one_width():
+    with pytest.raises(Exception, match="without shortcuts all sites must be equally wide"):
+        SLICED_CONFIGS["llama"](**TINY["llama"], original_hidden_size=HIDDEN, widths=[48] * 4 + [40], shortcuts=False)

@@ -47,7 +47,8 @@ def add_text_arguments(group) -> None:
         action=Dataset,
         nargs="+",
         metavar="DATA",
-        help="wikitext2, ptb, c4, alpaca or python-docs; or paths of txt, json, jsonl or parquet files "
+        help="wikitext2, ptb, c4, alpaca or python-docs; to slice also self, text that the model writes; or paths of "
+        "txt, json, jsonl or parquet files "
         "(default: auto, wikitext2 where it can be had and otherwise python-docs)",
     )
     group.add_argument(

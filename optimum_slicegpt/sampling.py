@@ -1,0 +1,54 @@
+"""Calibration text that a model writes itself: no data is needed, and no domain is chosen."""
+
+import torch
+from transformers import PreTrainedModel
+
+from .assembly import evaluating
+from .calibration import TokenBatches
+
+
+GREEDY_TOKENS = 4
+"""Tokens after the first that are the most probable ones: a random start becomes text (LLM-QAT, section 3.1)."""
+
+FREELY = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+"""From the whole distribution, whatever the model's own generation settings say."""
+
+SEQUENCES = 32
+"""Written at a time: a token takes about as long for many sequences as for one."""
+
+
+@torch.no_grad()
+def sampled_batches(
+    model: PreTrainedModel, *, nsamples: int, seqlen: int, batch_size: int, seed: int | None = 0
+) -> TokenBatches:
+    """
+    Text sampled from a causal language model: a random token, a few greedy ones, and then what it draws.
+
+    Args:
+        model (`PreTrainedModel`): a dense causal language model, on the device that is to generate.
+        nsamples (`int`): number of sequences.
+        seqlen (`int`): tokens per sequence.
+        batch_size (`int`): sequences per batch of the result.
+        seed (`int`, *optional*): of the draws, which leave the global generators alone. `None` is 0.
+
+    Returns:
+        [`TokenBatches`]: `input_ids` of shape `(batch_size, seqlen)`; the last batch may be smaller.
+    """
+    vocab_size, device = model.config.vocab_size, model.device
+    devices = [device] if device.type == "cuda" else []
+    written = []
+    with torch.random.fork_rng(devices), evaluating(model):
+        torch.manual_seed(seed or 0)
+        for count in [SEQUENCES] * (nsamples // SEQUENCES) + [nsamples % SEQUENCES] * bool(nsamples % SEQUENCES):
+            ids = torch.randint(vocab_size, (count, 1), device=device)
+            greedy = min(GREEDY_TOKENS, seqlen - 1)
+            for new, sampling in (
+                (greedy, {"do_sample": False}),
+                (seqlen - 1 - greedy, {"do_sample": True, "top_k": 0}),
+            ):
+                if new:
+                    mask = torch.ones_like(ids)
+                    # Past the end of a text another one begins.
+                    ids = model.generate(ids, attention_mask=mask, max_new_tokens=new, eos_token_id=None, **sampling)
+            written.append(ids.cpu())
+    return TokenBatches([{"input_ids": part} for part in torch.cat(written).split(batch_size)], "self")
