@@ -13,12 +13,11 @@ answers, and Python's documentation. Every setting runs in a process of its own,
 - `tied`: the head shares the embedding's matrix, as in the model. Sizes are 10, 20, 25 and 30 % below it.
 
 Runs that are in `benchmarks/results/quality.json` already are kept, unless `--only` names their method. Writes that
-file, and `quality.png` beside it.
+file after every run, and `quality.png` beside it at the end.
 """
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
@@ -101,12 +100,12 @@ def measure(args) -> dict:
     return found | perplexities(args, model, tokenizer)
 
 
-def plot(content: dict) -> Path:
+def plot(all_runs: list[dict]) -> Path:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axis, series in zip(axes, ("untied", "tied"), strict=True):
-        runs = [run for run in content["runs"] if run["series"] == series]
+        runs = [run for run in all_runs if run["series"] == series]
         dense = next(run for run in runs if run["method"] == "dense")
         for method in METHODS:
             points = sorted((run["parameters"] / 1e6, run["wikitext2"]) for run in runs if run["method"] == method)
@@ -178,10 +177,7 @@ def main():
     for series, method, sparsity in settings:
         if SERIES[series][sparsity] < dense_of[series]["parameters"]:  # the authors' 0.1 is larger than dense
             run(series, method, sparsity, SERIES[series][sparsity])
-    for each in runs:
-        each["excess"] = math.log(each["wikitext2"] / dense["wikitext2"])
-    print(write("quality", about | {"runs": runs}))
-    print(plot({"runs": runs}))
+    print(plot(runs))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_one_token_in_eight_is_held_out():
 def test_with_many_tokens_the_prior_does_not_matter():
     a, y, weight = problem()
     found = fit(a, y).solve(torch.zeros_like(weight))
-    assert (a.double() @ (found - weight)).square().mean() < 1e-3
+    assert (a.double() @ (found - weight)).square().mean() < 1e-2 * (a.double() @ weight).square().mean()
 
 
 def test_what_nothing_improves_is_returned_as_it_was():
