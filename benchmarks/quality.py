@@ -95,6 +95,7 @@ def measure(args) -> dict:
         "parameters": model.num_parameters(),
         "slicing_s": time.perf_counter() - start,
         "seconds_by_phase": model.config.slicegpt["seconds"],
+        "threads": torch.get_num_threads(),
         "peak_gib": peak_gib(),
     }
     return found | perplexities(args, model, tokenizer)

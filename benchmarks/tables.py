@@ -51,12 +51,16 @@ def quality() -> str:
     def damage(run):
         return math.log(run["wikitext2"] / dense["wikitext2"])
 
+    def time(run):
+        return f"{run['slicing_s'] / paper['slicing_s']:.1f} ×" if run["threads"] == paper["threads"] else ""
+
     rows = [
         f"{found['model']} with a head of its own, at the {paper['parameters'] / 1e6:.1f} M parameters to which the "
         f"paper's method at sparsity 0.25 leads. Calibrated on {found['calibration']} of WikiText-2 (64 x 1024 where "
         "it says so), perplexity in bfloat16; tasks are instructions with answers, docs is Python's documentation. "
         "Damage is ln(perplexity / dense perplexity) on WikiText-2, as a share of the paper's. Time is relative to "
-        f"the paper's method, both in bfloat16 on {found['machine']['cores']} CPU cores.",
+        f"the paper's method, both in bfloat16 on {found['machine']['cores']} CPU cores; none is given where a run "
+        "had another number of threads.",
         "",
         "| method | width | neurons | WikiText-2 | damage | tasks | docs | time | peak memory |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -66,7 +70,7 @@ def quality() -> str:
         rows.append(
             f"| {run['method']} | {run['width']} | {run['neurons']} | {run['wikitext2']:.2f} "
             f"| {damage(run) / damage(paper):.2f} | {run['tasks']:.1f} | {run['python-docs']:.1f} "
-            f"| {run['slicing_s'] / paper['slicing_s']:.1f} × | {run['peak_gib']:.2f} GiB |"
+            f"| {time(run)} | {run['peak_gib']:.2f} GiB |"
         )
     return "\n".join(rows)
 

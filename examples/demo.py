@@ -58,7 +58,7 @@ def measure(model, batches) -> dict[str, float]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reduction", type=float, default=0.2, help="share of the parameters to delete")
-    parser.add_argument("--nsamples", type=int, default=32)
+    parser.add_argument("--nsamples", type=int, default=16)
     parser.add_argument("--eval-nsamples", type=int, default=6)
     parser.add_argument("--seqlen", type=int, default=1024)
     parser.add_argument("--output", default="demo_output")

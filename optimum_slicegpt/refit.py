@@ -221,11 +221,9 @@ class RefitWalk(Walk):
             if self.plan.inner is not None and self.family.mlp_writer in writers:
                 position = block.writers.index(self.family.mlp_writer)
                 first, count = sum(sizes[:position]), sizes[position]
-                metric = self.metric(self.site)
-                if metric is not None:
-                    metric = self.read.T @ metric @ self.read
+                # All directions alike, whatever the metric: by the gradient, neurons are chosen for this text alone.
                 neurons = slice(first, first + count)
-                fitted, stays = fit.without(neurons, count - self.plan.inner, fitted, metric)
+                fitted, stays = fit.without(neurons, count - self.plan.inner, fitted)
                 sizes[position] = self.plan.inner
                 self.keep_neurons(sliced, stays[first : first + self.plan.inner] - first, count)
             parts = fitted.split(sizes)

@@ -83,9 +83,7 @@ class LeastSquares:
             best, best_loss = strength, loss
         return best
 
-    def without(
-        self, candidates: slice, count: int, weight: Tensor, metric: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def without(self, candidates: slice, count: int, weight: Tensor) -> tuple[Tensor, Tensor]:
         """
         Deletes those inputs that cost least when the weights of all others compensate (Optimal Brain Surgeon).
 
@@ -93,7 +91,6 @@ class LeastSquares:
             candidates (`slice`): inputs that may be deleted; the others stay.
             count (`int`): number of inputs to delete.
             weight (`torch.Tensor` of shape `(inputs, outputs)`, float64): W.
-            metric (`torch.Tensor` of shape `(outputs, outputs)`, float64, *optional*): how deviations are weighed.
 
         Returns:
             `tuple`: weights of the inputs that stay, `(inputs - count, outputs)`, and their indices, ascending.
@@ -104,8 +101,7 @@ class LeastSquares:
         stays = torch.arange(len(gram), device=gram.device)
         for done in range(ROUNDS):
             inverse = torch.cholesky_inverse(_cholesky(gram[stays][:, stays], COMPENSATION))
-            weighed = weight if metric is None else weight @ metric
-            cost = (weighed * weight).sum(1) / inverse.diagonal()
+            cost = weight.square().sum(1) / inverse.diagonal()
             cost[fixed[stays]] = float("inf")
             cheapest = cost.argsort()[: count * (done + 1) // ROUNDS - count * done // ROUNDS]
             left = torch.ones_like(stays, dtype=torch.bool)

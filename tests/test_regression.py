@@ -1,6 +1,5 @@
 """Linear regression for refits, against brute force."""
 
-import pytest
 import torch
 
 from optimum_slicegpt.regression import COMPENSATION, HELD_OUT, LeastSquares, ridge
@@ -100,13 +99,3 @@ def test_others_take_over_what_a_copy_did():
     left, indices = fit(a, a @ weight.float()).without(slice(0, 12), 2, weight)
     assert {index % 6 for index in indices.tolist()} == set(range(6))
     assert loss(a, weight, left, indices) < 10 * COMPENSATION * (a.double() @ weight).square().sum()
-
-
-@pytest.mark.parametrize("important", [0, 1])
-def test_a_metric_says_which_outputs_count(important):
-    a = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
-    weight = torch.eye(2, dtype=torch.float64)
-    metric = torch.full((2,), 1e-3, dtype=torch.float64)
-    metric[important] = 1.0
-    _, indices = fit(a, a).without(slice(0, 2), 1, weight, metric.diag())
-    assert indices.tolist() == [important]
