@@ -109,10 +109,10 @@ def plot(all_runs: list[dict]) -> Path:
     for axis, series in zip(axes, ("untied", "tied"), strict=True):
         runs = [run for run in all_runs if run["series"] == series]
         dense = next(run for run in runs if run["method"] == "dense")
-        for method in METHODS:
+        for index, method in enumerate(METHODS):
             points = sorted((run["parameters"] / 1e6, run["wikitext2"]) for run in runs if run["method"] == method)
             if points:
-                axis.plot(*zip(*points, strict=True), marker="o", label=method, linewidth=1.5)
+                axis.plot(*zip(*points, strict=True), marker="o", color=f"C{index}", label=method, linewidth=1.5)
         axis.plot(dense["parameters"] / 1e6, dense["wikitext2"], "k*", markersize=10, label="dense")
         axis.set(title=f"head {series}", xlabel="parameters, M", yscale="log")
         axis.yaxis.set_major_formatter(ScalarFormatter())
