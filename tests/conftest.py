@@ -6,6 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is importe
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
+import tiny
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -21,3 +23,15 @@ def tiny_tokenizer():
     backend.pre_tokenizer = WhitespaceSplit()
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 97)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", model_max_length=16)
+
+
+@pytest.fixture(scope="session")
+def cli_files(tmp_path_factory, tiny_tokenizer):
+    """A dense checkpoint, `dense`, and texts to calibrate and to measure on."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny.build("llama", torch.float32, vocab_size=98).save_pretrained(folder / "dense")
+    tiny_tokenizer.save_pretrained(folder / "dense")
+    for name, seed in {"train.txt": 1, "more.txt": 2, "test.txt": 3}.items():
+        words = (f"w{token}" for token in tiny.tokens(1, 400, seed=seed)[0].tolist())
+        (folder / name).write_text(" ".join(words))
+    return folder

@@ -1,75 +1,25 @@
 import json
-import os
 import re
-import subprocess
-import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from optimum.commands.base import RootOptimumCLICommand
-from optimum.commands.register import register_slicegpt
+from command_line import fails, optimum_cli, run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma2Config, PreTrainedModel
 
-from optimum_slicegpt import SliceGPTConfig, cli, configuration, evaluate_perplexity, load_batches
+from optimum_slicegpt import evaluate_perplexity, load_batches
+from optimum_slicegpt.commands import compress, loading
 from optimum_slicegpt.evaluation import Perplexity
 from optimum_slicegpt.modeling.modeling_sliced import SlicedModelMixin
 
 
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    """A dense checkpoint, `dense`, and texts to calibrate and to measure on."""
-    folder = tmp_path_factory.mktemp("cli")
-    tiny.build("llama", torch.float32, vocab_size=98).save_pretrained(folder / "dense")
-    tiny_tokenizer.save_pretrained(folder / "dense")
-    for name, seed in {"train.txt": 1, "more.txt": 2, "test.txt": 3}.items():
-        words = (f"w{token}" for token in tiny.tokens(1, 400, seed=seed)[0].tolist())
-        (folder / name).write_text(" ".join(words))
-    return folder
-
-
 @pytest.fixture
-def arguments(folder, tmp_path):
+def arguments(cli_files, tmp_path):
     """Of a quick run of `compress`."""
     return [
-        *("compress", "--model", folder / "dense", "--output", tmp_path / "sliced"),
-        *("--dataset", folder / "train.txt", "--nsamples", 8, "--seqlen", 16),
+        *("compress", "--model", cli_files / "dense", "--output", tmp_path / "sliced"),
+        *("--dataset", cli_files / "train.txt", "--nsamples", 8, "--seqlen", 16),
     ]
-
-
-def parse(*arguments):
-    root = RootOptimumCLICommand("optimum-cli", usage="optimum-cli")
-    register_slicegpt.SliceGPTCommand(root.subparsers)
-    return root.parser.parse_args(["slicegpt", *map(str, arguments)])
-
-
-def run(*arguments):
-    args = parse(*arguments)
-    args.func(args).run()
-
-
-def fails(capsys, *arguments):
-    """The one line that a failing command prints."""
-    with pytest.raises(SystemExit) as exit:
-        run(*arguments)
-    captured = capsys.readouterr()
-    assert exit.value.code == 1
-    assert captured.out == ""
-    *_, line = captured.err.splitlines()
-    assert line.startswith("error: ")
-    assert "Traceback" not in captured.err
-    return line
-
-
-def optimum_cli(*arguments):
-    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "slicegpt", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
 
 # The commands
@@ -78,8 +28,8 @@ def optimum_cli(*arguments):
 PAPER = ("--rotation", "per_block", "--no-refit")
 
 
-def test_compress_and_eval_end_to_end(folder, arguments, tmp_path):
-    figures = ("--eval-dataset", folder / "test.txt", "--eval-nsamples", 6, "--eval-seqlen", 32)
+def test_compress_and_eval_end_to_end(cli_files, arguments, tmp_path):
+    figures = ("--eval-dataset", cli_files / "test.txt", "--eval-nsamples", 6, "--eval-seqlen", 32)
     report = json.loads(optimum_cli(*arguments, *PAPER, "--sparsity", 0.5, *figures, "--json"))
     sliced = tmp_path / "sliced"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
@@ -89,7 +39,7 @@ def test_compress_and_eval_end_to_end(folder, arguments, tmp_path):
     assert report["widths"] == model.config.widths == [24, 24, 24, 24, 48]
     assert report["slicegpt"] == model.config.slicegpt
     assert report["slicegpt"]["parameters_after"] == model.num_parameters()
-    dense = AutoModelForCausalLM.from_pretrained(folder / "dense")
+    dense = AutoModelForCausalLM.from_pretrained(cli_files / "dense")
     assert report["slicegpt"]["parameters_before"] == dense.num_parameters()
     assert report["bytes_in_memory_before"] == 4 * dense.num_parameters()
     assert report["bytes_on_disk_after"] == (sliced / "model.safetensors").stat().st_size
@@ -97,7 +47,18 @@ def test_compress_and_eval_end_to_end(folder, arguments, tmp_path):
 
     measured = json.loads(
         optimum_cli(
-            *("eval", "--model", sliced, "--dataset", folder / "test.txt", "--nsamples", 6, "--seqlen", 32, "--json")
+            *(
+                "eval",
+                "--model",
+                sliced,
+                "--dataset",
+                cli_files / "test.txt",
+                "--nsamples",
+                6,
+                "--seqlen",
+                32,
+                "--json",
+            )
         )
     )
     assert measured == {"model": str(sliced), "dataset": "test.txt", "split": "test"} | report["perplexity_after"]
@@ -117,8 +78,8 @@ def test_compress_prints_the_true_change(arguments, capsys):
     assert "perplexity" not in printed
 
 
-def test_compress_prints_perplexity_where_asked(folder, arguments, capsys):
-    run(*arguments, "--sparsity", 0.8, "--eval-dataset", folder / "test.txt", "--eval-seqlen", 16)
+def test_compress_prints_perplexity_where_asked(cli_files, arguments, capsys):
+    run(*arguments, "--sparsity", 0.8, "--eval-dataset", cli_files / "test.txt", "--eval-seqlen", 16)
     printed = capsys.readouterr().out
     assert re.search(r"^perplexity on test.txt +[\d.]+ +[\d.]+ +[+-][\d.]+%$", printed, re.MULTILINE)
     assert re.search(r"^The model shrank: [\d.]+% fewer parameters.$", printed, re.MULTILINE)
@@ -148,30 +109,32 @@ def test_compress_pushes_where_asked(arguments, monkeypatch):
     assert kwargs.keys() == {"tokenizer"} and kwargs["tokenizer"]("w5").input_ids == [97, 5]
 
 
-def test_eval_measures_the_first_sequences(folder, tiny_tokenizer, capsys):
-    text = folder / "test.txt"
-    run("eval", "--model", folder / "dense", "--dataset", text, "--nsamples", 3, "--seqlen", 1000, "--device", "cpu")
+def test_eval_measures_the_first_sequences(cli_files, tiny_tokenizer, capsys):
+    text = cli_files / "test.txt"
+    run(
+        "eval", "--model", cli_files / "dense", "--dataset", text, "--nsamples", 3, "--seqlen", 1000, "--device", "cpu"
+    )
     dataset, perplexity, nll, tokens = capsys.readouterr().out.splitlines()
     # sequences no longer than the model's 64 positions
     batches = load_batches(text, tiny_tokenizer, nsamples=3, seqlen=64, seed=None)
-    expected = evaluate_perplexity(AutoModelForCausalLM.from_pretrained(folder / "dense"), batches)
+    expected = evaluate_perplexity(AutoModelForCausalLM.from_pretrained(cli_files / "dense"), batches)
     assert dataset.split() == ["dataset", "test.txt"]
     assert perplexity.split() == ["perplexity", f"{expected.perplexity:.2f}"]
     assert nll.split() == ["nll", f"{expected.nll:.4f}", "±", f"{expected.stderr:.4f}"]
     assert tokens.split() == ["tokens", "189"]
 
 
-def test_json_has_no_nan(folder, capsys):
-    run("eval", "--model", folder / "dense", "--dataset", folder / "test.txt", "--nsamples", 1, "--json")
+def test_json_has_no_nan(cli_files, capsys):
+    run("eval", "--model", cli_files / "dense", "--dataset", cli_files / "test.txt", "--nsamples", 1, "--json")
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found["stderr"] is None  # there is none of one sequence
     assert found["perplexity"] > 1
 
 
-def test_a_model_ruined_by_slicing_is_reported(folder, arguments, monkeypatch, capsys):
+def test_a_model_ruined_by_slicing_is_reported(cli_files, arguments, monkeypatch, capsys):
     ruined = Perplexity(perplexity=float("inf"), nll=1000.0, stderr=1.0, ntokens=7)
-    monkeypatch.setattr(cli, "evaluate_perplexity", lambda *args, **kwargs: ruined)
-    run(*arguments, "--eval-dataset", folder / "test.txt")
+    monkeypatch.setattr(loading, "evaluate_perplexity", lambda *args, **kwargs: ruined)
+    run(*arguments, "--eval-dataset", cli_files / "test.txt")
     assert re.search(r"^perplexity on test.txt +inf +inf +\+nan%$", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -182,112 +145,11 @@ def test_without_a_subcommand_help_is_printed(capsys):
     assert "eval" in printed
 
 
-# Flags
-
-
-FIELDS = {
-    "sparsity": ([0.3], 0.3),
-    "widths": ([32, 32, 32, 32, 32], [32, 32, 32, 32, 32]),
-    "parameter_reduction": ([0.25], 0.25),
-    "mlp_sparsity": ([0.3], 0.3),
-    "rotation": (["shared"], "shared"),
-    "refit": ([], True),
-    "metric": (["fisher"], "fisher"),
-    "round_to": ([4], 4),
-    "slice_head": ([], True),
-    "embeddings": (["sliced"], "sliced"),
-    "orientation": (["random"], "random"),
-    "dataset": (["python-docs"], "python-docs"),
-    "text_column": (["question"], "question"),
-    "nsamples": ([3], 3),
-    "seqlen": ([16], 16),
-    "batch_size": ([2], 2),
-    "seed": ([7], 7),
-    "tokenizer": (["dense"], "dense"),
-    "device": (["cpu"], "cpu"),
-    "dtype": (["float64"], "float64"),
-    "offload_activations": ([], True),
-}
-"""Field of `SliceGPTConfig` -> values on the command line, value of the field."""
-
-
-@pytest.fixture
-def config_of(folder, tmp_path, monkeypatch):
-    """The `SliceGPTConfig` that a command line leads to."""
-    configs = []
-
-    def quantizer(config):
-        configs.append(config)
-        raise ValueError("seen")
-
-    monkeypatch.setattr(cli, "SliceGPTQuantizer", quantizer)
-    monkeypatch.chdir(folder)
-
-    def config_of(*arguments):
-        with pytest.raises(SystemExit):
-            run("compress", "--model", "dense", "--output", tmp_path / "sliced", *arguments)
-        return configs.pop()
-
-    return config_of
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(SliceGPTConfig) if field.name != "quant_method"])
-def test_every_field_has_a_flag(config_of, name):
-    values, expected = FIELDS[name]
-    config = config_of("--" + name.replace("_", "-"), *values)
-    assert config.to_dict() == SliceGPTConfig(**{name: expected}).to_dict()
-
-
-def test_fields_without_a_flag_keep_their_defaults(config_of):
-    assert config_of().to_dict() == SliceGPTConfig().to_dict()
-
-
-def test_no_refit(config_of):
-    assert config_of("--no-refit").refit is False
-
-
-def test_no_seed(config_of):
-    assert config_of("--seed", "none").seed is None
-
-
-def test_several_datasets_are_paths(config_of):
-    assert config_of("--dataset", "train.txt", "more.txt").dataset == [Path("train.txt"), Path("more.txt")]
-
-
-def test_help_and_choices_agree_with_the_configuration():
-    printed = re.sub(r"\s+", " ", help_of("compress"))
-    for field in fields(SliceGPTConfig):
-        if field.name != "quant_method" and type(field.default) in (int, str):
-            flag = "--" + field.name.replace("_", "-")
-            assert re.search(rf" {flag} [^-].*?\(default: {field.default}[,)]", printed), flag
-    assert f"(default: {configuration.DEFAULT_REDUCTION})" in printed
-    assert register_slicegpt.DTYPES == configuration.DTYPES
-    assert register_slicegpt.ORIENTATIONS == configuration.ORIENTATIONS
-    assert register_slicegpt.ROTATIONS == configuration.ROTATIONS
-    assert register_slicegpt.METRICS == configuration.METRICS
-    assert register_slicegpt.EMBEDDINGS == configuration.EMBEDDINGS
-
-
-def test_parsers_import_nothing_heavy():
-    code = (
-        "import sys; from optimum.commands.register import register_slicegpt; "
-        "print({'torch', 'transformers', 'datasets', 'optimum_slicegpt'} & set(sys.modules))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
-
-
-def help_of(command):
-    root = RootOptimumCLICommand("optimum-cli", usage="optimum-cli")
-    slicegpt = register_slicegpt.SliceGPTCommand(root.subparsers)
-    return next(sub for sub in slicegpt.registered_subcommands if sub.COMMAND.name == command).parser.format_help()
-
-
 # Errors
 
 
 def test_an_output_that_is_not_empty_is_refused_untouched(arguments, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(compress, "load_model", lambda *args: pytest.fail("a model was loaded"))
     kept = tmp_path / "sliced" / "kept.txt"
     kept.parent.mkdir()
     kept.write_text("mine")
@@ -329,14 +191,14 @@ def test_a_file_as_output_is_refused(arguments, tmp_path, capsys):
 def test_what_can_be_refused_is_refused_before_a_model_is_loaded(
     arguments, tmp_path, capsys, monkeypatch, more, message
 ):
-    monkeypatch.setattr(cli, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(compress, "load_model", lambda *args: pytest.fail("a model was loaded"))
     assert re.search(message, fails(capsys, *arguments, *more))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_families_are_refused_before_a_model_is_loaded(arguments, folder, tmp_path, capsys):
+def test_families_are_refused_before_a_model_is_loaded(arguments, cli_files, tmp_path, capsys):
     Gemma2Config().save_pretrained(tmp_path / "gemma2")  # no weights at all
-    options = ("--model", tmp_path / "gemma2", "--tokenizer", folder / "dense")
+    options = ("--model", tmp_path / "gemma2", "--tokenizer", cli_files / "dense")
     assert "Cannot slice model_type='gemma2': its post-norms" in fails(capsys, *arguments, *options)
 
 
@@ -348,9 +210,9 @@ def test_datasets_that_cannot_be_read(arguments, tmp_path, capsys, dataset, mess
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_of_eval(folder, capsys):
+def test_errors_of_eval(cli_files, capsys):
     assert "Unknown split='dev'" in fails(
-        capsys, "eval", "--model", folder / "dense", "--dataset", "python-docs", "--split", "dev"
+        capsys, "eval", "--model", cli_files / "dense", "--dataset", "python-docs", "--split", "dev"
     )
 
 
@@ -362,9 +224,9 @@ def test_wrong_usage_exits_with_2(capsys):
 
 
 def test_an_interrupted_run_leaves_nothing_behind(arguments, tmp_path, capsys, monkeypatch):
-    def save_pretrained(self, folder):
-        Path(folder).mkdir()
-        (Path(folder) / "config.json").write_text("{}")
+    def save_pretrained(self, cli_files):
+        Path(cli_files).mkdir()
+        (Path(cli_files) / "config.json").write_text("{}")
         assert len(list(tmp_path.rglob("config.json"))) == 1
         raise KeyboardInterrupt
 

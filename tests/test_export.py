@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_cli import fails, run
+from command_line import fails, run
 from tiny import TINY, aligned, build, calibration, relative_error, tokens
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 

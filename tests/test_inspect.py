@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_cli import fails, run
+from command_line import fails, run
 from test_reduction import SMOL, tiny
 from tiny import TINY, build, calibration
 from transformers import Gemma2Config

@@ -1,0 +1,80 @@
+"""What the parsers of `optimum-cli slicegpt` share. Nothing heavy is imported, so that help is instant."""
+
+import sys
+from argparse import Action, ArgumentParser
+from importlib import import_module
+from pathlib import Path
+
+from optimum.commands.base import BaseOptimumCLICommand
+
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+ORIENTATIONS = ("pca", "random")
+ROTATIONS = ("per_block", "shared")
+METRICS = ("none", "fisher")
+EMBEDDINGS = ("auto", "tied", "sliced")
+
+
+class SliceGPTSubcommand(BaseOptimumCLICommand):
+    """Runs the module of its name in `optimum_slicegpt.commands`. What a user can put right is told in a line."""
+
+    def run(self):
+        try:
+            import_module(f"optimum_slicegpt.commands.{self.COMMAND.name}").run(self.args)
+        except (ValueError, OSError) as error:
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+
+class Dataset(Action):
+    """One value is a name or a path; several are paths."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else [Path(value) for value in values])
+
+
+def seed(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def add_model_arguments(parser: ArgumentParser, tokenizer: bool = True) -> None:
+    parser.add_argument("--model", required=True, metavar="NAME", help="model on the Hub, or path of a checkpoint")
+    if tokenizer:
+        parser.add_argument("--tokenizer", metavar="NAME", help="name or path (default: the model's own)")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", default=False, help="run Python code that comes with the model"
+    )
+    parser.add_argument("--json", action="store_true", default=False, help="print one JSON object instead of a table")
+
+
+def add_text_arguments(group) -> None:
+    """Which text, and how it becomes sequences of tokens."""
+    group.add_argument(
+        "--dataset",
+        action=Dataset,
+        nargs="+",
+        metavar="DATA",
+        help="wikitext2, ptb, c4, alpaca or python-docs; to slice also self, text that the model writes; or paths of "
+        "txt, json, jsonl or parquet files "
+        "(default: auto, wikitext2 where it can be had and otherwise python-docs)",
+    )
+    group.add_argument(
+        "--text-column", metavar="NAME", help="column that holds the text (default: text, or the only one of strings)"
+    )
+    group.add_argument("--nsamples", type=int, metavar="N", help="number of sequences (default: 128)")
+    group.add_argument(
+        "--seqlen", type=int, metavar="N", help="tokens per sequence, at most what the model takes (default: 2048)"
+    )
+
+
+def add_output_argument(parser: ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="where to save: absent, or an empty folder")
+
+
+def add_dtype_argument(parser: ArgumentParser, help: str = "load the model in this dtype") -> None:
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help=f"{help} (default: auto, as stored)"
+    )

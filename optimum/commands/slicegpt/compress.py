@@ -1,0 +1,122 @@
+"""Flags of `optimum-cli slicegpt compress`."""
+
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+
+from optimum.commands.base import CommandInfo
+
+from .arguments import (
+    DTYPES,
+    EMBEDDINGS,
+    METRICS,
+    ORIENTATIONS,
+    ROTATIONS,
+    Dataset,
+    SliceGPTSubcommand,
+    add_model_arguments,
+    add_output_argument,
+    add_text_arguments,
+    seed,
+)
+
+
+class CompressCommand(SliceGPTSubcommand):
+    COMMAND = CommandInfo(name="compress", help="Slice a model and save it as an ordinary checkpoint.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser):
+        parser.description = CompressCommand.COMMAND.help
+        # Flags that are not given stay out of the namespace, so the defaults of `SliceGPTConfig` are in one place.
+        parser.argument_default = SUPPRESS
+        add_model_arguments(parser)
+        add_output_argument(parser)
+        parser.add_argument(
+            "--model-dtype",
+            choices=("auto", *DTYPES),
+            default="auto",
+            help="load and save the model in this dtype (default: auto, as stored)",
+        )
+        parser.add_argument("--push-to-hub", metavar="REPO_ID", default=None, help="upload the saved model, too")
+
+        slicing = parser.add_argument_group("slicing")
+        slicing.add_argument(
+            "--sparsity",
+            type=float,
+            metavar="S",
+            help="share of hidden dimensions to delete, in [0, 1)",
+        )
+        slicing.add_argument(
+            "--widths", type=int, nargs="+", metavar="K", help="width at every site, in place of --sparsity"
+        )
+        slicing.add_argument(
+            "--parameter-reduction",
+            type=float,
+            metavar="R",
+            help="share of all parameters to delete, in [0, 1), in place of --sparsity and --widths (default: 0.2)",
+        )
+        slicing.add_argument(
+            "--mlp-sparsity",
+            type=float,
+            metavar="S",
+            help="share of the neurons inside each MLP to delete, in [0, 1) (default: none, or with "
+            "--parameter-reduction what goes best with the width)",
+        )
+        slicing.add_argument(
+            "--rotation",
+            choices=ROTATIONS,
+            help="axes and a shortcut for every block, or axes and a width that all share (default: shared)",
+        )
+        slicing.add_argument(
+            "--refit",
+            action=BooleanOptionalAction,
+            help="fit what blocks read and write, in order, so that the stream follows the dense one (default: yes)",
+        )
+        slicing.add_argument(
+            "--metric",
+            choices=METRICS,
+            help="weigh directions of the stream by the gradient of the loss, or all alike (default: none)",
+        )
+        slicing.add_argument(
+            "--round-to", type=int, metavar="N", help="round widths down to a multiple of this (default: 8)"
+        )
+        slicing.add_argument("--slice-head", action="store_true", help="slice the input of the head, too")
+        slicing.add_argument(
+            "--embeddings",
+            choices=EMBEDDINGS,
+            help="a head tied to its embedding stays so, or both are sliced (default: auto, the smaller)",
+        )
+        slicing.add_argument(
+            "--orientation", choices=ORIENTATIONS, help="random spreads outliers over the kept axes (default: pca)"
+        )
+
+        calibration = parser.add_argument_group("calibration")
+        add_text_arguments(calibration)
+        calibration.add_argument("--batch-size", type=int, metavar="N", help="sequences per forward (default: 8)")
+        calibration.add_argument(
+            "--seed",
+            type=seed,
+            metavar="N",
+            help="picks sequences and random orientations; none takes the first sequences (default: 0)",
+        )
+        calibration.add_argument(
+            "--device", help="compute one layer at a time here, and perplexity (default: where the model is)"
+        )
+        calibration.add_argument("--dtype", choices=DTYPES, help="of the calibration pass (default: the model's)")
+        calibration.add_argument(
+            "--offload-activations", action="store_true", help="keep calibration activations in host memory"
+        )
+
+        evaluation = parser.add_argument_group("perplexity before and after")
+        evaluation.add_argument(
+            "--eval-dataset",
+            action=Dataset,
+            nargs="+",
+            metavar="DATA",
+            default=None,
+            help="measure on the test split of this dataset, or on these files (default: do not measure)",
+        )
+        evaluation.add_argument(
+            "--eval-nsamples", type=int, metavar="N", default=128, help="the first N sequences (default: 128)"
+        )
+        evaluation.add_argument(
+            "--eval-seqlen", type=int, metavar="N", default=2048, help="tokens per sequence (default: 2048)"
+        )

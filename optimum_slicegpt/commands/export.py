@@ -1,0 +1,39 @@
+"""`optimum-cli slicegpt export`."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from ..console import print_json
+from ..export import check_exportable, export_stock
+from ..writing import written_aside
+from .loading import load_config_and_tokenizer, load_model
+
+
+def run(args: Namespace) -> None:
+    """
+    Saves a sliced model as one of its family's own class, with its tokenizer, and prints what it is.
+
+    Args:
+        args (`Namespace`): of `optimum-cli slicegpt export`.
+
+    Raises:
+        OSError, ValueError: whatever can be refused, before the weights are read.
+    """
+    with written_aside(Path(args.output)) as folder:
+        model_config, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
+        with torch.device("meta"):
+            check_exportable(AutoModelForCausalLM.from_config(model_config, trust_remote_code=args.trust_remote_code))
+        model = export_stock(load_model(args, "auto"))
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    name, width, count = type(model).__name__, model.config.hidden_size, model.num_parameters()
+    if args.json:
+        report = {"model": args.model, "output": args.output, "architecture": name, "hidden_size": width}
+        print_json(report | {"parameters": count, "bytes_on_disk": size})
+    else:
+        print(f"{name}: hidden size {width:,}, {count:,} parameters, {size / 1e6:,.1f} MB")
+        print(f"Saved in {args.output}")

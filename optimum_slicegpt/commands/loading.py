@@ -1,0 +1,53 @@
+"""What commands load and measure."""
+
+import sys
+from argparse import Namespace
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ..calibration import TokenBatches, load_batches, within_positions
+from ..evaluation import Perplexity, evaluate_perplexity
+
+
+def check_device(device: str | None) -> None:
+    """Refuses what would fail only once the model is loaded."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device!r} is not available here.") from error
+
+
+def load_config_and_tokenizer(args: Namespace, tokenizer: str | None):
+    """What tells, without reading weights, whether the rest can work."""
+    model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    name = tokenizer or args.model
+    try:
+        return model_config, AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer could be loaded from {name!r}; give one with --tokenizer. {error}") from error
+
+
+def load_model(args: Namespace, dtype: str) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, trust_remote_code=args.trust_remote_code)
+
+
+def load_test_batches(
+    dataset, tokenizer, model_config, *, nsamples, seqlen, split="test", text_column=None, seed=None
+) -> TokenBatches:
+    return load_batches(
+        dataset,
+        tokenizer,
+        split=split,
+        text_column=text_column,
+        nsamples=nsamples,
+        seqlen=within_positions(seqlen, model_config),
+        seed=seed,
+    )
+
+
+def measure(model: PreTrainedModel, batches: TokenBatches, device: str | None) -> Perplexity:
+    home = model.device
+    found = evaluate_perplexity(model, batches, device=device, progress=sys.stderr.isatty())
+    model.to(home)  # slicing on a device wants one layer at a time there, not the model
+    return found
