@@ -190,7 +190,7 @@ class RefitWalk(Walk):
         fit = LeastSquares(prior.shape[1], prior.shape[0], self.device)
         with self.phase("regression"):
             for signal, dense, sliced in zip(self.signals, before, self.streams, strict=True):
-                pair = [signal.tokens(stream.to(self.device))[::READER_TOKENS].float() for stream in (sliced, dense)]
+                pair = [signal.tokens(stream.to(self.device))[::READER_TOKENS] for stream in (sliced, dense)]
                 fit.add(*(nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair))
         with self.phase("solve"):
             return fit.solve(prior.T).T
@@ -214,7 +214,8 @@ class RefitWalk(Walk):
                 target = signal.tokens(target.to(self.device))
                 wanted = (target @ goal).float() - signal.tokens(self.passed_on(stream, shortcut))
                 weight = 1 / root_mean_square(target)
-                fit.add(weight * signal.tokens(given.to(self.device)), weight * wanted)
+                given = signal.tokens(given.to(self.device))
+                fit.add(given * weight.to(given), (wanted * weight).to(given))
 
         with self.phase("solve"):
             fitted, stays = fit.solve(torch.cat(rows)), None

@@ -42,10 +42,7 @@ def sampled_batches(
         for count in [SEQUENCES] * (nsamples // SEQUENCES) + [nsamples % SEQUENCES] * bool(nsamples % SEQUENCES):
             ids = torch.randint(vocab_size, (count, 1), device=device)
             greedy = min(GREEDY_TOKENS, seqlen - 1)
-            for new, sampling in (
-                (greedy, {"do_sample": False}),
-                (seqlen - 1 - greedy, {"do_sample": True, "top_k": 0}),
-            ):
+            for new, sampling in ((greedy, {"do_sample": False}), (seqlen - 1 - greedy, FREELY)):
                 if new:
                     mask = torch.ones_like(ids)
                     # Past the end of a text another one begins.
