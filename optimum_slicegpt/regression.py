@@ -43,15 +43,18 @@ class LeastSquares:
 
     def add(self, a: Tensor, y: Tensor) -> None:
         """
-        Adds the products of some tokens, of which the last are held out. Products are taken in the tokens' dtype.
+        Adds the products of some tokens, of which the last are held out.
+
+        Those of inputs with outputs are taken in the tokens' dtype, those of inputs with each other in float32 at
+        least: rounded, they would not be positive definite.
 
         Args:
             a (`torch.Tensor` of shape `(tokens, inputs)`), y (`torch.Tensor` of shape `(tokens, outputs)`): one dtype.
         """
         fitted = len(a) - len(a) // HELD_OUT
         for part, tokens in enumerate((slice(fitted), slice(fitted, None))):
+            _add_gram_(self._gram[part], a[tokens].to(torch.promote_types(a.dtype, torch.float32)))
             for inputs, outputs in zip(a[tokens].split(TOKENS_AT_ONCE), y[tokens].split(TOKENS_AT_ONCE), strict=True):
-                _add_gram_(self._gram[part], inputs)
                 self._cross[part] += inputs.T @ outputs
 
     def solve(self, prior: Tensor) -> Tensor:
