@@ -86,10 +86,20 @@ class RefitWalk(Walk):
         return self.progress(steps, unit="step", desc="Measuring")
 
     def metric(self, site: int) -> Tensor | None:
-        """How deviations at a site are weighed `(D, D)`, or `None` for all alike."""
+        """
+        How deviations at a site are weighed `(D, D)`, or `None` for all alike.
+
+        Raises:
+            ValueError: the calibration tokens give no gradient.
+        """
         if self.config.metric == "none":
             return None
         moment = self.moments.gradient[site]
+        if not moment.trace() > 0:
+            raise ValueError(
+                f"metric='fisher' found no gradient at {self.site_name(site)}; the model is unchanged. Calibrate on "
+                "sequences of at least 2 tokens, or use metric='none'."
+            )
         identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device) / len(moment)
         return moment / moment.trace() + DAMPING * identity
 

@@ -182,6 +182,12 @@ class SlicedModelMixin:
         for writer in block.writers:
             Writer(layer, writer).resize(width_out)
 
+    def get_correct_experts_implementation(self, requested_experts):
+        # Grouped products take rows of whole 16 bytes, which are 8 elements in half precision.
+        if requested_experts in (None, "grouped_mm") and any(width % 8 for width in self.config.widths or ()):
+            requested_experts = "eager"
+        return super().get_correct_experts_implementation(requested_experts)
+
     def save_pretrained(self, *args, **kwargs):
         # This class and its configuration add themselves; a checkpoint is to load as any class of its family.
         self.config.auto_map = dict(self._auto_map)
