@@ -122,8 +122,40 @@ def quantization() -> str:
     return "\n".join([*rows, "", about])
 
 
+def piqa() -> str:
+    """Every checkpoint, and by how much it differs from the first."""
+    found = results("piqa")
+
+    def figure(run, metric):
+        return f"{100 * run[metric]:.1f} ± {100 * run[metric + '_stderr']:.1f}"
+
+    def difference(run, metric):
+        mean, stderr = (100 * run[f"{metric}_difference{suffix}"] for suffix in ("", "_stderr"))
+        return f"{mean:+.1f} ± {stderr:.1f}" if run is not found["runs"][0] else ""
+
+    rows = [
+        f"{found['task']}, {found['runs'][0]['questions']:,} questions, no examples shown, lm-eval "
+        f"{found['lm_eval']}, weights in {found['dtype']}. Accuracy in %, with its standard error; differences are "
+        "from the first row, and their standard errors paired, question by question.",
+        "",
+        "| model | parameters | acc | difference | acc_norm | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in found["runs"]:
+        cells = (cell(run, metric) for metric in ("acc", "acc_norm") for cell in (figure, difference))
+        rows.append(f"| {run['name']} | {run['parameters'] / 1e6:.1f} M | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 PAGES = ("README.md", "docs/ecosystem.md")
-TABLES = {"quality": quality, "sizes": sizes, "slicing": slicing, "recovery": recovery, "quantization": quantization}
+TABLES = {
+    "quality": quality,
+    "sizes": sizes,
+    "slicing": slicing,
+    "recovery": recovery,
+    "quantization": quantization,
+    "piqa": piqa,
+}
 
 
 def filled(text: str) -> str:
