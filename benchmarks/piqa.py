@@ -32,7 +32,7 @@ def measure(path: str, args) -> tuple[dict, dict]:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype)
     harness = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(path), batch_size=args.batch_size)
     tasks = TaskManager(
-        include_path=str(ROOT / "examples/lm_eval"), include_defaults=False, metadata={"piqa": args.data}
+        include_path=str(ROOT / "examples/tasks"), include_defaults=False, metadata={"piqa": args.data}
     )
     start = time.perf_counter()
     found = lm_eval.simple_evaluate(harness, tasks=[TASK], task_manager=tasks, limit=args.limit)

@@ -1,4 +1,4 @@
-"""lm-eval on sliced models, with the local PIQA task of `examples/lm_eval`."""
+"""lm-eval on sliced models, with the local PIQA task of `examples/tasks`."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from optimum_slicegpt import SliceGPTConfig
 
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install optimum-slicegpt[eval]")
-TASKS = Path(__file__).resolve().parent.parent / "examples" / "lm_eval"
+TASKS = Path(__file__).resolve().parent.parent / "examples" / "tasks"
 QUESTIONS = 10
 
 
