@@ -47,6 +47,8 @@ def test_bash_blocks(folder, tmp_path):
         command = shlex.split(block)
         if "recover_lora.py" in block:
             command += ["--nsamples", "2", "--eval-nsamples", "1", "--seqlen", "64"]
+        if "benchmark" in command:
+            command += ["--seqlen", "16", "--new-tokens", "2", "--repeats", "2"]
         subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, timeout=300)
     assert (folder / "recovered" / "model.safetensors").exists()
 
