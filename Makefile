@@ -29,7 +29,7 @@ demo: install
 	@$(VENV)/bin/python examples/demo.py
 
 docs: install
-	@$(VENV)/bin/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 	@echo "Open site/index.html"
 
 test: install

@@ -1,6 +1,6 @@
 """
-Writes the tables of README.md and docs/ecosystem.md from `benchmarks/results/*.json`, between `<!-- table: NAME -->`
-and `<!-- end -->`.
+Writes the tables of README.md and of docs/ from `benchmarks/results/*.json`, between `<!-- table: NAME -->` and
+`<!-- end -->`.
 
     python benchmarks/tables.py
 """
@@ -122,8 +122,21 @@ def quantization() -> str:
     return "\n".join([*rows, "", about])
 
 
-PAGES = ("README.md", "docs/ecosystem.md")
-TABLES = {"quality": quality, "sizes": sizes, "slicing": slicing, "recovery": recovery, "quantization": quantization}
+def settings() -> str:
+    """README.md's own table of settings, as a page in docs/ has it."""
+    section = (ROOT / "README.md").read_text().partition("## Which settings")[2].partition("\n## ")[0]
+    return re.search(r"^\|.*?(?=\n\n)", section, flags=re.M | re.S)[0].replace("](docs/", "](")
+
+
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+TABLES = {
+    "quality": quality,
+    "sizes": sizes,
+    "slicing": slicing,
+    "recovery": recovery,
+    "quantization": quantization,
+    "settings": settings,
+}
 
 
 def filled(text: str) -> str:
