@@ -52,7 +52,11 @@ def quality() -> str:
         return math.log(run["wikitext2"] / dense["wikitext2"])
 
     def time(run):
-        return f"{run['slicing_s'] / paper['slicing_s']:.1f}\N{NO-BREAK SPACE}×" if run["threads"] == paper["threads"] else ""
+        return (
+            f"{run['slicing_s'] / paper['slicing_s']:.1f}\N{NO-BREAK SPACE}×"
+            if run["threads"] == paper["threads"]
+            else ""
+        )
 
     rows = [
         f"{found['model']} with a head of its own, at the {paper['parameters'] / 1e6:.1f} M parameters to which the "
