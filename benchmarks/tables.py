@@ -126,6 +126,60 @@ def quantization() -> str:
     return "\n".join([*rows, "", about])
 
 
+def piqa() -> str:
+    """Every checkpoint, and by how much it differs from the first."""
+    found = results("piqa")
+
+    def figure(run, metric):
+        return f"{100 * run[metric]:.1f} ± {100 * run[metric + '_stderr']:.1f}"
+
+    def difference(run, metric):
+        mean, stderr = (100 * run[f"{metric}_difference{suffix}"] for suffix in ("", "_stderr"))
+        return f"{mean:+.1f} ± {stderr:.1f}" if run is not found["runs"][0] else ""
+
+    rows = [
+        f"{found['task']}, {found['runs'][0]['questions']:,} questions, no examples shown, lm-eval "
+        f"{found['lm_eval']}, weights in {found['dtype']}. Accuracy in %, with its standard error; differences are "
+        "from the first row, and their standard errors paired, question by question.",
+        "",
+        "| model | parameters | acc | difference | acc_norm | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in found["runs"]:
+        cells = (cell(run, metric) for metric in ("acc", "acc_norm") for cell in (figure, difference))
+        rows.append(f"| {run['name']} | {run['parameters'] / 1e6:.1f} M | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def inference() -> str:
+    """Throughput over that of the dense model, beside what FLOPs alone would make of it."""
+    found = results("inference")
+    settings = found["runs"][0]["settings"]
+    rows = [
+        f"Random weights, {found['runs'][0]['dtype']}, {found['machine']['threads']} threads on "
+        f"{found['machine']['processor']}, prompts of {settings['seqlen']} tokens; medians of {settings['repeats']} "
+        "repeats, models taking turns. FLOPs is the speed-up that products with matrices alone would give, attention "
+        "scores left out; share is what of it is reached.",
+        "",
+        "| model | parameters | batch | prefill, tokens/s | over dense | FLOPs | share | decode, tokens/s "
+        "| over dense |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in found["runs"]:
+        speedups = {(each["model"], each["batch_size"]): each for each in run["speedups"]}
+        for each in run["speeds"]:
+            cells = ["", "", "", f"{each['decode']['tokens_per_s']:,.1f}", ""]
+            if speedup := speedups.get((each["model"], each["batch_size"])):
+                faster, flops = speedup["prefill"]["throughput"]["median"], speedup["prefill"]["flops"]
+                cells[:3] = f"{faster:.2f} ×", f"{flops:.2f} ×", f"{faster / flops:.2f}"
+                cells[4] = f"{speedup['decode']['throughput']['median']:.2f} ×"
+            rows.append(
+                f"| {run['name']}, {each['model']} | {each['parameters'] / 1e6:.1f} M | {each['batch_size']} "
+                f"| {each['prefill']['tokens_per_s']:,.0f} | {' | '.join(cells)} |"
+            )
+    return "\n".join(rows)
+
+
 def settings() -> str:
     """README.md's own table of settings, as a page in docs/ has it."""
     section = (ROOT / "README.md").read_text().partition("## Which settings")[2].partition("\n## ")[0]
@@ -139,6 +193,8 @@ TABLES = {
     "slicing": slicing,
     "recovery": recovery,
     "quantization": quantization,
+    "piqa": piqa,
+    "inference": inference,
     "settings": settings,
 }
 

@@ -8,7 +8,7 @@ with `from_pretrained`, and `compress` on every `PreTrainedModel`.
 
 from .calibration import load_batches
 from .configuration import SliceGPTConfig
-from .evaluation import evaluate_perplexity
+from .evaluation import evaluate_losses, evaluate_perplexity
 from .modeling.families import FAMILIES
 from .quantizer import SliceGPTQuantizer
 from .registration import register
@@ -17,6 +17,14 @@ from .widths import SlicePlan
 
 __version__ = "0.1.0"
 
-__all__ = ["FAMILIES", "SliceGPTConfig", "SliceGPTQuantizer", "SlicePlan", "evaluate_perplexity", "load_batches"]
+__all__ = [
+    "FAMILIES",
+    "SliceGPTConfig",
+    "SliceGPTQuantizer",
+    "SlicePlan",
+    "evaluate_losses",
+    "evaluate_perplexity",
+    "load_batches",
+]
 
 register()

@@ -168,3 +168,17 @@ def block_weights(model: PreTrainedModel) -> Iterator[tuple[int, StreamWeight, n
 
 def has_bias(norm: nn.Module) -> bool:
     return getattr(norm, "bias", None) is not None
+
+
+def flops_per_token(model: PreTrainedModel) -> int:
+    """
+    What a token takes in a model as it is, dense or sliced: products with matrices, head included, two operations a
+    multiplication. Attention scores, whose number depends on the length of the context, are left out.
+
+    Raises:
+        ValueError: the model's family is not in the table.
+    """
+    config = model.config
+    widths = getattr(config, "widths", None) or [config.hidden_size] * family_of(config).num_sites(config)
+    products = product_size(model, tied=getattr(config, "embedding_size", None) is not None)
+    return 2 * products(widths, shortcuts=getattr(config, "shortcuts", False))

@@ -1,6 +1,7 @@
 """Every example runs, with tiny settings."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -40,3 +41,23 @@ def test_recover_lora(tmp_path, tiny_tokenizer):
     before, after = (float(line.rpartition(" ")[2]) for line in output.splitlines() if line.startswith("perplexity"))
     assert after < 0.98 * before
     assert (tmp_path / "recovered" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("piqa", [False, True])
+def test_measure(piqa, cli_files, tmp_path, tiny_tokenizer):
+    if piqa:
+        pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    model = build("llama", vocab_size=98).float().compress(SliceGPTConfig(sparsity=0.3, dataset=calibration()))
+    model.save_pretrained(tmp_path / "sliced")
+    tiny_tokenizer.save_pretrained(tmp_path / "sliced")
+    questions = [json.dumps({"goal": f"w{i}", "sol1": f"w{i + 1} w7", "sol2": f"w{i + 2}"}) for i in range(4)]
+    (tmp_path / "valid.jsonl").write_text("\n".join(questions))
+    (tmp_path / "valid-labels.lst").write_text("0\n1\n1\n0\n")
+    output = run(
+        "measure.py", f"--dense={cli_files / 'dense'}", f"--sliced={tmp_path / 'sliced'}", "--nsamples=4",
+        f"--dataset={cli_files / 'test.txt'}", "--seqlen=32", *[f"--piqa={tmp_path}", "--limit=3"] * piqa,
+    )  # fmt: skip
+    lines = output.splitlines()
+    assert sum("perplexity" in line for line in lines) == 2
+    assert sum(" PIQA 0." in line or " PIQA 1." in line for line in lines) == 2 * piqa
+    assert lines[-1].startswith("loss of the sliced over the dense one: ") and "±" in lines[-1]

@@ -28,8 +28,29 @@ def load_config_and_tokenizer(args: Namespace, tokenizer: str | None):
         raise ValueError(f"No tokenizer could be loaded from {name!r}; give one with --tokenizer. {error}") from error
 
 
-def load_model(args: Namespace, dtype: str) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, trust_remote_code=args.trust_remote_code)
+def load_model(args: Namespace, dtype: str, name: str | None = None) -> PreTrainedModel:
+    """`args.model`, or another that is named."""
+    return AutoModelForCausalLM.from_pretrained(
+        name or args.model, dtype=dtype, trust_remote_code=args.trust_remote_code
+    )
+
+
+def compared_configs(args: Namespace, model_config) -> list:
+    """
+    Configurations of what is compared: of the baseline, if there is one, and of the model.
+
+    Raises:
+        ValueError: their vocabularies differ, so that they cannot read the same tokens.
+    """
+    if args.baseline is None:
+        return [model_config]
+    baseline = AutoConfig.from_pretrained(args.baseline, trust_remote_code=args.trust_remote_code)
+    if baseline.vocab_size != model_config.vocab_size:
+        raise ValueError(
+            f"--baseline has a vocabulary of {baseline.vocab_size:,} tokens and --model one of "
+            f"{model_config.vocab_size:,}. Only models that read the same tokens can be compared."
+        )
+    return [baseline, model_config]
 
 
 def load_test_batches(

@@ -36,6 +36,15 @@ class Dataset(Action):
         setattr(namespace, self.dest, values[0] if len(values) == 1 else [Path(value) for value in values])
 
 
+class Datasets(Dataset):
+    """Given again, it adds a dataset."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        earlier = getattr(namespace, self.dest) or []
+        super().__call__(parser, namespace, values)
+        setattr(namespace, self.dest, [*earlier, getattr(namespace, self.dest)])
+
+
 def seed(text: str) -> int | None:
     return None if text == "none" else int(text)
 
@@ -50,11 +59,15 @@ def add_model_arguments(parser: ArgumentParser, tokenizer: bool = True) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="print one JSON object instead of a table")
 
 
-def add_text_arguments(group) -> None:
+def add_baseline_argument(parser: ArgumentParser) -> None:
+    parser.add_argument("--baseline", metavar="NAME", help="measure this model beside it, the dense one say")
+
+
+def add_text_arguments(group, action: type[Action] = Dataset) -> None:
     """Which text, and how it becomes sequences of tokens."""
     group.add_argument(
         "--dataset",
-        action=Dataset,
+        action=action,
         nargs="+",
         metavar="DATA",
         help="wikitext2, ptb, c4, alpaca or python-docs; to slice also self, text that the model writes; or paths of "
