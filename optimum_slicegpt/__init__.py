@@ -11,12 +11,22 @@ from .configuration import SliceGPTConfig
 from .evaluation import evaluate_perplexity
 from .modeling.families import FAMILIES
 from .quantizer import SliceGPTQuantizer
+from .recovery import RecoveryConfig, recover
 from .registration import register
 from .widths import SlicePlan
 
 
 __version__ = "0.1.0"
 
-__all__ = ["FAMILIES", "SliceGPTConfig", "SliceGPTQuantizer", "SlicePlan", "evaluate_perplexity", "load_batches"]
+__all__ = [
+    "FAMILIES",
+    "RecoveryConfig",
+    "SliceGPTConfig",
+    "SliceGPTQuantizer",
+    "SlicePlan",
+    "evaluate_perplexity",
+    "load_batches",
+    "recover",
+]
 
 register()
