@@ -33,9 +33,12 @@ NEVER_HERE = {"hub", "gpu"}
 
 SMALLER = {
     "compress": "--nsamples 4",
+    "--stride": "--stride 16",
+    "measure.py": "--nsamples 2 --seqlen 32",
+    "recover": "--nsamples 8 --max-steps 2",
     "recover_lora.py": "--nsamples 2 --eval-nsamples 1 --seqlen 64",
 }
-"""Command or script -> settings with which it is quick."""
+"""Command, script or flag on it -> settings with which it is quick, and which suit a model with 32 positions."""
 
 
 def blocks(page):
@@ -51,9 +54,9 @@ def missing(block) -> bool:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tiny_tokenizer):
-    """A tiny model as wide as the one that pages name, its head tied like there, and what slicing makes of it."""
+    """A tiny model with as many heads as the one that pages name, tied like there, and what slicing makes of it."""
     folder = tmp_path_factory.mktemp("models")
-    sizes = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
+    sizes = {"hidden_size": 144, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 16}
     sizes |= {"vocab_size": 98, "max_position_embeddings": 32, "tie_word_embeddings": True}
     model = build("llama", **sizes).float()
     for name in (MODEL, "sliced"):
@@ -104,13 +107,14 @@ def run(command, monkeypatch):
     output = command[command.index("--output") + 1] if "--output" in command else None
     if output and Path(output).exists():
         shutil.rmtree(output)  # readers follow one of the ways to make it
+    smaller = [setting for word in command for setting in SMALLER.get(Path(word).name, "").split()]
     match command:
-        case ["optimum-cli", "slicegpt", name, *arguments]:
-            command_line.run(name, *arguments, *SMALLER.get(name, "").split())
+        case ["optimum-cli", "slicegpt", *arguments]:
+            command_line.run(*arguments, *smaller)
         case ["python", script, *arguments] if script.startswith("examples/"):
             script = ROOT / script
             monkeypatch.syspath_prepend(script.parent)
-            monkeypatch.setattr(sys, "argv", [str(script), *arguments, *SMALLER.get(script.name, "").split()])
+            monkeypatch.setattr(sys, "argv", [str(script), *arguments, *smaller])
             runpy.run_path(str(script), run_name="__main__")
         case _:
             raise AssertionError(f"no way to run {shlex.join(command)!r}")

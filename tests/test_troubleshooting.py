@@ -21,6 +21,11 @@ def messages(tree):
             yield node.exc.args[0]
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("logger.warning", "logger.error"):
             yield node.args[0]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "_require":
+            remedy, anything = node.args[2], node.func  # a configuration says `key=value; remedy.`
+            ends = remedy.values if isinstance(remedy, ast.JoinedStr) else [remedy]
+            parts = [anything, ast.Constant("="), anything, ast.Constant("; "), *ends, ast.Constant(".")]
+            yield ast.copy_location(ast.JoinedStr(parts), node)
         elif isinstance(node, ast.FunctionDef) and node.name in REASONS:
             yield from (each.value for each in ast.walk(node) if isinstance(each, ast.Return))
 

@@ -16,8 +16,8 @@ LORA_RATE, FULL_RATE = 1e-3, 2e-5
 @dataclass
 class RecoveryConfig:
     """
-    How to recover a sliced model. Validated when built. Rank, alpha, dropout and length are the paper's (SliceGPT,
-    appendix A.6).
+    How to recover a sliced model. Validated when built. Rank, alpha and length are the paper's (SliceGPT, section
+    4.1), dropout is from its authors' instructions.
 
     Args:
         dataset (defaults to `"auto"`):
@@ -32,8 +32,9 @@ class RecoveryConfig:
         held_out (`int` or `float`, defaults to 0.05):
             Sequences that are not trained on: their number, or their share of all.
         full (`bool`, defaults to `False`): train all parameters, and no adapter.
-        lora_rank (`int`, defaults to 32), lora_alpha (`float`, defaults to 10), lora_dropout (`float`, defaults to
-            0.05): of LoRA. Its products are scaled by `lora_alpha / lora_rank`. Experts are trained without dropout.
+        lora_rank (`int`, defaults to 32): of LoRA.
+        lora_alpha (`float`, defaults to 10): LoRA's products are scaled by `lora_alpha / lora_rank`.
+        lora_dropout (`float`, defaults to 0.05): before LoRA. Experts are trained without dropout.
         shortcuts (`bool`, defaults to `False`):
             Whether adapters go onto the linear layers that slicing added, too: the shortcuts of per-block rotations,
             and the projections behind a tied embedding and before its head.
@@ -52,8 +53,8 @@ class RecoveryConfig:
         distill (`bool`, defaults to `False`): learn from the dense model, too.
         temperature (`float`, defaults to 1.0): divides the logits of both models in the distillation loss.
         distill_weight (`float`, defaults to 0.5): w of the loss (1 - w) * cross-entropy + w * T² * divergence.
-        teacher_dtype (`str`, defaults to `"bfloat16"`), teacher_device (`str`, *optional*):
-            Of a teacher that is given by name. By default it computes where the model is trained.
+        teacher_dtype (`str`, defaults to `"bfloat16"`): of a teacher that is given by name.
+        teacher_device (`str`, *optional*): where that computes. By default where the model is trained.
         bf16 (`bool`, defaults to `True`): compute in bfloat16 (autocast); weights keep their dtype.
         use_cpu (`bool`, defaults to `False`): train on the CPU also where there is an accelerator.
         seed (`int`, defaults to 0): of the data's order, the adapter's first weights and dropout.
