@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config
 
 from optimum_slicegpt import SliceGPTConfig, benchmark
 from optimum_slicegpt.benchmark import Pass, Settings
+from optimum_slicegpt.commands import benchmark as command
 from optimum_slicegpt.sizes import flops_per_token
 from optimum_slicegpt.speed import Phase, Ratio, Spread
 
@@ -216,6 +217,22 @@ def test_random_weights_need_a_configuration_only(models, tmp_path, capsys):
     assert found["random_weights"] and found["dtype"] == "bfloat16"
     ratio = flops_per_token(models["dense"]) / flops_per_token(models["sliced"])
     assert found["speedups"][0]["decode"]["flops"] == pytest.approx(ratio)
+
+
+def test_every_setting_has_a_flag(models, tmp_path, monkeypatch):
+    models["dense"].config.max_position_embeddings = 1024
+    models["dense"].config.save_pretrained(tmp_path)
+    seen = []
+    monkeypatch.setattr(command, "benchmark", lambda models, settings: seen.append(settings) or 1 / 0)
+    numbers = {"seqlen": 11, "new_tokens": 3, "warmup": 4, "repeats": 5, "seed": 6}
+    flags = [part for name, number in numbers.items() for part in (f"--{name.replace('_', '-')}", number)]
+    for more, expected in (
+        ([], Settings()),
+        ([*flags, "--batch-size", 1, 4, "--compile"], Settings(batch_sizes=(1, 4), compile=True, **numbers)),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            run("benchmark", "--model", tmp_path, "--random-weights", *more)
+        assert seen.pop() == expected
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ RUN, SHOWN = {"python", "bash", "console"}, {"text", "json", "bibtex"}
 NEVER_HERE = {"hub", "gpu"}
 
 SMALLER = {
+    "benchmark": "--batch-size 1 --seqlen 16 --new-tokens 2 --repeats 2",
     "compress": "--nsamples 4",
     "--stride": "--stride 16",
     "measure.py": "--nsamples 2 --seqlen 32",
