@@ -1,6 +1,6 @@
 """
-Writes the tables of README.md and docs/ecosystem.md from `benchmarks/results/*.json`, between `<!-- table: NAME -->`
-and `<!-- end -->`.
+Writes the tables of README.md and of docs/ from `benchmarks/results/*.json`, between `<!-- table: NAME -->` and
+`<!-- end -->`.
 
     python benchmarks/tables.py
 """
@@ -52,7 +52,11 @@ def quality() -> str:
         return math.log(run["wikitext2"] / dense["wikitext2"])
 
     def time(run):
-        return f"{run['slicing_s'] / paper['slicing_s']:.1f} ×" if run["threads"] == paper["threads"] else ""
+        return (
+            f"{run['slicing_s'] / paper['slicing_s']:.1f}\N{NO-BREAK SPACE}×"
+            if run["threads"] == paper["threads"]
+            else ""
+        )
 
     rows = [
         f"{found['model']} with a head of its own, at the {paper['parameters'] / 1e6:.1f} M parameters to which the "
@@ -176,7 +180,13 @@ def inference() -> str:
     return "\n".join(rows)
 
 
-PAGES = ("README.md", "docs/ecosystem.md")
+def settings() -> str:
+    """README.md's own table of settings, as a page in docs/ has it."""
+    section = (ROOT / "README.md").read_text().partition("## Which settings")[2].partition("\n## ")[0]
+    return re.search(r"^\|.*?(?=\n\n)", section, flags=re.M | re.S)[0].replace("](docs/", "](")
+
+
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TABLES = {
     "quality": quality,
     "sizes": sizes,
@@ -185,6 +195,7 @@ TABLES = {
     "quantization": quantization,
     "piqa": piqa,
     "inference": inference,
+    "settings": settings,
 }
 
 

@@ -3,7 +3,8 @@ Recovery fine-tuning: LoRA on a sliced model, merged and saved as the same slice
 
     python examples/recover_lora.py --model sliced --dataset wikitext2 --output recovered
 
-Rank, alpha, dropout and length are the paper's (SliceGPT, appendix A.6). Everything else is PEFT and Trainer as usual.
+Rank, alpha and length are the paper's (SliceGPT, section 4.1), dropout is from its authors' instructions. Everything
+else is PEFT and Trainer as usual.
 """
 
 import argparse

@@ -11,6 +11,7 @@ from .configuration import SliceGPTConfig
 from .evaluation import evaluate_losses, evaluate_perplexity
 from .modeling.families import FAMILIES
 from .quantizer import SliceGPTQuantizer
+from .recovery import RecoveryConfig, recover
 from .registration import register
 from .widths import SlicePlan
 
@@ -19,12 +20,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FAMILIES",
+    "RecoveryConfig",
     "SliceGPTConfig",
     "SliceGPTQuantizer",
     "SlicePlan",
     "evaluate_losses",
     "evaluate_perplexity",
     "load_batches",
+    "recover",
 ]
 
 register()

@@ -76,7 +76,9 @@ class Benchmark:
 
     Args:
         settings ([`Settings`]): what was measured.
-        dtype (`str`), device (`str`), threads (`int`): in which, where, and of how many on a CPU.
+        dtype (`str`): in which models computed.
+        device (`str`): where.
+        threads (`int`): of the CPU.
         speeds (`list[Speed]`): of every model at every batch size.
         speedups (`list[Speedup]`): of every model but the first.
     """

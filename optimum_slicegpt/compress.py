@@ -28,8 +28,8 @@ def compress(
     model: PreTrainedModel, plan: SlicePlan, batches: list[dict[str, Tensor]], config: SliceGPTConfig
 ) -> SlicedResult:
     """
-    Slices a model: by algorithm 1 of SliceGPT, or, where `config` asks for a shared rotation, a refit, a metric or
-    smaller MLPs, by [`RefitWalk`]. The dense model is read, never changed.
+    Slices a model: by the method of SliceGPT, section 3, or, where `config` asks for a shared rotation, a refit, a
+    metric or smaller MLPs, by [`RefitWalk`]. The dense model is read, never changed.
 
     Args:
         model (`PreTrainedModel`): a dense causal language model.

@@ -128,8 +128,10 @@ def evaluate_losses(
             A causal language model. Evaluated in eval mode; its training mode is restored.
         batches (`TokenBatches` or `list[dict]`):
             What `load_batches` returns, or takes as tokenised batches.
-        seqlen (`int`, *optional*), stride (`int`, *optional*):
-            Both or neither. A sequence is then read in windows of `seqlen` tokens, each `stride` tokens further than
+        seqlen (`int`, *optional*):
+            Tokens in a window, with `stride`. By default each sequence is a window.
+        stride (`int`, *optional*):
+            With `seqlen`. A sequence is then read in windows of `seqlen` tokens, each `stride` tokens further than
             the one before. A token is predicted once, in the first window that holds it, where at least
             `seqlen - stride` tokens come before it unless the text begins there. The last window ends with the text
             and may be shorter. (Perplexity of fixed-length models, transformers documentation; here every prediction

@@ -36,6 +36,10 @@ a dense model that needs no special kernels.
 
 {{ perplexity }}
 {%- endif %}
+{%- if recovery %}
+
+{{ recovery }}
+{%- endif %}
 
 ## Use
 
@@ -129,6 +133,7 @@ def model_card(
         base=f"[{base}](https://huggingface.co/{base})" if on_hub else base or "A language model",
         change=_parameter_change(record),
         perplexity=_perplexity(record),
+        recovery=_recovery(record),
         auto_class=f"AutoModelFor{head}" if head else "AutoModel",
         location=repo_id or "path/to/this/folder",
         settings=_settings(config, record),
@@ -226,13 +231,24 @@ def _perplexity(record: dict[str, Any]) -> str | None:
     return f"Perplexity{on}: {', '.join(figures)}."
 
 
+def _recovery(record: dict[str, Any]) -> str | None:
+    done = record.get("recovery")
+    if not done:
+        return None
+    figures = [done.get(f"perplexity_{when}") for when in ("before", "after")]
+    known = all(figure is not None for figure in figures)
+    went = ": perplexity on held-out sequences went from {:.2f} to {:.2f}".format(*figures) if known else ""
+    return f"It was fine-tuned after that{went}."
+
+
 def _settings(config: Any, record: dict[str, Any]) -> dict[str, str]:
     """Rows of the card's table, without those that are not known."""
 
     def known(key: str, say: Any = str, given: dict[str, Any] = record) -> str | None:
         return None if given.get(key) is None else say(given[key])
 
-    calibration = record.get("calibration") or {}
+    calibration, recovery = record.get("calibration") or {}, record.get("recovery") or {}
+    training = recovery.get("settings") or {}
     rows = {
         "Sparsity asked for": known("sparsity", "{:.1%} of the hidden dimensions".format),
         "Reduction asked for": known("parameter_reduction", "{:.1%} of the parameters".format),
@@ -253,6 +269,12 @@ def _settings(config: Any, record: dict[str, Any]) -> dict[str, str]:
         "Calibration tokens": known("tokens", "{:,}".format, given=calibration),
         "Calibration dtype": known("dtype"),
         "Seed": known("seed"),
+        "Fine-tuned": known("full", {True: "all parameters", False: "with LoRA"}.get, given=training),
+        "Rank of LoRA": None if training.get("full") else known("lora_rank", given=training),
+        "Fine-tuned on": known("source", given=recovery),
+        "Fine-tuned for": known("steps", "{:,} steps".format, given=recovery),
+        "Learning rate": known("learning_rate", given=training),
+        "Learned from": known("distill", {True: "the dense model, too", False: "data alone"}.get, given=training),
     }
     # A bar ends a cell, and a file may be called anything.
     return {name: value.replace("|", "\\|") for name, value in rows.items() if value is not None}

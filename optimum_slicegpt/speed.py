@@ -53,7 +53,8 @@ class Speed:
         batch_size (`int`): sequences.
         prefill ([`Phase`]): The prompts are read, the cache is filled, and one token is predicted for each.
         decode ([`Phase`]): A step with the cache, mean over the steps of a pass.
-        weights_gib (`float`), cache_gib (`float`): Bytes of the parameters, and of keys and values at the end.
+        weights_gib (`float`): Of the parameters.
+        cache_gib (`float`): Of keys and values at the end.
         peak_gib (`float`, *optional*):
             The parameters and the most that was allocated beside them. On CUDA devices; a CPU counts no such thing.
     """

@@ -6,6 +6,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def check_output(output: Path) -> Path:
+    """
+    The folder's whole path.
+
+    Raises:
+        FileExistsError: it is something else than an empty folder.
+    """
+    output = output.resolve()
+    # A mount point cannot be replaced, which would show only at the end.
+    if output.exists() and (not output.is_dir() or any(output.iterdir()) or output.is_mount()):
+        raise FileExistsError(f"Output {str(output)!r} is there already; give a folder that is absent or empty.")
+    return output
+
+
 @contextmanager
 def written_aside(output: Path) -> Iterator[Path]:
     """
@@ -14,10 +28,7 @@ def written_aside(output: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: `output` is something else than an empty folder.
     """
-    output = output.resolve()
-    # A mount point cannot be replaced, which would show only at the end.
-    if output.exists() and (not output.is_dir() or any(output.iterdir()) or output.is_mount()):
-        raise FileExistsError(f"Output {str(output)!r} is there already; give a folder that is absent or empty.")
+    output = check_output(output)
     nearest = next(parent for parent in output.parents if parent.exists())
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=nearest) as aside:
         folder = Path(aside) / output.name

@@ -28,7 +28,7 @@ class SlicedLayerMixin:
     The one forward of a decoder layer, for every family. Goes in front of the family's own layer class.
 
     A block reads the stream through its norm. Where the next block lives in another basis, its output is added to what
-    a shortcut makes of the residual connection (SliceGPT, equation 8).
+    a shortcut makes of the residual connection (SliceGPT, section 3.3).
     """
 
     _family: Family

@@ -11,13 +11,14 @@ from optimum.commands.slicegpt.compress import CompressCommand
 from optimum.commands.slicegpt.eval import EvalCommand
 from optimum.commands.slicegpt.export import ExportCommand
 from optimum.commands.slicegpt.inspect import InspectCommand
+from optimum.commands.slicegpt.recover import RecoverCommand
 
 
 class SliceGPTCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo(name="slicegpt", help="Slice language models: smaller, still dense (SliceGPT).")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (CompressCommand, InspectCommand, EvalCommand, BenchmarkCommand, ExportCommand)
+        for command in (CompressCommand, InspectCommand, RecoverCommand, EvalCommand, BenchmarkCommand, ExportCommand)
     )
 
 
