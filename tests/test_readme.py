@@ -45,8 +45,8 @@ def test_bash_blocks(folder, tmp_path):
     }
     for block in blocks("bash"):
         command = shlex.split(block)
-        if "recover_lora.py" in block:
-            command += ["--nsamples", "2", "--eval-nsamples", "1", "--seqlen", "64"]
+        if " recover " in block:
+            command += ["--nsamples", "8", "--seqlen", "64"]
         subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True, timeout=300)
     assert (folder / "recovered" / "model.safetensors").exists()
 
