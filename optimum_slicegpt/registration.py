@@ -1,5 +1,6 @@
 """Tells the libraries around us about sliced models. Safe to run twice."""
 
+import logging
 from typing import Any
 
 from peft.utils import constants as peft_constants
@@ -34,6 +35,8 @@ def register() -> None:
     if "slicegpt" not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config("slicegpt")(SliceGPTConfig)
         register_quantizer("slicegpt")(SliceGPTHfQuantizer)
+    # What transformers.utils.logging sets, levels and handlers, holds here as well.
+    logging.getLogger("optimum_slicegpt").parent = logging.getLogger("transformers")
     PreTrainedModel.compress = compress
     SlicedModelMixin.push_to_hub = push_to_hub
 

@@ -13,6 +13,16 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+
+logging.enable_propagation()  # to caplog
+
+
+@pytest.fixture(autouse=True)
+def warned_of_nothing():
+    """What is told once in a process is told once in every test."""
+    logging.warning_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

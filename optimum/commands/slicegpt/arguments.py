@@ -20,8 +20,9 @@ class SliceGPTSubcommand(BaseOptimumCLICommand):
 
     def run(self):
         try:
+            import_module("optimum_slicegpt.console").progress_on_terminals_only()
             import_module(f"optimum_slicegpt.commands.{self.COMMAND.name}").run(self.args)
-        except (ValueError, OSError) as error:
+        except (ImportError, OSError, ValueError) as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
