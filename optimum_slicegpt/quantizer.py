@@ -59,11 +59,6 @@ class SliceGPTQuantizer:
         check_sliceable(model)
         plan = SlicePlan.from_config(self.config, model.config)
         batches = self.calibration_batches(model, tokenizer)
-        if batches.ntokens < plan.hidden_size:
-            logger.warning(
-                f"{batches.ntokens} calibration tokens for a hidden size of {plan.hidden_size}: fewer tokens than "
-                "dimensions leave axes undetermined. Raise nsamples or seqlen."
-            )
         parameters, parts = model.num_parameters(), parameters_by_part(model)
         result = compress(model, plan, batches.batches, self.config)
         result.model.config.slicegpt = self._record(model, plan, batches, result, parts)
@@ -79,11 +74,20 @@ class SliceGPTQuantizer:
 
     def calibration_batches(self, model: PreTrainedModel, tokenizer: Any = None) -> TokenBatches:
         """
-        What `quantize_model` calibrates on; its arguments are the same.
+        What `quantize_model` calibrates on; its arguments are the same. Warns of fewer tokens than dimensions.
 
         Raises:
             ValueError: the calibration data cannot be used.
         """
+        batches = self._batches(model, tokenizer)
+        if batches.ntokens < model.config.hidden_size:
+            logger.warning(
+                f"{batches.ntokens} calibration tokens for a hidden size of {model.config.hidden_size}: fewer tokens "
+                "than dimensions leave axes undetermined. Raise nsamples or seqlen."
+            )
+        return batches
+
+    def _batches(self, model, tokenizer) -> TokenBatches:
         config = self.config
         if isinstance(config.dataset, str) and config.dataset == "self":
             return sampled_batches(

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 
-logging.enable_propagation()  # to caplog
+for library in ("transformers", "optimum_slicegpt"):
+    logging.get_logger(library).propagate = True  # to caplog
 
 
 @pytest.fixture(autouse=True)

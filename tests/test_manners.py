@@ -131,6 +131,12 @@ def test_levels_are_those_of_transformers(level, caplog):
     assert "A stock class can hold this model" in caplog.text
 
 
+def test_a_line_says_who_speaks():
+    code = "import optimum_slicegpt.quantizer as q; q.logger.warning('loud'); q.logger.info('quiet')"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (found.stdout, found.stderr) == ("", "[optimum-slicegpt] loud\n")
+
+
 def test_what_holds_of_every_row_is_told_once(tmp_path, caplog):
     build("mixtral", torch.float32).config.save_pretrained(tmp_path)
     run("inspect", "--model", tmp_path)
