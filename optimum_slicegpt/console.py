@@ -98,9 +98,9 @@ def said(value: Any) -> str:
     """What a record holds, in a line."""
     if isinstance(value, dict):
         apart = "; " if any(isinstance(held, dict) for held in value.values()) else ", "
-        return apart.join(f"{name} {said(held)}" for name, held in value.items())
+        return apart.join(f"{name} {said(held)}" for name, held in value.items() if held is not None)
     if isinstance(value, list):
-        return span(value)
+        return ", ".join(value) if value and isinstance(value[0], str) else span(value)
     return f"{value:,}" if type(value) is int else str(value)
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from .console import change, inspection_rows, percent, span
+from .console import change, inspection_rows, percent, said, span
 from .figures import (
     SHARES,
     by_rotation,
@@ -218,5 +218,5 @@ def flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += flat(value, f"{name}, ")
         elif value is not None:
-            rows.append((name, f"{value:,}" if type(value) in (int, float) else str(value)))
+            rows.append((name, said(value)))
     return rows

@@ -197,11 +197,23 @@ def test_a_page_of_a_sliced_model_is_what_its_configuration_says(sliced, tmp_pat
 
 def test_a_page_of_a_recovered_model_says_how(tmp_path, capsys):
     model = build("llama", torch.float32).compress(SliceGPTConfig(sparsity=1 / 3, dataset=calibration()))
-    model.config.slicegpt["recovery"] = {"steps": 1200, "settings": {"lora_rank": 32}, "teacher": None}
+    model.config.slicegpt["recovery"] = {
+        "steps": 1200,
+        "settings": {"lora_rank": 32, "targets": ["q_proj", "k_proj"]},
+        "teacher": None,
+    }
     model.config.save_pretrained(tmp_path / "recovered")
     page, _ = inspected(capsys, tmp_path, "--model", tmp_path / "recovered")
     assert page.headings[-1] == "Recovery"
-    assert sorted(page.tables[-1]) == [["settings, lora rank", "32"], ["steps", "1,200"]]
+    assert sorted(page.tables[-1]) == [
+        ["settings, lora rank", "32"],
+        ["settings, targets", "q_proj, k_proj"],
+        ["steps", "1,200"],
+    ]
+    run("inspect", "--model", tmp_path / "recovered")
+    printed = capsys.readouterr().out
+    assert "recovery: settings lora_rank 32, targets q_proj, k_proj; steps 1,200\n" in printed
+    assert re.search(r"parameters by part: after attention [\d,]+, .*; before attention 9,216, ", printed)
 
 
 def test_what_is_not_known_is_not_mentioned(sliced, tmp_path, capsys):

@@ -51,7 +51,7 @@ def add_model_arguments(parser: ArgumentParser, tokenizer: bool = True) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="print one JSON object instead of a table")
 
 
-def add_text_arguments(group) -> None:
+def add_text_arguments(group, default: str = "auto, wikitext2 where it can be had and otherwise python-docs") -> None:
     """Which text, and how it becomes sequences of tokens."""
     group.add_argument(
         "--dataset",
@@ -59,8 +59,7 @@ def add_text_arguments(group) -> None:
         nargs="+",
         metavar="DATA",
         help="wikitext2, ptb, c4, alpaca or python-docs; to slice also self, text that the model writes; or paths of "
-        "txt, json, jsonl or parquet files "
-        "(default: auto, wikitext2 where it can be had and otherwise python-docs)",
+        f"txt, json, jsonl or parquet files (default: {default})",
     )
     group.add_argument(
         "--text-column", metavar="NAME", help="column that holds the text (default: text, or the only one of strings)"

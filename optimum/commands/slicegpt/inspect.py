@@ -46,7 +46,7 @@ class InspectCommand(SliceGPTSubcommand):
 
         energy = parser.add_argument_group("energy of the stream, measured where a dataset is given")
         energy.argument_default = SUPPRESS  # so that what is given in vain shows
-        add_text_arguments(energy)
+        add_text_arguments(energy, default="none, and nothing is measured")
         energy.add_argument("--batch-size", type=int, metavar="N", help="sequences per forward (default: 8)")
         energy.add_argument(
             "--seed", type=seed, metavar="N", help="picks sequences; none takes the first ones (default: 0)"
