@@ -19,7 +19,11 @@ def messages(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
             yield node.exc.args[0]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("logger.warning", "logger.error"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "logger.warning",
+            "logger.warning_once",
+            "logger.error",
+        ):
             yield node.args[0]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "_require":
             remedy, anything = node.args[2], node.func  # a configuration says `key=value; remedy.`

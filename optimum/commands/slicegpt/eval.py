@@ -26,7 +26,7 @@ class EvalCommand(SliceGPTSubcommand):
         )
         add_model_arguments(parser)
         add_baseline_argument(parser)
-        add_text_arguments(parser, Datasets)
+        add_text_arguments(parser, action=Datasets)
         parser.set_defaults(nsamples=128, seqlen=2048)
         parser.add_argument(
             "--stride",
