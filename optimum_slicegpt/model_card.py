@@ -18,78 +18,7 @@ TAGS = ("slicegpt", "optimum-slicegpt", "compressed", "pruning", "arxiv:2401.150
 OURS = (
     "<!-- Written by optimum-slicegpt, and rewritten by push_to_hub. Remove this line to keep a card of your own. -->"
 )
-TEMPLATE = """\
----
-{{ card_data }}
----
-
-{{ ours }}
-
-# {{ title }}
-
-{{ base }}, made smaller with [SliceGPT](https://arxiv.org/abs/2401.15024): the residual stream was rotated onto its \
-principal axes, and the rows and columns of every weight matrix that matter least there were deleted. What is left is \
-a dense model that needs no special kernels.
-{%- if change %}
-
-{{ change }}
-{%- endif %}
-{%- if perplexity %}
-
-{{ perplexity }}
-{%- endif %}
-{%- if recovery %}
-
-{{ recovery }}
-{%- endif %}
-
-## Use
-
-With transformers alone, which takes the few files of code that the architecture needs from here:
-
-```python
-from transformers import {{ auto_class }}
-
-model = {{ auto_class }}.from_pretrained("{{ location }}", trust_remote_code=True)
-```
-
-With the package (`pip install optimum-slicegpt`), which runs no code from here:
-
-```python
-import optimum_slicegpt
-from transformers import {{ auto_class }}
-
-model = {{ auto_class }}.from_pretrained("{{ location }}")
-```
-{%- if picture %}
-
-![Width of the residual stream and energy kept at every site]({{ picture }})
-{%- endif %}
-{%- if settings %}
-
-## How it was made
-
-| Setting | Value |
-| --- | --- |
-{%- for name, value in settings.items() %}
-| {{ name }} | {{ value }} |
-{%- endfor %}
-{%- endif %}
-
-## Citation
-
-```bibtex
-{% raw -%}
-@inproceedings{ashkboos2024slicegpt,
-  title = {{SliceGPT}: Compress Large Language Models by Deleting Rows and Columns},
-  author = {Saleh Ashkboos and Maximilian L. Croci and Marcelo Gennari do Nascimento and Torsten Hoefler
-            and James Hensman},
-  booktitle = {International Conference on Learning Representations},
-  year = {2024}
-}
-{%- endraw %}
-```
-"""
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 PICTURE = "slicegpt.png"
 PIPELINES = {"CausalLM": "text-generation", "SequenceClassification": "text-classification"}
 
@@ -136,7 +65,7 @@ def model_card(
     )
     return ModelCard.from_template(
         data,
-        template_str=TEMPLATE,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
         ours=OURS,
         title=repo_id.rpartition("/")[2] if repo_id else f"{base.rpartition('/')[2] or config.model_type}, sliced",
         base=f"[{base}](https://huggingface.co/{base})" if on_hub else base or "A language model",

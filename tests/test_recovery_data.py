@@ -13,7 +13,7 @@ from optimum_slicegpt.recovery.packing import UNLABELLED, load_sequences
 
 
 SIZES = {"nsamples": 100, "seqlen": 8, "held_out": 1}
-SEED_TASKS = Path("/work/shared/data/seed_tasks.jsonl")
+SEED_TASKS = Path(__file__).resolve().parents[2] / "shared" / "data" / "seed_tasks.jsonl"
 CHAT = (
     "{% for message in messages %}{{ 'w1 ' if message['role'] == 'user' else 'w2 ' }}{{ message['content'] }} w3 "
     "{% endfor %}{% if add_generation_prompt %}w2 {% endif %}"
