@@ -55,6 +55,13 @@ class SliceGPTQuantizer:
         Raises:
             ValueError: the model, the widths or the calibration data cannot be used; activations are not finite.
         """
+        plan, batches = self.prepare(model, tokenizer)
+        result = compress(model, plan, batches.batches, self.config)
+        self.conclude(model, plan, batches, result)
+        return become(model, result.model)
+
+    def prepare(self, model: PreTrainedModel, tokenizer: Any = None) -> tuple[SlicePlan, TokenBatches]:
+        """What [`compress`] wants to know. Raises what [`SliceGPTQuantizer.quantize_model`] does before it starts."""
         check_sliceable(model)
         plan = SlicePlan.from_config(self.config, model.config)
         batches = self._calibration(model, tokenizer)
@@ -63,18 +70,19 @@ class SliceGPTQuantizer:
                 f"{batches.ntokens} calibration tokens for a hidden size of {plan.hidden_size}: fewer tokens than "
                 "dimensions leave axes undetermined. Raise nsamples or seqlen."
             )
-        parameters = model.num_parameters()
-        result = compress(model, plan, batches.batches, self.config)
-        result.model.config.slicegpt = self._record(model, plan, batches, result, parameters)
-        become(model, result.model)
+        return plan, batches
+
+    def conclude(self, model: PreTrainedModel, plan: SlicePlan, batches: TokenBatches, result: SlicedResult) -> None:
+        """Notes on the sliced model how it was made of the dense one, and warns if it grew."""
+        sliced, parameters = result.model, model.num_parameters()
+        sliced.config.slicegpt = self._record(model, plan, batches, result, parameters)
         if not plan.shortcuts:
-            logger.info(export_obstacle(model) or "A stock class can hold this model; see export_stock.")
-        if model.num_parameters() > parameters:
+            logger.info(export_obstacle(sliced) or "A stock class can hold this model; see export_stock.")
+        if sliced.num_parameters() > parameters:
             logger.warning(
-                f"The model grew from {parameters:,} to {model.num_parameters():,} parameters: what slicing to widths "
-                f"of {min(plan.widths)} removes is less than shortcuts and projections add. Raise sparsity."
+                f"The model grew from {parameters:,} to {sliced.num_parameters():,} parameters: what slicing to "
+                f"widths of {min(plan.widths)} removes is less than shortcuts and projections add. Raise sparsity."
             )
-        return model
 
     def _calibration(self, model, tokenizer) -> TokenBatches:
         config = self.config

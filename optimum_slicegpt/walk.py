@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -104,7 +104,9 @@ class Walk:
         return [self.begin, *layers, self.end]
 
     def at_layer(self, index: int) -> None:
-        with self.at_hand(self.layer_name(index)):
+        name = self.layer_name(index)
+        with self.at_hand(name):
+            adopt_untouched(self.dense, self.sliced, [name])
             self.layer(index)
 
     def begin(self) -> None:
@@ -136,12 +138,9 @@ class Walk:
 
     # Weights and activations
 
-    @contextmanager
-    def at_hand(self, *names: str):
+    def at_hand(self, *names: str) -> AbstractContextManager:
         """For the time of a computation, modules of the dense model have their values."""
-        with self.storage.at_hand(self, names):
-            adopt_untouched(self.dense, self.sliced, names)
-            yield
+        return self.storage.at_hand(self, names)
 
     def layer_name(self, index: int) -> str:
         return f"{self.body_name}.{self.family.layers}.{index}"
@@ -154,7 +153,7 @@ class Walk:
 
     def keep(self, tensor: Tensor) -> Tensor:
         """A tensor for later, of which only `shape` and `to(device)` can be had."""
-        return self.storage.keep(tensor)
+        return self.storage.keep(tensor.contiguous())
 
     @contextmanager
     def phase(self, name: str):
@@ -222,8 +221,10 @@ class Walk:
     def set_embeddings(self, axes: Tensor, scale: float) -> None:
         """What starts the stream: tables, or the projection behind a table that the head shares."""
         tables = [f"{self.body_name}.{name}" for name in self.family.embeddings]
-        shared = [self.family.head] if self.plan.tied else []
-        with self.at_hand(*tables, *shared), self.phase("compose"):
+        if self.plan.tied:
+            tables.append(self.family.head)
+        with self.at_hand(*tables), self.phase("compose"):
+            adopt_untouched(self.dense, self.sliced, tables)
             if self.plan.tied:
                 matrix = writer_map(axes, scale, self.family.layer_norm)
                 self.set_linear(self.sliced_layers[0].embedding_projection, matrix.T)
