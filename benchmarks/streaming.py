@@ -4,8 +4,8 @@ Slices a checkpoint that is larger than the memory which slicing it takes: peak 
     python benchmarks/streaming.py [--size 3b] [--method shared] [--max-memory 512MiB] [--folder /tmp]
 
 Protocol: a Llama of that size with random weights in bfloat16 is written to disk, tensor by tensor. A process of its
-own slices it, calibrated on 8 sequences of 512 random tokens; its peak is the kernel's count of resident memory. Adds a
-run to `benchmarks/results/streaming.json`, and deletes what it has written.
+own slices it, calibrated on 8 sequences of 512 random tokens; its peak is the kernel's count of resident memory. Adds
+a run to `benchmarks/results/streaming.json`, and deletes what it has written.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -74,9 +75,11 @@ def measure(args) -> dict:
     output = Path(args.folder) / "sliced"
     start = time.perf_counter()
     run = StreamedRun(Path(args.folder) / "dense", output, config, max_memory=args.max_memory)
+    plan = run.plan()
     sliced = run.run()
     return {
         "slicing_s": time.perf_counter() - start,
+        "plan": asdict(plan),
         "seconds_by_phase": sliced.config.slicegpt["seconds"],
         "peak_gib": peak_gib(),
         "peak_gib_of_status": from_kernel("VmHWM"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-ELEMENTS_AT_ONCE = 2**24
+ELEMENTS_AT_ONCE = 2**22
 """Elements looked at together, where a tensor may be as large as memory."""
 
 

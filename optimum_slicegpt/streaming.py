@@ -19,6 +19,7 @@ from .configuration import SliceGPTConfig
 from .model_card import model_card
 from .on_disk import STATE, WEIGHTS, OnDisk
 from .quantizer import SliceGPTQuantizer
+from .run_plan import RunPlan
 from .shards import DEFAULT_SHARD_SIZE, verify_checkpoint
 from .walk import SlicedResult
 from .writing import check_absent, locked, move_into_place, sync_folder
@@ -30,6 +31,19 @@ DEFAULT_MEMORY = "1GiB"
 
 ABOUT_DATA = ("dataset", "text_column", "tokenizer", "nsamples", "seqlen", "batch_size", "offload_activations")
 """Settings that show in the tokens, or not at all."""
+
+
+def file_size(size: int | str) -> int:
+    """
+    Bytes of `"1GiB"`, `"50GB"` and the like.
+
+    Raises:
+        ValueError: no unit, no number, or a negative one.
+    """
+    try:
+        return convert_file_size_to_int(size)
+    except ValueError as error:
+        raise ValueError(f"{size!r} is no size; give a number with a unit, such as 512MiB, 2GiB or 50GB.") from error
 
 
 def compress_checkpoint(
@@ -97,13 +111,23 @@ class StreamedRun:
                 "dataset='self' has the whole model write text, and streaming never holds it; give other data, or "
                 "slice in memory."
             )
-        self.max_memory = convert_file_size_to_int(max_memory)
-        self.max_shard_size = convert_file_size_to_int(max_shard_size)
+        self.max_memory, self.max_shard_size = file_size(max_memory), file_size(max_shard_size)
         self.config, self.resume = config, resume
         self.tokenizer = None if tokenizer is None else find_tokenizer(tokenizer)
         self.checkpoint = Checkpoint(model, dtype, trust_remote_code)
         self.quantizer = SliceGPTQuantizer(config)
         self.slice_plan, self.batches = self.quantizer.prepare(self.checkpoint.model, self.tokenizer)
+
+    def plan(self) -> RunPlan:
+        """What the run will take."""
+        return RunPlan.of(
+            self.checkpoint.model,
+            self.slice_plan,
+            self.config,
+            tokens=self.batches.ntokens,
+            tokens_per_batch=max(batch["input_ids"].numel() for batch in self.batches),
+            max_memory=self.max_memory,
+        )
 
     @property
     def folder(self) -> Path:

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..calibration import TokenBatches, load_batches, within_positions
+from ..checkpoint import Checkpoint
 from ..evaluation import Perplexity, evaluate_perplexity
 
 
@@ -29,7 +30,16 @@ def load_config_and_tokenizer(args: Namespace, tokenizer: str | None):
 
 
 def load_model(args: Namespace, dtype: str) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, trust_remote_code=args.trust_remote_code)
+    """
+    Loads a model whose files are all that they should be: otherwise, what is missing would be random.
+
+    Raises:
+        OSError, ValueError: as [`Checkpoint`].
+    """
+    Checkpoint(args.model, dtype, args.trust_remote_code)
+    return AutoModelForCausalLM.from_pretrained(
+        args.model, dtype=dtype, trust_remote_code=args.trust_remote_code, use_safetensors=True
+    )
 
 
 def load_test_batches(
