@@ -14,21 +14,17 @@ from common import dense_smollm2, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_slicegpt import load_batches
-from optimum_slicegpt.dense_pass import site_moments
-from optimum_slicegpt.rotation import principal_axes
-from optimum_slicegpt.signals import first_signal
+from optimum_slicegpt.spectrum import measure_spectrum
 
 
 STEP = 8
 
 
-def lost(moment, axes) -> list[float]:
+def lost(energy: torch.Tensor) -> list[float]:
     """Share of a site's energy that is lost at every width that is a multiple of STEP."""
-    along = (axes * (moment @ axes)).sum(0) / moment.trace()
-    return [round(share, 9) for share in along.flip(0).cumsum(0).flip(0)[::STEP].tolist()]
+    return [round(share, 9) for share in energy.flip(0).cumsum(0).flip(0)[::STEP].tolist()]
 
 
-@torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibration", required=True, help="file with text")
@@ -39,15 +35,10 @@ def main():
     folder = args.model or dense_smollm2()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     sizes = {"nsamples": args.nsamples, "seqlen": 1024, "batch_size": 4, "seed": None}
-    batches = load_batches(args.calibration, AutoTokenizer.from_pretrained(folder), **sizes).batches
-    place = torch.device("cpu"), torch.float32
-    signals = [first_signal(model, batch, *place, kept_on=place[0]) for batch in batches]
-    moments = site_moments(model, batches, signals, *place, gradients=False).signal
+    spectrum = measure_spectrum(model, load_batches(args.calibration, AutoTokenizer.from_pretrained(folder), **sizes))
 
-    shared = principal_axes(sum(moment / moment.trace() for moment in moments))[1]
-    last = len(moments) - 1
-    sites = {site: lost(moments[site], principal_axes(moments[site])[1]) for site in (1, last // 2, last)}
-    together = torch.tensor([lost(moment, shared) for moment in moments]).mean(0)
+    own, shared = spectrum.energy["per_block"], spectrum.energy["shared"]
+    last = len(own) - 1
     write(
         "spectrum",
         {
@@ -55,8 +46,8 @@ def main():
             "calibration": f"{args.nsamples} x 1024 tokens of {args.calibration.rpartition('/')[2]}",
             "hidden_size": model.config.hidden_size,
             "step": STEP,
-            "lost_by_site": sites,
-            "lost_shared": [round(share, 9) for share in together.tolist()],
+            "lost_by_site": {site: lost(own[site]) for site in (1, last // 2, last)},
+            "lost_shared": lost(shared.mean(0)),
         },
     )
 

@@ -1,5 +1,6 @@
 """Building the sliced model beside the dense one, and turning one into the other once it is whole."""
 
+from collections.abc import Iterable
 from contextlib import contextmanager
 from itertools import chain
 
@@ -69,8 +70,15 @@ def sliced_class_of(model: PreTrainedModel) -> type:
     return getattr(modeling_sliced, f"Sliced{expected.__name__}")
 
 
-def adopt_untouched(dense: PreTrainedModel, sliced: PreTrainedModel) -> None:
-    """Shares with the sliced model each tensor that slicing leaves as it is: per-head norms, rotary or tied tables."""
+def adopt_untouched(dense: PreTrainedModel, sliced: PreTrainedModel, names: Iterable[str] = ("",)) -> None:
+    """
+    Shares with the sliced model each tensor that slicing leaves as it is: per-head norms, rotary or tied tables.
+
+    Args:
+        dense (`PreTrainedModel`), sliced (`PreTrainedModel`): the models. What the one has no values of yet, the other
+            does without, too.
+        names (`Iterable[str]`): of the dense model's modules that are meant, with all that is in them.
+    """
     family = family_of(dense.config)
     body = family.body and f"{family.body}."
     prefix = f"{dense.base_model_prefix}.{body}"
@@ -79,17 +87,19 @@ def adopt_untouched(dense: PreTrainedModel, sliced: PreTrainedModel) -> None:
         touched |= {family.head, *(prefix + name for name in family.embeddings)}
     for index in range(dense.config.num_hidden_layers):
         for block in family.blocks:
-            names = [*block.writers, *(name for norm, readers in block.reads for name in (norm, *readers))]
-            touched.update(f"{prefix}{family.layers}.{index}.{name}" for name in names)
+            on_stream = [*block.writers, *(name for norm, readers in block.reads for name in (norm, *readers))]
+            touched.update(f"{prefix}{family.layers}.{index}.{name}" for name in on_stream)
     adopted = {}  # by identity, so that what was tied stays tied
-    for name, module in dense.named_modules():
+    for name, module in chain(*(dense.get_submodule(name).named_modules(prefix=name) for name in names)):
         target = sliced.get_submodule(name)
         target._buffers.update(module._buffers)
         for key, parameter in module._parameters.items():
-            if touched.isdisjoint((name, f"{name}.{key}")):
-                if parameter is not None and id(parameter) not in adopted:
+            if parameter is None or parameter.is_meta or not touched.isdisjoint((name, f"{name}.{key}")):
+                continue
+            if target._parameters[key].is_meta:
+                if id(parameter) not in adopted:
                     adopted[id(parameter)] = nn.Parameter(parameter.detach())
-                target._parameters[key] = adopted.get(id(parameter))
+                target._parameters[key] = adopted[id(parameter)]
 
 
 @contextmanager

@@ -13,19 +13,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .assembly import evaluating, padded, placed
+from .assembly import padded, placed
 from .configuration import SliceGPTConfig
 from .modeling.weights import Reader, Writer
 from .refit import RefitWalk
 from .rotation import add_second_moment_, principal_axes, random_orthogonal
-from .signals import first_signal
+from .storage import InMemory
 from .walk import SlicedResult, Walk
 from .widths import SlicePlan
 
 
 @torch.no_grad()
 def compress(
-    model: PreTrainedModel, plan: SlicePlan, batches: list[dict[str, Tensor]], config: SliceGPTConfig
+    model: PreTrainedModel,
+    plan: SlicePlan,
+    batches: list[dict[str, Tensor]],
+    config: SliceGPTConfig,
+    storage: InMemory | None = None,
 ) -> SlicedResult:
     """
     Slices a model: by the method of SliceGPT, section 3, or, where `config` asks for a shared rotation, a refit, a
@@ -36,47 +40,37 @@ def compress(
         plan ([`SlicePlan`]): width at every site.
         batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
         config ([`SliceGPTConfig`]): rotation, refit, metric, orientation, seed, device, dtype.
+        storage ([`InMemory`] or [`OnDisk`], *optional*): where weights and activations are. In memory by default.
 
     Raises:
         ValueError: activations are not finite.
     """
     beyond = config.refit or config.metric != "none" or not plan.shortcuts or plan.inner is not None
-    walk = (RefitWalk if beyond else PaperWalk)(model, plan, batches, config)
-    with evaluating(model):
-        walk.run()
-    return walk.result()
+    walk = RefitWalk if beyond else PaperWalk
+    return walk(model, plan, batches, config, storage or InMemory(model, config)).run()
 
 
 class PaperWalk(Walk):
     """The state of the walk: where the stream is, in which basis, and what has been written so far."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.site, self.rotation = 0, None
+    STATE = (*Walk.STATE, "rotation")
 
-    def run(self) -> None:
-        self.embed()
-        steps = [(index, block) for index in range(len(self.dense_layers)) for block in self.family.blocks]
-        for index, block in self.progress(steps, unit="block"):
+    def begin(self) -> None:
+        scale = self.scale(0)
+        self.rotation = self.new_axes()
+        self.project(self.kept(0) * scale)
+        self.set_embeddings(self.kept(0), scale)
+
+    def layer(self, index: int) -> None:
+        for block in self.family.blocks:
             self.block(index, block)
-        with self.phase("compose"):
-            self.set_head(self.kept(self.site), self.scale(self.site))
+
+    def end(self) -> None:
+        self.set_head(self.kept(self.site), self.scale(self.site))
 
     def kept(self, site):
         """The axes kept at a site `(D, k)`."""
         return self.rotation[:, : self.plan.widths[site]]
-
-    def embed(self):
-        """Turns tokens into the stream of the first site, and writes the embeddings."""
-        scale = self.scale(0)
-        with self.phase("forward"):
-            self.batches = [
-                first_signal(self.dense, batch, self.device, self.dtype, self.kept_on) for batch in self.batches
-            ]
-        self.rotation = self.new_axes()
-        self.project(self.kept(0) * scale)
-        with self.phase("compose"):
-            self.set_embeddings(self.kept(0), scale)
 
     def block(self, index, block):
         """Reads at the current site, writes at the next."""
@@ -99,11 +93,11 @@ class PaperWalk(Walk):
                 self.set_writer(target, source, self.rotation, scale, like=wide)
 
         with self.phase("forward"), placed(sliced, self.device, self.dtype), padding:
-            for batch in self.batches:
-                hidden = batch.hidden.to(self.device)
-                output = sliced.block_output(block.kind, hidden, batch.layer_kwargs[index])
+            for signal in self.signals:
+                hidden = signal.hidden.to(self.device)
+                output = sliced.block_output(block.kind, hidden, signal.layer_kwargs[index])
                 output[..., :width] += hidden
-                batch.hidden = output.to(self.kept_on)
+                signal.hidden = self.keep(output)
 
         change = self.new_axes()
         self.site += 1
@@ -130,8 +124,8 @@ class PaperWalk(Walk):
         size, width = self.plan.hidden_size, self.plan.widths[site]
         with self.phase("second moments"):
             moment = torch.zeros(size, size, dtype=torch.float64, device=self.device)
-            for batch in self.batches:
-                add_second_moment_(moment, batch.tokens(batch.hidden.to(self.device)))
+            for signal in self.signals:
+                add_second_moment_(moment, signal.tokens(signal.hidden.to(self.device)))
         self.check_finite(moment, site)
         with self.phase("axes"):
             energy, axes = principal_axes(moment)
@@ -144,5 +138,5 @@ class PaperWalk(Walk):
         """Moves the batches' stream to other axes: `x @ matrix`."""
         with self.phase("forward"):
             matrix = matrix.to(self.dtype)
-            for batch in self.batches:
-                batch.hidden = (batch.hidden.to(self.device) @ matrix).to(self.kept_on)
+            for signal in self.signals:
+                signal.hidden = self.keep(signal.hidden.to(self.device) @ matrix)

@@ -8,6 +8,7 @@ import datasets
 from transformers.utils import logging
 
 from .inspection import Inspection
+from .run_plan import RunPlan
 
 
 def progress_on_terminals_only() -> None:
@@ -44,6 +45,27 @@ def print_report(report: dict[str, Any]) -> None:
     print(", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in record["seconds"].items()))
     print(report["export_obstacle"] or "It fits a stock class: optimum-cli slicegpt export makes it one.")
     print(f"Saved in {report['output']}")
+
+
+def print_plan(plan: RunPlan) -> None:
+    gib = {name: f"{size / 2**30:.2f} GiB" for name, size in vars(plan).items() if name.startswith("bytes_")}
+    peak = sum(plan.memory.values()) / 2**30
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in plan.memory.items())
+    work = ", ".join(f"{count / 1e12:,.2f} TFLOP in {dtype}" for dtype, count in plan.flops.items())
+    rows = {
+        "parameters": f"{plan.parameters_before:,} before, {plan.parameters_after:,} after",
+        "passes over the weights": f"{len(plan.passes)} ({', '.join(plan.passes)}), {gib['bytes_read']} read",
+        "disk": f"{gib['bytes_written']} for the result",
+        "memory, estimated": f"{peak:.2f} GiB at the peak ({parts})",
+        "time, estimated": f"{plan.seconds / 60:,.1f} minutes of computing on this machine ({work})",
+    }
+    if plan.bytes_beside:
+        rows["disk"] += (
+            f", {gib['bytes_beside']} beside it until the end; {gib['bytes_per_step']} saved after each layer"
+        )
+    for name, value in rows.items():
+        print(f"{name}: {value}")
+    print(flush=True)
 
 
 def print_inspection(found: Inspection) -> None:

@@ -1,31 +1,22 @@
 """The dense model, layer by layer: the stream at every site, its second moments, and those of the loss gradient."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .assembly import placed
-from .modeling.families import family_of
 from .modeling.family import Family
 from .rotation import add_second_moment_
-from .signals import Signal, injected
+from .signals import injected
 
 
-@dataclass
-class SiteMoments:
-    """
-    Second moments at every site of the dense model, of the stream as its readers see it: every token divided by its
-    root mean square. Without that, the few tokens whose activations are massive would outweigh all others.
-
-    Args:
-        signal (`list[torch.Tensor]`): sums of xᵀx over tokens, `(D, D)`, float64.
-        gradient (`list[torch.Tensor]`, *optional*): the same of the gradient of the loss with respect to x.
-    """
-
-    signal: list[Tensor]
-    gradient: list[Tensor] | None
+if TYPE_CHECKING:
+    from .walk import Walk
 
 
 def layer_streams(layer: nn.Module, family: Family, hidden: Tensor, kwargs: dict) -> list[Tensor]:
@@ -66,76 +57,96 @@ def at_site(streams: list[Tensor], family: Family, hidden: Tensor) -> list[Tenso
     return [stream - stream.mean(-1, keepdim=True) for stream in streams] if family.layer_norm else streams
 
 
-def site_moments(
-    model: PreTrainedModel,
-    batches: list[dict[str, Tensor]],
-    signals: list[Signal],
-    device: torch.device,
-    dtype: torch.dtype,
-    gradients: bool,
-    progress=iter,
-) -> SiteMoments:
+class DensePass:
     """
-    One pass over the dense model; with gradients, a backward pass that computes each layer once more.
+    One pass over the dense model, layer by layer, which takes second moments at every site, of the stream as its
+    readers see it: every token divided by its root mean square. Without that, the few tokens whose activations are
+    massive would outweigh all others. For the gradient of the loss, a second pass goes back, which computes each layer
+    once more.
 
     Args:
-        model (`PreTrainedModel`): a dense causal language model, in evaluation mode.
-        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
-        signals (`list[Signal]`): the batches' stream at the first site.
-        device (`torch.device`), dtype (`torch.dtype`): in which layers compute, one layer at a time.
-        gradients (`bool`): whether to take the second moments of the gradient of the summed next-token loss, too.
-        progress (callable, *optional*): wraps the list of steps.
+        walk ([`Walk`]): whose dense model and signals these are; says where and in which dtype layers compute.
+        count (`int`): number of batches, from the first, that are measured.
+        moments (`dict[str, list]`):
+            Filled step by step, with what [`Walk.keep`] makes of `(D, D)` float64 sums over tokens, a list with one
+            for every site: `"signal"`, sums of xᵀx, and if the walk's metric wants it `"gradient"`, the same of the
+            gradient of the summed next-token loss with respect to x. `"inputs"` and `"slopes"` hold, between steps,
+            the stream before each layer and the gradient where the way back has come to, a list of batches each.
     """
-    family = family_of(model.config)
-    layers = getattr(model.base_model.get_submodule(family.body), family.layers)
-    size, blocks = model.config.hidden_size, len(family.blocks)
 
-    def zeros():
-        return [torch.zeros(size, size, dtype=torch.float64, device=device) for _ in range(blocks * len(layers) + 1)]
+    def __init__(self, walk: Walk, count: int, moments: dict[str, list]):
+        self.walk, self.moments = walk, moments
+        self.signals, self.batches = walk.signals[:count], walk.batches[:count]
+        self.gradients = walk.config.metric == "fisher"
+        if not moments:
+            moments.update(signal=[], gradient=[], slopes=[], inputs=[[each.hidden for each in self.signals]])
 
-    signal, gradient = zeros(), zeros() if gradients else None
+    def steps(self) -> list[Callable[[], None]]:
+        layers = range(len(self.walk.dense_layers))
+        forward = [partial(self.forward, index) for index in layers]
+        if not self.gradients:
+            return forward
+        return [*forward, self.loss, *(partial(self.backward, index) for index in reversed(layers))]
 
-    def add_signal(site, each, stream):
-        stream = each.tokens(stream)
-        size = root_mean_square(stream)
-        add_second_moment_(signal[site], stream / size)
-        return size
+    def forward(self, index: int) -> None:
+        """Takes the stream through a layer, and its moments before (of the first one) and after each block."""
+        walk, layer = self.walk, self.walk.dense_layers[index]
+        first = [self.zeros()] if index == 0 else []
+        sums = [*first, *(self.zeros() for _ in walk.family.blocks)]
+        after = []
+        with walk.at_hand(walk.layer_name(index)), self.phase(), placed(layer, walk.device, walk.dtype):
+            for each, before in zip(self.signals, self.moments["inputs"][-1], strict=True):
+                hidden = before.to(walk.device)
+                streams = layer_streams(layer, walk.family, hidden, each.layer_kwargs[index])
+                streams = [hidden] * len(first) + at_site(streams, walk.family, hidden)
+                for total, stream in zip(sums, map(each.tokens, streams), strict=True):
+                    add_second_moment_(total, stream / root_mean_square(stream))
+                after.append(walk.keep(streams[-1]))
+        for site, total in enumerate(sums, len(self.moments["signal"])):
+            walk.check_finite(total, site)
+        self.moments["signal"] += map(walk.keep, sums)
+        self.moments["inputs"].append(after)
+        if not self.gradients:
+            del self.moments["inputs"][0]
 
-    if not gradients:
-        streams = [each.hidden for each in signals]
-        for each in signals:
-            add_signal(0, each, each.hidden.to(device))
-        for index, layer in enumerate(progress(list(layers))):
-            with placed(layer, device, dtype):
-                for i, each in enumerate(signals):
-                    hidden = streams[i].to(device)
-                    after = at_site(layer_streams(layer, family, hidden, each.layer_kwargs[index]), family, hidden)
-                    for block, stream in enumerate(after):
-                        add_signal(index * blocks + block + 1, each, stream)
-                    streams[i] = after[-1].to(each.hidden.device)
-        return SiteMoments(signal, None)
+    def loss(self) -> None:
+        """Takes the gradient of the loss with respect to the stream at the last site."""
+        walk, total = self.walk, self.zeros()
+        around = [*walk.around_layers, walk.family.head]
+        with walk.at_hand(*around), self.phase():
+            for batch, each, stream in zip(self.batches, self.signals, self.moments["inputs"].pop(), strict=True):
+                hidden = stream.to(walk.device)
+                slope = loss_gradient(walk.dense, batch, hidden, walk.device, walk.dtype)
+                add_second_moment_(total, each.tokens(slope) * root_mean_square(each.tokens(hidden)))
+                self.moments["slopes"].append(walk.keep(slope))
+        self.moments["gradient"].append(walk.keep(total))
 
-    for batch, each in zip(progress(batches), signals, strict=True):
-        inputs = [each.hidden.to(device)]
-        sizes = [add_signal(0, each, inputs[0])]
-        for index, layer in enumerate(layers):
-            with placed(layer, device, dtype):
-                after = layer_streams(layer, family, inputs[-1], each.layer_kwargs[index])
-            after = at_site(after, family, inputs[-1])
-            sizes += [add_signal(len(sizes) + block, each, stream) for block, stream in enumerate(after)]
-            inputs.append(after[-1])
-        slope = loss_gradient(model, batch, inputs.pop(), device, dtype)
-        add_second_moment_(gradient[-1], each.tokens(slope) * sizes[-1])
-        for index in reversed(range(len(layers))):
-            with placed(layers[index], device, dtype), torch.enable_grad():
-                start = inputs.pop().requires_grad_()
-                after = layer_streams(layers[index], family, start, each.layer_kwargs[index])
-                slopes = torch.autograd.grad(after[-1], [start, *after[:-1]], slope)
-            slopes = at_site(slopes, family, start)
-            for site, slope in enumerate(slopes, index * blocks):
-                add_second_moment_(gradient[site], each.tokens(slope) * sizes[site])
-            slope = slopes[0]
-    return SiteMoments(signal, gradient)
+    def backward(self, index: int) -> None:
+        """Takes the gradient back through a layer, and its moments after each block but the last, and before all."""
+        walk, layer = self.walk, self.walk.dense_layers[index]
+        sums, before = [self.zeros() for _ in walk.family.blocks], []
+        with walk.at_hand(walk.layer_name(index)), self.phase(), placed(layer, walk.device, walk.dtype):
+            batches = zip(self.signals, self.moments["inputs"].pop(), self.moments["slopes"], strict=True)
+            for each, stream, slope in batches:
+                start = stream.to(walk.device).detach().requires_grad_()
+                with torch.enable_grad():
+                    *inside, after = layer_streams(layer, walk.family, start, each.layer_kwargs[index])
+                    slopes = torch.autograd.grad(after, [start, *inside], slope.to(walk.device))
+                streams = [start, *at_site(inside, walk.family, start)]
+                slopes = at_site(slopes, walk.family, start)
+                for total, *pair in zip(sums, streams, slopes, strict=True):
+                    stream, slope = map(each.tokens, pair)
+                    add_second_moment_(total, slope * root_mean_square(stream))
+                before.append(walk.keep(slopes[0]))
+        self.moments["gradient"][:0] = map(walk.keep, sums)
+        self.moments["slopes"] = before
+
+    def zeros(self) -> Tensor:
+        size = self.walk.plan.hidden_size
+        return torch.zeros(size, size, dtype=torch.float64, device=self.walk.device)
+
+    def phase(self):
+        return self.walk.phase("gradients" if self.gradients else "second moments")
 
 
 def loss_gradient(model, batch, hidden, device, dtype):

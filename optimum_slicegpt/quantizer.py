@@ -56,21 +56,28 @@ class SliceGPTQuantizer:
         Raises:
             ValueError: the model, the widths or the calibration data cannot be used; activations are not finite.
         """
+        plan, batches = self.prepare(model, tokenizer)
+        result = compress(model, plan, batches.batches, self.config)
+        self.conclude(model, plan, batches, result)
+        return become(model, result.model)
+
+    def prepare(self, model: PreTrainedModel, tokenizer: Any = None) -> tuple[SlicePlan, TokenBatches]:
+        """What [`compress`] wants to know. Raises what [`SliceGPTQuantizer.quantize_model`] does before it starts."""
         check_sliceable(model)
         plan = SlicePlan.from_config(self.config, model.config)
-        batches = self.calibration_batches(model, tokenizer)
-        parameters, parts = model.num_parameters(), parameters_by_part(model)
-        result = compress(model, plan, batches.batches, self.config)
-        result.model.config.slicegpt = self._record(model, plan, batches, result, parts)
-        become(model, result.model)
+        return plan, self.calibration_batches(model, tokenizer)
+
+    def conclude(self, model: PreTrainedModel, plan: SlicePlan, batches: TokenBatches, result: SlicedResult) -> None:
+        """Notes on the sliced model how it was made of the dense one, and warns if it grew."""
+        sliced, parameters = result.model, model.num_parameters()
+        sliced.config.slicegpt = self._record(model, plan, batches, result)
         if not plan.shortcuts:
-            logger.info(export_obstacle(model) or "A stock class can hold this model; see export_stock.")
-        if model.num_parameters() > parameters:
+            logger.info(export_obstacle(sliced) or "A stock class can hold this model; see export_stock.")
+        if sliced.num_parameters() > parameters:
             logger.warning(
-                f"The model grew from {parameters:,} to {model.num_parameters():,} parameters: what slicing to widths "
-                f"of {min(plan.widths)} removes is less than shortcuts and projections add. Raise sparsity."
+                f"The model grew from {parameters:,} to {sliced.num_parameters():,} parameters: what slicing to "
+                f"widths of {min(plan.widths)} removes is less than shortcuts and projections add. Raise sparsity."
             )
-        return model
 
     def calibration_batches(self, model: PreTrainedModel, tokenizer: Any = None) -> TokenBatches:
         """
@@ -108,11 +115,9 @@ class SliceGPTQuantizer:
             vocab_size=model.config.vocab_size,
         )
 
-    def _record(
-        self, model, plan, batches: TokenBatches, result: SlicedResult, parts: dict[str, int]
-    ) -> dict[str, Any]:
+    def _record(self, model, plan, batches: TokenBatches, result: SlicedResult) -> dict[str, Any]:
         """How the model was made, for `config.slicegpt`."""
-        settings = self.config.to_dict()
+        settings, parts = self.config.to_dict(), parameters_by_part(model)
         made_with = ("sparsity", "parameter_reduction", "mlp_sparsity", "rotation", "refit", "metric")
         made_with += ("round_to", "slice_head", "orientation", "seed", "dtype")
         return {

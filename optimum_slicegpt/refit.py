@@ -7,18 +7,19 @@ repairs what earlier blocks have lost. All of it is linear regression, on tokens
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from .assembly import placed
-from .dense_pass import at_site, layer_streams, root_mean_square, site_moments
+from .dense_pass import DensePass, at_site, layer_streams, root_mean_square
 from .fusion import writer_map
 from .modeling.family import Block
 from .modeling.weights import Reader, Writer
 from .regression import LeastSquares
 from .rotation import add_second_moment_, random_orthogonal, shared_axes, weighed_axes
-from .signals import first_signal
+from .storage import Loaded
 from .walk import Walk
 
 
@@ -35,42 +36,39 @@ AXES_TOKENS = {"none": 8, "fisher": 16}
 class RefitWalk(Walk):
     """The state of the walk: both streams, the axes of the site where they are, and what has been written so far."""
 
-    def run(self) -> None:
-        fisher, refit = self.config.metric == "fisher", self.config.refit
-        with self.phase("forward"):
-            self.signals = [
-                first_signal(self.dense, batch, self.device, self.dtype, self.kept_on) for batch in self.batches
-            ]
-        self.moments = None
-        if fisher or not self.plan.shortcuts or not refit:
-            with self.phase("gradients" if fisher else "second moments"):
-                few = self.enough(AXES_TOKENS[self.config.metric])
-                self.moments = site_moments(
-                    self.dense, self.batches[:few], self.signals[:few], self.device, self.dtype, fisher, self.measuring
-                )
-            for site, moment in enumerate(self.moments.signal):
-                self.check_finite(moment, site)
-        if not self.plan.shortcuts:
-            with self.phase("axes"):
-                metrics = [self.metric(site) for site in range(len(self.plan.widths))]
-                axes = shared_axes(self.moments.signal, metrics, self.plan.widths[0], progress=self.measuring)
-                self.shared = self.oriented(axes)
+    STATE = (*Walk.STATE, "moments", "shared", "read", "write", "streams")
 
-        self.site = 0
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.moments, self.shared, self.read, self.write, self.streams = {}, None, None, None, []
+
+    def steps(self):
+        before = []
+        if self.config.metric == "fisher" or not self.plan.shortcuts or not self.config.refit:
+            before += DensePass(self, self.enough(AXES_TOKENS[self.config.metric]), self.moments).steps()
+        if not self.plan.shortcuts:
+            before.append(self.share_axes)
+        return [*before, *super().steps()]
+
+    def share_axes(self) -> None:
+        with self.phase("axes"):
+            moments = Loaded(self.moments["signal"], lambda moment: moment.to(self.device))
+            metrics = Loaded(range(len(moments)), self.metric)
+            axes = shared_axes(moments, metrics, self.plan.widths[0], progress=partial(self.progress, desc="Axes"))
+            self.shared = self.oriented(axes)
+
+    def begin(self) -> None:
         self.enter([signal.hidden for signal in self.signals])
         start = writer_map(self.write, self.scale(0), self.family.layer_norm)
-        with self.phase("compose"):
-            self.set_embeddings(self.write, self.scale(0))
-        if refit:
+        self.set_embeddings(self.write, self.scale(0))
+        if self.config.refit:
             with self.phase("forward"):
                 start = start.to(self.dtype)
-                self.streams = [(each.hidden.to(self.device) @ start).to(self.kept_on) for each in self.signals]
-        for index in self.progress(range(len(self.dense_layers)), unit="layer"):
-            self.layer(index)
+                self.streams = [self.keep(each.hidden.to(self.device) @ start) for each in self.signals]
+
+    def end(self) -> None:
         norm = self.dense_body.get_submodule(self.family.final_norm)
-        axes = self.reading(norm, [each.hidden for each in self.signals])
-        with self.phase("compose"):
-            self.set_head(axes, 1.0)
+        self.set_head(self.reading(norm, [each.hidden for each in self.signals]), 1.0)
 
     # Axes
 
@@ -82,10 +80,6 @@ class RefitWalk(Walk):
             count += 1
         return count
 
-    def measuring(self, steps):
-        """A progress bar for what comes before slicing."""
-        return self.progress(steps, unit="step", desc="Measuring")
-
     def metric(self, site: int) -> Tensor | None:
         """
         How deviations at a site are weighed `(D, D)`, or `None` for all alike.
@@ -95,7 +89,7 @@ class RefitWalk(Walk):
         """
         if self.config.metric == "none":
             return None
-        moment = self.moments.gradient[site]
+        moment = self.moments["gradient"][site].to(self.device)
         if not moment.trace() > 0:
             raise ValueError(
                 f"metric='fisher' found no gradient at {self.site_name(site)}; the model is unchanged. Calibrate on "
@@ -114,8 +108,8 @@ class RefitWalk(Walk):
         Finds the axes of the current site, `(D, k)`, float64: orthonormal ones, along which the stream is read, and
         those along which it is written. The dense stream `(B, T, D)` x becomes `x @ write`, for `x @ write @ read.T`.
         """
-        if self.moments is not None:
-            moment = self.moments.signal[self.site]
+        if self.moments:
+            moment = self.moments["signal"][self.site].to(self.device)
         else:
             with self.phase("second moments"):
                 size = self.plan.hidden_size
@@ -149,13 +143,13 @@ class RefitWalk(Walk):
             for each in self.signals:
                 hidden = each.hidden.to(self.device)
                 streams = layer_streams(dense, self.family, hidden, each.layer_kwargs[index])
-                after.append([stream.to(self.kept_on) for stream in at_site(streams, self.family, hidden)])
+                after.append([self.keep(stream) for stream in at_site(streams, self.family, hidden)])
         before = [each.hidden for each in self.signals]
         for block, targets in zip(blocks, zip(*after, strict=True), strict=True):
             self.block(index, block, before, targets)
             before = targets
         for signal, stream in zip(self.signals, before, strict=True):
-            signal.hidden = stream.to(self.kept_on)
+            signal.hidden = stream
 
     def block(self, index: int, block: Block, before: list[Tensor], after: list[Tensor]) -> None:
         """Reads at the current site, writes at the next; the dense stream goes from `before` to `after`."""
@@ -185,7 +179,7 @@ class RefitWalk(Walk):
                 for position, signal in enumerate(self.signals):
                     stream = self.streams[position].to(self.device)
                     output = sliced.block_output(block.kind, stream, signal.layer_kwargs[index])
-                    self.streams[position] = (output + self.passed_on(stream, shortcut)).to(self.kept_on)
+                    self.streams[position] = self.keep(output + self.passed_on(stream, shortcut))
             return
         self.fit_writers(index, block, shortcut, after)
 
@@ -251,7 +245,7 @@ class RefitWalk(Walk):
                 given = given.to(self.device)
                 added = (given if stays is None else given[..., stays]) @ matrix
                 added += self.passed_on(self.streams[position], shortcut)
-                self.streams[position] = added.to(self.kept_on)
+                self.streams[position] = self.keep(added)
 
     def passed_on(self, stream: Tensor, shortcut: Tensor | None) -> Tensor:
         """What the residual connection makes of a stream."""
@@ -272,7 +266,7 @@ class RefitWalk(Walk):
                 parts = [seen[module] for module in modules] + [torch.ones_like(stream[..., :1])] * ones
                 if multiplier:
                     parts = [part * factor for part in parts]
-                inputs.append((torch.cat(parts, -1) if len(parts) > 1 else parts[0]).to(self.kept_on))
+                inputs.append(self.keep(torch.cat(parts, -1) if len(parts) > 1 else parts[0]))
         return inputs
 
     def keep_neurons(self, sliced: nn.Module, kept: Tensor, count: int) -> None:

@@ -1,10 +1,12 @@
 """Pure mathematics of rotations, on tensors. Imports torch and nothing of ours."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 
-ROWS_AT_ONCE = 8192
+ROWS_AT_ONCE = 2048
 """Rows composed at a time: bounds the float64 copies of a large vocabulary to some 100 MB."""
 
 
@@ -105,18 +107,22 @@ def weighed_axes(second_moment: Tensor, metric: Tensor | None) -> Tensor:
 
 
 def shared_axes(
-    second_moments: list[Tensor], metrics: list[Tensor] | list[None], width: int, steps: int = 60, progress=iter
+    second_moments: Sequence[Tensor],
+    metrics: Sequence[Tensor] | Sequence[None],
+    width: int,
+    steps: int = 60,
+    progress: Callable = iter,
 ) -> Tensor:
     """
     Orthonormal axes that lose least over all sites together.
 
     Without metrics, each site counts by the share of its energy that is lost, and the answer is an
     eigen-decomposition. With metrics M, the loss `Σ tr(M E C E)`, where E projects onto what is deleted, is lowered
-    from there by steepest descent on the Stiefel manifold.
+    from there by steepest descent on the Stiefel manifold. Matrices are asked for one at a time.
 
     Args:
-        second_moments (`list[torch.Tensor]` of shape `(D, D)`, float64): sum of xᵀx at every site, C.
-        metrics (`list[torch.Tensor]` of shape `(D, D)`, float64, or of `None`): how each site weighs deviations.
+        second_moments (`Sequence[torch.Tensor]` of shape `(D, D)`, float64): sum of xᵀx at every site, C.
+        metrics (`Sequence[torch.Tensor]` of shape `(D, D)`, float64, or of `None`): how each site weighs deviations.
         width (`int`): number of axes, k.
         steps (`int`, defaults to 60): at most so many.
         progress (callable, *optional*): wraps the range of steps.
@@ -130,12 +136,11 @@ def shared_axes(
     axes = principal_axes(sum(moment / moment.trace() for moment in second_moments))[1]
     if metrics[0] is None:
         return axes[:, :width]
-    pairs = list(zip(second_moments, metrics, strict=True))
     deleted = axes[:, width:]
 
     def loss_and_slope(deleted):
         loss, slope = 0.0, torch.zeros_like(deleted)
-        for moment, metric in pairs:
+        for moment, metric in zip(second_moments, metrics, strict=True):
             moved, weighed = moment @ deleted, metric @ deleted
             inner, outer = deleted.T @ moved, deleted.T @ weighed
             loss += (inner * outer).sum()

@@ -36,7 +36,6 @@ def first_signal(
     batch: dict[str, Tensor],
     device: torch.device,
     dtype: torch.dtype,
-    kept_on: torch.device,
 ) -> Signal:
     """
     The stream at the first site of a dense model, centred where its norms would do that.
@@ -45,7 +44,6 @@ def first_signal(
         model (`PreTrainedModel`): a dense causal language model.
         batch (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
         device (`torch.device`), dtype (`torch.dtype`): in which the layers will compute.
-        kept_on (`torch.device`): holds the stream between computations.
     """
     family = family_of(model.config)
     body = model.base_model.get_submodule(family.body)
@@ -58,7 +56,7 @@ def first_signal(
 
     with layers_replaced(model, record):
         body(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False)
-    hidden = calls[0][0].to(kept_on, dtype, copy=True)
+    hidden = calls[0][0].to(device, dtype, copy=True)
     if family.layer_norm:
         hidden -= hidden.mean(-1, keepdim=True)
     mask = batch.get("attention_mask")

@@ -10,10 +10,14 @@ from transformers.utils import logging
 
 from .assembly import evaluating
 from .calibration import TokenBatches
-from .dense_pass import site_moments
+from .configuration import SliceGPTConfig
+from .dense_pass import DensePass
 from .inspection import Inspection
+from .modeling.families import family_of
 from .rotation import principal_axes
-from .signals import first_signal
+from .storage import InMemory
+from .walk import Walk
+from .widths import SlicePlan
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,15 @@ def measure_spectrum(
     Raises:
         ValueError: activations are not finite.
     """
-    device, dtype = torch.device(device or model.device), dtype or model.dtype
+    full = [model.config.hidden_size] * family_of(model.config).num_sites(model.config)
+    config = SliceGPTConfig(widths=full, dtype=dtype, device=device)
+    walk = Walk(model, SlicePlan.from_config(config, model.config), batches.batches, config, InMemory(model, config))
+    moments = {}
     with evaluating(model):
-        signals = [first_signal(model, batch, device, dtype, device) for batch in batches]
-        moments = site_moments(
-            *(model, batches.batches, signals, device, dtype),
-            gradients=False,
-            progress=lambda layers: logging.tqdm(layers, desc="Measuring", unit="layer", disable=None),
-        ).signal
-    del signals
-    moments = [moment / moment.trace() for moment in moments]
+        walk.start()
+        for step in walk.progress(DensePass(walk, len(walk.batches), moments).steps(), desc="Measuring"):
+            step()
+    moments = [moment / moment.trace() for moment in moments["signal"]]
     shared = principal_axes(sum(moments))[1]  # as `shared_axes` has them
     sites = logging.tqdm(moments, desc="Eigenvalues", unit="site", disable=None)
     energy = {

@@ -281,7 +281,7 @@ def test_wrong_usage_exits_with_2(capsys):
 
 
 def test_an_interrupted_run_leaves_nothing_behind(arguments, tmp_path, capsys, monkeypatch):
-    def save_pretrained(self, cli_files):
+    def save_pretrained(self, cli_files, **kwargs):
         Path(cli_files).mkdir()
         (Path(cli_files) / "config.json").write_text("{}")
         assert len(list(tmp_path.rglob("config.json"))) == 1
@@ -296,7 +296,7 @@ def test_an_interrupted_run_leaves_nothing_behind(arguments, tmp_path, capsys, m
 
 
 def test_bugs_keep_their_traceback(arguments, tmp_path, monkeypatch):
-    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *args: 1 / 0)
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(*arguments)
     assert list(tmp_path.iterdir()) == []

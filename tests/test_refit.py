@@ -8,9 +8,9 @@ from tiny import HIDDEN, TINY, build, calibration, relative_error, tokens
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.assembly import evaluating
 from optimum_slicegpt.compress import compress
-from optimum_slicegpt.dense_pass import site_moments
 from optimum_slicegpt.modeling.families import family_of
-from optimum_slicegpt.signals import first_signal
+from optimum_slicegpt.refit import RefitWalk
+from optimum_slicegpt.storage import InMemory
 
 
 WITHOUT_EXPERTS = [name for name in TINY if "moe" not in name and name != "mixtral"]
@@ -108,15 +108,19 @@ def test_the_gradient_of_the_stream_is_that_of_the_whole_model(name):
         layer._forward_pre_hooks.clear()
         layer._forward_pre_hooks_with_kwargs.clear()
 
+    config = SliceGPTConfig(sparsity=0, metric="fisher")
+    walk = RefitWalk(model, SlicePlan.from_config(config, model.config), [batch], config, InMemory(model, config))
     with torch.no_grad(), evaluating(model):
-        device, dtype = model.device, model.dtype
-        signal = first_signal(model, batch, device, dtype, device)
-        moments = site_moments(model, [batch], [signal], device, dtype, gradients=True)
+        walk.start()
+        for measure in walk.steps()[: 2 * len(layers) + 1]:
+            measure()
     for index, layer in enumerate(layers):
         slope = found[layer][batch["attention_mask"].bool()]
         if family.layer_norm:
             slope = slope - slope.mean(-1, keepdim=True)
-        torch.testing.assert_close(moments.gradient[index * len(family.blocks)], slope.T @ slope, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            walk.moments["gradient"][index * len(family.blocks)], slope.T @ slope, rtol=1e-4, atol=1e-4
+        )
 
 
 @torch.no_grad()

@@ -4,12 +4,20 @@ import math
 from argparse import Namespace
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
+from transformers import AutoConfig, PreTrainedModel
+
+from ..calibration import within_positions
 from ..configuration import SliceGPTConfig
-from ..console import print_json, print_report
+from ..console import print_json, print_plan, print_report
 from ..export import export_obstacle
 from ..model_card import model_card, save_picture
 from ..quantizer import SliceGPTQuantizer
+from ..run_plan import RunPlan
+from ..shards import verify_checkpoint
+from ..sizes import on_meta
+from ..streaming import DEFAULT_MEMORY, StreamedRun, file_size
 from ..widths import SlicePlan
 from ..writing import written_aside
 from .loading import check_device, load_config_and_tokenizer, load_model, load_test_batches, measure
@@ -30,6 +38,66 @@ def run(args: Namespace) -> None:
         **{field.name: given[field.name] for field in fields(SliceGPTConfig) if field.name in given}
     )
     check_device(config.device)
+    args.max_shard_size = file_size(args.max_shard_size)
+    if not args.stream:
+        for name in ("max_memory", "resume"):
+            if given[name]:
+                raise ValueError(f"--{name.replace('_', '-')} is for --stream; give both, or neither.")
+    if args.plan:
+        plan(args, config)
+    else:
+        (stream if args.stream else compress_in_memory)(args, config)
+
+
+def plan(args: Namespace, config: SliceGPTConfig) -> None:
+    """Prints what a run would take, from the configuration alone: as if there were as much text as is asked for."""
+    model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
+    if args.model_dtype != "auto":
+        model_config.dtype = args.model_dtype
+    seqlen = within_positions(config.seqlen, model_config)
+    found = RunPlan.of(
+        on_meta(model_config),
+        SlicePlan.from_config(config, model_config),
+        config,
+        tokens=config.nsamples * seqlen,
+        tokens_per_batch=min(config.batch_size, config.nsamples) * seqlen,
+        max_memory=file_size(args.max_memory or DEFAULT_MEMORY) if args.stream else None,
+    )
+    print_json({"model": args.model} | asdict(found)) if args.json else print_plan(found)
+
+
+def stream(args: Namespace, config: SliceGPTConfig) -> None:
+    """
+    Slices without holding a model.
+
+    Raises:
+        OSError, ValueError: as [`StreamedRun`]; something that needs the whole model is asked for.
+    """
+    for name, remedy in {"eval_dataset": "slicegpt eval", "push_to_hub": "slicegpt push, or hf upload"}.items():
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} wants the whole model in memory; use {remedy} afterwards.")
+    _, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
+    run = StreamedRun(
+        args.model,
+        args.output,
+        config,
+        tokenizer,
+        dtype=args.model_dtype,
+        max_memory=args.max_memory or DEFAULT_MEMORY,
+        max_shard_size=args.max_shard_size,
+        resume=args.resume,
+        trust_remote_code=args.trust_remote_code,
+    )
+    found = run.plan()
+    if not args.json:
+        print_plan(found)
+    model = run.run()
+    dense = sum(parameter.nbytes for parameter in run.checkpoint.model.parameters())
+    report = describe(args, model, dense) | {"plan": asdict(found)}
+    print_json(report) if args.json else print_report(report)
+
+
+def compress_in_memory(args: Namespace, config: SliceGPTConfig) -> None:
     with written_aside(Path(args.output)) as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
         SlicePlan.from_config(config, model_config)
@@ -48,30 +116,32 @@ def run(args: Namespace) -> None:
             found = {"before": before.perplexity, "after": after.perplexity}
             finite = {when: value for when, value in found.items() if math.isfinite(value)}  # as JSON is to hold it
             model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=args.max_shard_size)
         model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
         tokenizer.save_pretrained(folder)
-        size_after = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        verify_checkpoint(folder, model)
 
     if args.push_to_hub:
         model.push_to_hub(args.push_to_hub, tokenizer=tokenizer)
 
-    report = {
-        "model": args.model,
-        "output": args.output,
-        "widths": model.config.widths,
-        "slicegpt": model.config.slicegpt,
-        "bytes_in_memory_before": size_before,
-        "bytes_on_disk_after": size_after,
-        "export_obstacle": export_obstacle(model),
-    }
+    report = describe(args, model, size_before)
     if test:
         report |= {
             "perplexity_on": test.source,
             "perplexity_before": asdict(before),
             "perplexity_after": asdict(after),
         }
-    if args.json:
-        print_json(report)
-    else:
-        print_report(report)
+    print_json(report) if args.json else print_report(report)
+
+
+def describe(args: Namespace, model: PreTrainedModel, size_before: int) -> dict[str, Any]:
+    """What a report says of every run."""
+    return {
+        "model": args.model,
+        "output": args.output,
+        "widths": model.config.widths,
+        "slicegpt": model.config.slicegpt,
+        "bytes_in_memory_before": size_before,
+        "bytes_on_disk_after": sum(file.stat().st_size for file in Path(args.output).glob("*.safetensors")),
+        "export_obstacle": export_obstacle(model),
+    }

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..calibration import TokenBatches, load_batches, within_positions
+from ..checkpoint import Checkpoint
 from ..evaluation import Perplexity, evaluate_perplexity
 
 
@@ -29,9 +30,17 @@ def load_config_and_tokenizer(args: Namespace, tokenizer: str | None):
 
 
 def load_model(args: Namespace, dtype: str, name: str | None = None) -> PreTrainedModel:
-    """`args.model`, or another that is named."""
+    """
+    Loads `args.model`, or another that is named, if its files are all that they should be: otherwise, what is missing
+    would be random.
+
+    Raises:
+        OSError, ValueError: as [`Checkpoint`].
+    """
+    name = name or args.model
+    Checkpoint(name, dtype, args.trust_remote_code)
     return AutoModelForCausalLM.from_pretrained(
-        name or args.model, dtype=dtype, trust_remote_code=args.trust_remote_code
+        name, dtype=dtype, trust_remote_code=args.trust_remote_code, use_safetensors=True
     )
 
 

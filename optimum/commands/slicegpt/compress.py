@@ -35,7 +35,37 @@ class CompressCommand(SliceGPTSubcommand):
             default="auto",
             help="load and save the model in this dtype (default: auto, as stored)",
         )
+        parser.add_argument(
+            "--max-shard-size", metavar="SIZE", default="50GB", help="of one weight file, such as 5GB (default: 50GB)"
+        )
         parser.add_argument("--push-to-hub", metavar="REPO_ID", default=None, help="upload the saved model, too")
+        parser.add_argument(
+            "--plan",
+            action="store_true",
+            default=False,
+            help="only tell what the run would take: memory, disk, and roughly its time",
+        )
+
+        streaming = parser.add_argument_group("models larger than memory")
+        streaming.add_argument(
+            "--stream",
+            action="store_true",
+            default=False,
+            help="read, slice and write a layer at a time; the result is the same",
+        )
+        streaming.add_argument(
+            "--max-memory",
+            metavar="SIZE",
+            default=None,
+            help="keep so much of activations and second moments in memory, the others in files beside the output "
+            "(default: 1GiB)",
+        )
+        streaming.add_argument(
+            "--resume",
+            action="store_true",
+            default=False,
+            help="take up a run into this output that was interrupted, if there is one",
+        )
 
         slicing = parser.add_argument_group("slicing")
         slicing.add_argument(

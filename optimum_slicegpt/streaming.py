@@ -1,0 +1,238 @@
+"""Slicing from a checkpoint to a checkpoint, a layer at a time: no model is ever in memory."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from .calibration import find_tokenizer
+from .checkpoint import Checkpoint
+from .compress import compress
+from .configuration import SliceGPTConfig
+from .model_card import model_card, save_picture
+from .on_disk import STATE, WEIGHTS, OnDisk
+from .quantizer import SliceGPTQuantizer
+from .run_plan import RunPlan
+from .shards import DEFAULT_SHARD_SIZE, verify_checkpoint
+from .walk import SlicedResult
+from .writing import check_output, locked, move_into_place, sync_folder
+
+
+logger = logging.get_logger(__name__)
+
+DEFAULT_MEMORY = "1GiB"
+
+ABOUT_DATA = ("dataset", "text_column", "tokenizer", "nsamples", "seqlen", "batch_size", "offload_activations")
+"""Settings that show in the tokens, or not at all."""
+
+
+def file_size(size: int | str) -> int:
+    """
+    Bytes of `"1GiB"`, `"50GB"` and the like.
+
+    Raises:
+        ValueError: no unit, no number, or a negative one.
+    """
+    try:
+        return convert_file_size_to_int(size)
+    except ValueError as error:
+        raise ValueError(f"{size!r} is no size; give a number with a unit, such as 512MiB, 2GiB or 50GB.") from error
+
+
+def compress_checkpoint(
+    model: str | os.PathLike,
+    output: str | os.PathLike,
+    config: SliceGPTConfig,
+    tokenizer: Any = None,
+    **options,
+) -> PreTrainedModel:
+    """
+    Slices a checkpoint, on disk or on the Hub, into a folder, layer by layer. The result is, byte by byte, that of
+    [`SliceGPTQuantizer.quantize_model`] and `save_pretrained`.
+
+    Args: as [`StreamedRun`], whose errors it raises, and those of [`StreamedRun.run`].
+
+    Returns:
+        `PreTrainedModel`: the sliced model without values, on `meta`.
+    """
+    return StreamedRun(model, output, config, tokenizer, **options).run()
+
+
+class StreamedRun:
+    """
+    One run from a checkpoint to a folder. Whatever can be refused is refused when it is built.
+
+    Args:
+        model (`str` or `os.PathLike`): path of a dense checkpoint in safetensors, or its name on the Hub.
+        output (`str` or `os.PathLike`): an absent or empty folder. Beside it, a hidden folder holds what is needed to
+            take up the run; that folder goes at the end.
+        config ([`SliceGPTConfig`]): how to slice. `dataset="self"` is for models in memory.
+        tokenizer (`str` or tokenizer, *optional*): for calibration data that is text; saved in `output`, too.
+        dtype (`str` or `torch.dtype`): of the model. `"auto"` is as stored.
+        max_memory (`int` or `str`): bytes, or `"2GiB"`, of calibration activations and second moments that are kept
+            in memory; others wait in files. Weights and a step's own matrices come on top.
+        max_shard_size (`int` or `str`): of a weight file, as in `save_pretrained`.
+        resume (`bool`): take up a run into `output` that was interrupted, if there is one.
+        trust_remote_code (`bool`): run code that comes with the model.
+
+    Attributes:
+        batches ([`TokenBatches`]): what it calibrates on.
+
+    Raises:
+        FileExistsError: `output` is not empty.
+        OSError: there is no such model.
+        ValueError: the model, its files, the widths, the sizes or the calibration data cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike,
+        output: str | os.PathLike,
+        config: SliceGPTConfig,
+        tokenizer: Any = None,
+        *,
+        dtype: str | torch.dtype = "auto",
+        max_memory: int | str = DEFAULT_MEMORY,
+        max_shard_size: int | str = DEFAULT_SHARD_SIZE,
+        resume: bool = False,
+        trust_remote_code: bool = False,
+    ):
+        self.output = Path(output).resolve()
+        check_output(self.output)
+        if isinstance(config.dataset, str) and config.dataset == "self":
+            raise ValueError(
+                "dataset='self' has the whole model write text, and streaming never holds it; give other data, or "
+                "slice in memory."
+            )
+        self.max_memory, self.max_shard_size = file_size(max_memory), file_size(max_shard_size)
+        self.config, self.resume = config, resume
+        self.tokenizer = None if tokenizer is None else find_tokenizer(tokenizer)
+        self.checkpoint = Checkpoint(model, dtype, trust_remote_code)
+        self.quantizer = SliceGPTQuantizer(config)
+        self.slice_plan, self.batches = self.quantizer.prepare(self.checkpoint.model, self.tokenizer)
+
+    def plan(self) -> RunPlan:
+        """What the run will take."""
+        return RunPlan.of(
+            self.checkpoint.model,
+            self.slice_plan,
+            self.config,
+            tokens=self.batches.ntokens,
+            tokens_per_batch=max(batch["input_ids"].numel() for batch in self.batches),
+            max_memory=self.max_memory,
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The working folder."""
+        return self.output.parent / f".{self.output.name}.slicegpt"
+
+    @torch.no_grad()
+    def run(self) -> PreTrainedModel:
+        """
+        Slices, from where an earlier run was interrupted if `resume` says so.
+
+        Returns:
+            `PreTrainedModel`: the sliced model without values, on `meta`.
+
+        Raises:
+            BlockingIOError: another run writes to `output`.
+            FileExistsError: `output` is not empty, or an interrupted run is to be taken up or deleted first.
+            OSError: the disk is full. The state of the last finished step is kept.
+            ValueError: the interrupted run was of another model, other settings or other data; a weight or an
+                activation is not finite.
+        """
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.output):
+            check_output(self.output)
+            saved = self._saved_state()
+            try:
+                storage = OnDisk(
+                    self.checkpoint,
+                    self.folder,
+                    max_memory=self.max_memory,
+                    max_shard_size=self.max_shard_size,
+                    fingerprint=self.fingerprint(),
+                    saved=saved,
+                )
+                batches = self.batches.batches
+                result = compress(self.checkpoint.model, self.slice_plan, batches, self.config, storage)
+                self._finish(result)
+            except BaseException:
+                if (self.folder / STATE).exists():
+                    logger.warning(
+                        f"What is finished is kept in {str(self.folder)!r}. With resume=True, --resume on the command "
+                        "line, the same run goes on from there; delete that folder to start again."
+                    )
+                else:
+                    shutil.rmtree(self.folder)
+                raise
+        return result.model
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same when a run is taken up, under the name that an error calls it by."""
+        settings = {key: value for key, value in self.config.to_dict().items() if key not in ABOUT_DATA}
+        tokens = hashlib.sha256()
+        for batch in self.batches:
+            for name, values in sorted(batch.items()):
+                tokens.update(f"{name} {tuple(values.shape)}".encode() + values.numpy().tobytes())
+        return {
+            "model": self.checkpoint.fingerprint(),
+            "settings": settings | {"model_dtype": str(self.checkpoint.model.dtype), "shards": self.max_shard_size},
+            "widths": [*self.slice_plan.widths, self.slice_plan.inner],
+            "calibration data": tokens.hexdigest(),
+        }
+
+    def _saved_state(self) -> dict[str, Any] | None:
+        state = self.folder / STATE
+        if (
+            not state.exists() or not (self.folder / WEIGHTS).exists()
+        ):  # a run that died before its first step was done
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir()
+            return None
+        remedy = f"or delete {str(self.folder)!r} to start again"
+        try:
+            saved = json.loads(state.read_text())
+        except ValueError as error:
+            raise ValueError(f"The state of the interrupted run is damaged; delete {str(self.folder)!r}.") from error
+        if not self.resume:
+            raise FileExistsError(
+                f"A run into {str(self.output)!r} was interrupted after {saved['done']} steps; take it up with "
+                f"resume=True, --resume on the command line, {remedy}."
+            )
+        fingerprint = json.loads(json.dumps(self.fingerprint()))
+        differing = [name for name, value in fingerprint.items() if saved["fingerprint"][name] != value]
+        if differing:
+            raise ValueError(
+                f"The interrupted run into {str(self.output)!r} had other {' and '.join(differing)}; take it up as it "
+                f"was begun, {remedy}."
+            )
+        return saved
+
+    def _finish(self, result: SlicedResult) -> None:
+        """Adds what goes beside the weights, verifies the checkpoint, and gives it its name."""
+        model, weights, beside = result.model, self.folder / WEIGHTS, self.folder / "beside"
+        self.quantizer.conclude(self.checkpoint.model, self.slice_plan, self.batches, result)
+        shutil.rmtree(beside, ignore_errors=True)
+        model.save_pretrained(beside, state_dict={})  # everything but weights
+        model_card(model, picture=save_picture(model.config, beside)).save(beside / "README.md")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(beside)
+        shutil.copytree(beside, weights, dirs_exist_ok=True)
+        verify_checkpoint(weights, model)
+        for path in [*weights.rglob("*")]:
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        sync_folder(weights)
+        move_into_place(weights, self.output)
+        sync_folder(self.output.parent)
+        shutil.rmtree(self.folder)
