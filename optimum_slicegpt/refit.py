@@ -26,9 +26,6 @@ from .walk import Walk
 DAMPING = 0.1
 """Share of the identity in the metric: how far directions count that calibration found the loss insensitive to."""
 
-READER_TOKENS = 4
-"""Readers are fitted on one token in so many: they have fewer unknowns than writers."""
-
 AXES_TOKENS = {"none": 8, "fisher": 16}
 """Second moments before the walk are taken on so many tokens for every dimension, by metric; gradients are noisy."""
 
@@ -195,7 +192,7 @@ class RefitWalk(Walk):
         fit = LeastSquares(prior.shape[1], prior.shape[0], self.device)
         with self.phase("regression"):
             for signal, dense, sliced in zip(self.signals, before, self.streams, strict=True):
-                pair = [signal.tokens(stream.to(self.device))[::READER_TOKENS] for stream in (sliced, dense)]
+                pair = [signal.tokens(stream.to(self.device)) for stream in (sliced, dense)]
                 fit.add(*(nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair))
         with self.phase("solve"):
             return fit.solve(prior.T).T

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from .configuration import SliceGPTConfig
 from .modeling.families import family_of
 from .modeling.weights import Writer
-from .refit import AXES_TOKENS, READER_TOKENS
+from .refit import AXES_TOKENS
 from .rotation import ROWS_AT_ONCE
 from .sizes import blocks, product_size
 from .widths import SlicePlan
@@ -144,10 +144,10 @@ class _Run:
         """Numbers of inputs and outputs of each regression."""
         size = self.plan.hidden_size
         for _, layer, block in blocks(self.model):
-            yield from [(self.width, size, READER_TOKENS)] * len(block.reads)
+            yield from [(self.width, size)] * len(block.reads)
             if not block.keeps_width:
-                yield sum(Writer(layer, name).weight.shape[-2] for name in block.writers), self.width, 1
-        yield self.width, size, READER_TOKENS
+                yield sum(Writer(layer, name).weight.shape[-2] for name in block.writers), self.width
+        yield self.width, size
 
     @property
     def weights_at_once(self):
@@ -161,7 +161,7 @@ class _Run:
         size = self.plan.hidden_size
         axes = 7 * size**2
         rows = ROWS_AT_ONCE * (size + self.width) + 2 * size**2
-        fits = (5 * inputs**2 + 4 * inputs * outputs for inputs, outputs, _ in self.fits)
+        fits = (5 * inputs**2 + 4 * inputs * outputs for inputs, outputs in self.fits)
         return 8 * max(axes, rows, *fits, 0)
 
     def flops(self):
@@ -174,8 +174,8 @@ class _Run:
         passes = dense + ours if self.config.refit else 0 if self.beyond else ours
         forward = tokens * passes + self.few * (dense * (4 if self.fisher else 1) + 6 * head * self.fisher)
         moments = 2 * size**2 * self.sites * (self.few * (1 + self.fisher) if self.measured else tokens)
-        sums = sum(tokens / every * (inputs**2 + 2 * inputs * outputs) for inputs, outputs, every in self.fits)
-        solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs, _ in self.fits)
+        sums = sum(tokens * (inputs**2 + 2 * inputs * outputs) for inputs, outputs in self.fits)
+        solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs in self.fits)
         axes = 12 * size**3 * (self.sites if self.plan.shortcuts else 1)
         composed = 2 * size * (self.model.num_parameters() - head * self.plan.tied)
         double = solved + axes + composed
