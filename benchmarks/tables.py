@@ -214,6 +214,34 @@ def inference() -> str:
     return "\n".join(rows)
 
 
+def streaming() -> str:
+    """What slicing from disk to disk takes, and what its plan had said."""
+    found = results("streaming")
+    runs = sorted(found["runs"], key=lambda run: run["parameters_dense"])
+    tokens, imported = runs[0]["calibration_tokens"], max(run["gib_when_imported"] for run in runs)
+    rows = [
+        f"Llamas with random weights in bfloat16 and a tied head, from disk to disk, calibrated on {tokens} tokens. "
+        "Peak is of the whole process, by the kernel's count of resident memory, of which the libraries are "
+        f"{imported:.2f} GiB once they are imported. The plan's time is of computing alone.",
+        "",
+        "| method | parameters | checkpoint | sliced | `--max-memory` | peak memory | plan | time | plan "
+        "| reading | writing | threads |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        planned = ["", ""]
+        if plan := run.get("plan"):
+            planned = f"{sum(plan['memory'].values()) / 2**30:.2f} GiB", f"{plan['seconds'] / 60:.1f} min"
+        took = run["seconds_by_phase"]
+        rows.append(
+            f"| {run['method']} | {run['parameters_dense'] / 1e6:,.0f} M | {run['bytes_dense'] / 2**30:.2f} GiB "
+            f"| {run['bytes_sliced'] / 2**30:.2f} GiB | {run['max_memory']} | {run['peak_gib']:.2f} GiB | {planned[0]} "
+            f"| {run['slicing_s'] / 60:.1f} min | {planned[1]} | {took['read'] / 60:.1f} min "
+            f"| {took['write'] / 60:.1f} min | {run['threads']} |"
+        )
+    return "\n".join(rows)
+
+
 def settings() -> str:
     """README.md's own table of settings, as a page in docs/ has it."""
     section = (ROOT / "README.md").read_text().partition("## Which settings")[2].partition("\n## ")[0]
@@ -229,6 +257,7 @@ TABLES = {
     "quantization": quantization,
     "piqa": piqa,
     "inference": inference,
+    "streaming": streaming,
     "settings": settings,
 }
 
