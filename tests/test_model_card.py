@@ -56,6 +56,26 @@ def test_card_has_the_facts():
         assert fact in card.text
 
 
+def test_card_tells_of_a_recovery():
+    done = {"source": "a|b.txt", "steps": 1234, "perplexity_before": 41.004, "perplexity_after": 25.061}
+    settings = {"full": False, "lora_rank": 32, "learning_rate": 0.001, "distill": True}
+    text = model_card(described(recovery=done | {"settings": settings})).text
+    for fact in (
+        "\nIt was fine-tuned after that: perplexity on held-out sequences went from 41.00 to 25.06.\n",
+        "| Fine-tuned | with LoRA |",
+        "| Rank of LoRA | 32 |",
+        "| Fine-tuned on | a\\|b.txt |",
+        "| Fine-tuned for | 1,234 steps |",
+        "| Learning rate | 0.001 |",
+        "| Learned from | the dense model, too |",
+    ):
+        assert fact in text
+    text = model_card(described(recovery={"settings": {"full": True, "lora_rank": 32, "distill": False}})).text
+    assert "\nIt was fine-tuned after that.\n" in text and "| Fine-tuned | all parameters |" in text
+    assert "| Learned from | data alone |" in text and "Rank of LoRA" not in text
+    assert "ine-tuned" not in model_card(described()).text
+
+
 def test_card_does_not_mention_what_is_not_known():
     card = model_card(described())
     assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}

@@ -38,7 +38,9 @@ class RecoveryConfig:
         shortcuts (`bool`, defaults to `False`):
             Whether adapters go onto the linear layers that slicing added, too: the shortcuts of per-block rotations,
             and the projections behind a tied embedding and before its head.
-        keep_adapter (`bool`, defaults to `False`): leave the adapter apart from the model in place of merging it.
+        keep_adapter (`bool`, defaults to `False`):
+            Leave the adapter apart from the model in place of merging it. It notes the folder that the model was
+            loaded from, so save a model that was sliced a moment ago, and load it from there.
         learning_rate (`float`, *optional*):
             At its highest: a twentieth of the steps leads up to it, a cosine down from it. 1e-3 by default, and 2e-5
             with `full`.

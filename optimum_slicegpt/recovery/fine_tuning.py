@@ -117,6 +117,9 @@ def recover(
         processes.wait_for_everyone()  # before the folder goes
         if adapter and not config.keep_adapter:
             trained = _without_adapters(trained, trainable, merge=True)
+    settings = {key: value for key, value in config.to_dict().items() if key != "dataset"}
+    if adapter:
+        settings["lora_dropout"] = adapter.lora_dropout  # experts have none
     record = {
         "source": sequences.source,
         "sequences": len(sequences.train),
@@ -129,7 +132,7 @@ def recover(
         "teacher": teacher and public_name(teacher.name_or_path),
         "seconds": round(seconds, 1),
         "processes": processes.num_processes,
-        "settings": {key: value for key, value in config.to_dict().items() if key != "dataset"},
+        "settings": settings,
     }
     model.config.slicegpt = (model.config.slicegpt or {}) | {"recovery": record}
     return trained.eval()
