@@ -3,13 +3,15 @@
 import os
 import re
 from collections import Counter
-from pathlib import PureWindowsPath
+from functools import partial
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_matplotlib_available
 
 
 TAGS = ("slicegpt", "optimum-slicegpt", "compressed", "pruning", "arxiv:2401.15024")
@@ -59,6 +61,10 @@ from transformers import {{ auto_class }}
 
 model = {{ auto_class }}.from_pretrained("{{ location }}")
 ```
+{%- if picture %}
+
+![Width of the residual stream and energy kept at every site]({{ picture }})
+{%- endif %}
 {%- if settings %}
 
 ## How it was made
@@ -84,6 +90,7 @@ model = {{ auto_class }}.from_pretrained("{{ location }}")
 {%- endraw %}
 ```
 """
+PICTURE = "slicegpt.png"
 PIPELINES = {"CausalLM": "text-generation", "SequenceClassification": "text-classification"}
 
 
@@ -92,6 +99,7 @@ def model_card(
     *,
     repo_id: str | None = None,
     license: str | None = None,
+    picture: str | None = None,
     token: bool | str | None = None,
 ) -> ModelCard:
     """
@@ -103,6 +111,7 @@ def model_card(
         license (`str`, *optional*):
             Its licence. By default that of the base model's card: in its folder, on the Hub or in the Hub's cache. No
             licence is named if none of them can be reached; the Hub is asked once and given 5 seconds.
+        picture (`str`, *optional*): name of a file beside the card, see [`save_picture`].
         token (`bool` or `str`, *optional*): to ask the Hub with.
 
     Returns:
@@ -136,8 +145,31 @@ def model_card(
         recovery=_recovery(record),
         auto_class=f"AutoModelFor{head}" if head else "AutoModel",
         location=repo_id or "path/to/this/folder",
-        settings=_settings(config, record),
+        picture=picture,
+        # A bar ends a cell, and a file may be called anything.
+        settings={name: value.replace("|", "\\|") for name, value in settings(config, record).items()},
     )
+
+
+def save_picture(config: PreTrainedConfig, folder: Path) -> str | None:
+    """
+    Writes the card's picture, the width of the stream and the energy kept at every site.
+
+    Args:
+        config (`PreTrainedConfig`): of a sliced model.
+        folder (`pathlib.Path`): where to, beside the card.
+
+    Returns:
+        `str`: name of the file. `None` without matplotlib, or if `config.slicegpt` does not tell the energies.
+    """
+    energy = (config.slicegpt or {}).get("energy_kept")
+    if not energy or not is_matplotlib_available():
+        return None
+    from .figures import png, widths_and_energy  # which cannot be imported without matplotlib
+
+    draw = partial(widths_and_energy, config.original_hidden_size, config.widths, energy)
+    (folder / PICTURE).write_bytes(png(draw))
+    return PICTURE
 
 
 def public_name(name_or_path: str) -> str:
@@ -241,7 +273,7 @@ def _recovery(record: dict[str, Any]) -> str | None:
     return f"It was fine-tuned after that{went}."
 
 
-def _settings(config: Any, record: dict[str, Any]) -> dict[str, str]:
+def settings(config: PreTrainedConfig, record: dict[str, Any]) -> dict[str, str]:
     """Rows of the card's table, without those that are not known."""
 
     def known(key: str, say: Any = str, given: dict[str, Any] = record) -> str | None:
@@ -276,8 +308,7 @@ def _settings(config: Any, record: dict[str, Any]) -> dict[str, str]:
         "Learning rate": known("learning_rate", given=training),
         "Learned from": known("distill", {True: "the dense model, too", False: "data alone"}.get, given=training),
     }
-    # A bar ends a cell, and a file may be called anything.
-    return {name: value.replace("|", "\\|") for name, value in rows.items() if value is not None}
+    return {name: value for name, value in rows.items() if value is not None}
 
 
 def _widths(widths: list[int]) -> str:

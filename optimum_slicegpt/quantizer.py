@@ -13,6 +13,7 @@ from .configuration import SliceGPTConfig
 from .export import export_obstacle
 from .model_card import public_name
 from .sampling import sampled_batches
+from .sizes import parameters_by_part
 from .walk import SlicedResult
 from .widths import SlicePlan
 
@@ -57,15 +58,10 @@ class SliceGPTQuantizer:
         """
         check_sliceable(model)
         plan = SlicePlan.from_config(self.config, model.config)
-        batches = self._calibration(model, tokenizer)
-        if batches.ntokens < plan.hidden_size:
-            logger.warning(
-                f"{batches.ntokens} calibration tokens for a hidden size of {plan.hidden_size}: fewer tokens than "
-                "dimensions leave axes undetermined. Raise nsamples or seqlen."
-            )
-        parameters = model.num_parameters()
+        batches = self.calibration_batches(model, tokenizer)
+        parameters, parts = model.num_parameters(), parameters_by_part(model)
         result = compress(model, plan, batches.batches, self.config)
-        result.model.config.slicegpt = self._record(model, plan, batches, result, parameters)
+        result.model.config.slicegpt = self._record(model, plan, batches, result, parts)
         become(model, result.model)
         if not plan.shortcuts:
             logger.info(export_obstacle(model) or "A stock class can hold this model; see export_stock.")
@@ -76,7 +72,22 @@ class SliceGPTQuantizer:
             )
         return model
 
-    def _calibration(self, model, tokenizer) -> TokenBatches:
+    def calibration_batches(self, model: PreTrainedModel, tokenizer: Any = None) -> TokenBatches:
+        """
+        What `quantize_model` calibrates on; its arguments are the same. Warns of fewer tokens than dimensions.
+
+        Raises:
+            ValueError: the calibration data cannot be used.
+        """
+        batches = self._batches(model, tokenizer)
+        if batches.ntokens < model.config.hidden_size:
+            logger.warning(
+                f"{batches.ntokens} calibration tokens for a hidden size of {model.config.hidden_size}: fewer tokens "
+                "than dimensions leave axes undetermined. Raise nsamples or seqlen."
+            )
+        return batches
+
+    def _batches(self, model, tokenizer) -> TokenBatches:
         config = self.config
         if isinstance(config.dataset, str) and config.dataset == "self":
             return sampled_batches(
@@ -97,7 +108,9 @@ class SliceGPTQuantizer:
             vocab_size=model.config.vocab_size,
         )
 
-    def _record(self, model, plan, batches: TokenBatches, result: SlicedResult, parameters: int) -> dict[str, Any]:
+    def _record(
+        self, model, plan, batches: TokenBatches, result: SlicedResult, parts: dict[str, int]
+    ) -> dict[str, Any]:
         """How the model was made, for `config.slicegpt`."""
         settings = self.config.to_dict()
         made_with = ("sparsity", "parameter_reduction", "mlp_sparsity", "rotation", "refit", "metric")
@@ -108,8 +121,9 @@ class SliceGPTQuantizer:
             "embeddings": "tied" if plan.tied else "sliced",
             "inner": plan.inner,
             "calibration": {"source": batches.source, "tokens": batches.ntokens},
-            "parameters_before": parameters,
+            "parameters_before": sum(parts.values()),
             "parameters_after": result.model.num_parameters(),
+            "parameters_by_part": {"before": parts, "after": parameters_by_part(result.model)},
             "energy_kept": [round(share, 6) for share in result.energy_kept],
             "seconds": {phase: round(seconds, 2) for phase, seconds in result.seconds.items()},
         }

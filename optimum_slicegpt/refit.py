@@ -53,7 +53,8 @@ class RefitWalk(Walk):
         if not self.plan.shortcuts:
             with self.phase("axes"):
                 metrics = [self.metric(site) for site in range(len(self.plan.widths))]
-                self.shared = self.oriented(shared_axes(self.moments.signal, metrics, self.plan.widths[0]))
+                axes = shared_axes(self.moments.signal, metrics, self.plan.widths[0], progress=self.measuring)
+                self.shared = self.oriented(axes)
 
         self.site = 0
         self.enter([signal.hidden for signal in self.signals])

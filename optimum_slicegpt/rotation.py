@@ -105,7 +105,7 @@ def weighed_axes(second_moment: Tensor, metric: Tensor | None) -> Tensor:
 
 
 def shared_axes(
-    second_moments: list[Tensor], metrics: list[Tensor] | list[None], width: int, steps: int = 60
+    second_moments: list[Tensor], metrics: list[Tensor] | list[None], width: int, steps: int = 60, progress=iter
 ) -> Tensor:
     """
     Orthonormal axes that lose least over all sites together.
@@ -119,6 +119,7 @@ def shared_axes(
         metrics (`list[torch.Tensor]` of shape `(D, D)`, float64, or of `None`): how each site weighs deviations.
         width (`int`): number of axes, k.
         steps (`int`, defaults to 60): at most so many.
+        progress (callable, *optional*): wraps the range of steps.
 
     Returns:
         `torch.Tensor` of shape `(D, k)`, float64, orthonormal columns.
@@ -143,7 +144,7 @@ def shared_axes(
 
     rate = 1.0
     loss, slope = loss_and_slope(deleted)
-    for _ in range(steps):
+    for _ in progress(range(steps)):
         while rate > 1e-6:
             trial = torch.linalg.qr(deleted - rate * slope / slope.norm())[0]
             trial_loss, trial_slope = loss_and_slope(trial)

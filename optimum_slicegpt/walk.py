@@ -84,11 +84,7 @@ class Walk:
         return (self.plan.widths[site] / self.plan.hidden_size) ** 0.5
 
     def site_name(self, site: int) -> str:
-        blocks = self.family.blocks
-        layer, block = divmod(site, len(blocks))
-        if layer == len(self.dense_layers):
-            return f"site {site} (before the head)"
-        return f"site {site} (layer {layer}, before its {blocks[block].kind} block)"
+        return f"site {site} ({self.family.site_name(site, self.dense.config)})"
 
     def check_finite(self, moment: Tensor, site: int) -> None:
         """

@@ -1,4 +1,4 @@
-"""Output folders: whole, or not there."""
+"""Output folders and files: whole, or not there."""
 
 import tempfile
 from collections.abc import Iterator
@@ -37,3 +37,17 @@ def written_aside(output: Path) -> Iterator[Path]:
         if output.exists():
             output.rmdir()
         folder.rename(output)
+
+
+@contextmanager
+def file_written_aside(output: Path) -> Iterator[Path]:
+    """
+    The same for a single file.
+
+    Raises:
+        FileExistsError: `output` is there.
+    """
+    if output.exists():
+        raise FileExistsError(f"Output {str(output)!r} is there already; give the name of a file that is absent.")
+    with written_aside(output) as file:
+        yield file

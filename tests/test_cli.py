@@ -46,6 +46,7 @@ def test_compress_and_eval_end_to_end(cli_files, arguments, tmp_path):
     assert report["bytes_in_memory_before"] == 4 * dense.num_parameters()
     assert report["bytes_on_disk_after"] == (sliced / "model.safetensors").stat().st_size
     assert AutoTokenizer.from_pretrained(sliced)("w5").input_ids == [97, 5]
+    assert "(slicegpt.png)" in (sliced / "README.md").read_text() and (sliced / "slicegpt.png").is_file()
 
     measured = json.loads(
         optimum_cli(

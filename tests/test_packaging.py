@@ -30,12 +30,12 @@ def wheel(tmp_path_factory):
     return wheel
 
 
-def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+def test_the_wheel_holds_every_module_every_template_and_nothing_else(wheel):
     folders = "optimum_slicegpt", "optimum"
-    modules = {path.relative_to(ROOT).as_posix() for name in folders for path in (ROOT / name).rglob("*.py")}
+    files = [path for name in folders for kind in ("*.py", "*.html") for path in (ROOT / name).rglob(kind)]
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert packed == modules
+    assert packed == {path.relative_to(ROOT).as_posix() for path in files}
     # which would hide every other plugin
     assert not [name for name in packed if name.startswith("optimum/") and name.endswith("__init__.py")]
 

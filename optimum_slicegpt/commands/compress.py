@@ -8,7 +8,7 @@ from pathlib import Path
 from ..configuration import SliceGPTConfig
 from ..console import print_json, print_report
 from ..export import export_obstacle
-from ..model_card import model_card
+from ..model_card import model_card, save_picture
 from ..quantizer import SliceGPTQuantizer
 from ..widths import SlicePlan
 from ..writing import written_aside
@@ -49,7 +49,7 @@ def run(args: Namespace) -> None:
             finite = {when: value for when, value in found.items() if math.isfinite(value)}  # as JSON is to hold it
             model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
         model.save_pretrained(folder)
-        model_card(model).save(folder / "README.md")
+        model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
         tokenizer.save_pretrained(folder)
         size_after = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
