@@ -3,8 +3,7 @@ How fast the energy of SmolLM2's residual stream falls off: along the axes of si
 
     python benchmarks/spectrum.py --calibration valid.txt
 
-Tokens count as the default method counts them, each divided by its root mean square. Writes
-`benchmarks/results/spectrum.json`, which `docs/generate_pictures.py` draws.
+Writes `benchmarks/results/spectrum.json`, which `docs/generate_pictures.py` draws.
 """
 
 import argparse
@@ -20,8 +19,8 @@ from optimum_slicegpt.spectrum import measure_spectrum
 STEP = 8
 
 
-def lost(energy: torch.Tensor) -> list[float]:
-    """Share of a site's energy that is lost at every width that is a multiple of STEP."""
+def lost(energy) -> list[float]:
+    """Share of the energy that is lost at every width that is a multiple of STEP."""
     return [round(share, 9) for share in energy.flip(0).cumsum(0).flip(0)[::STEP].tolist()]
 
 
@@ -29,25 +28,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibration", required=True, help="file with text")
     parser.add_argument("--nsamples", type=int, default=8, help="sequences of 1024 tokens")
-    parser.add_argument("--model", default=None, help="folder of another checkpoint")
     args = parser.parse_args()
 
-    folder = args.model or dense_smollm2()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    folder = dense_smollm2()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     sizes = {"nsamples": args.nsamples, "seqlen": 1024, "batch_size": 4, "seed": None}
-    spectrum = measure_spectrum(model, load_batches(args.calibration, AutoTokenizer.from_pretrained(folder), **sizes))
-
-    own, shared = spectrum.energy["per_block"], spectrum.energy["shared"]
-    last = len(own) - 1
+    batches = load_batches(args.calibration, AutoTokenizer.from_pretrained(folder), **sizes)
+    energy = measure_spectrum(model, batches).energy
+    last = len(energy["per_block"]) - 1
     write(
         "spectrum",
         {
             "model": "SmolLM2-135M-Instruct",
-            "calibration": f"{args.nsamples} x 1024 tokens of {args.calibration.rpartition('/')[2]}",
+            "calibration": f"{args.nsamples} x 1024 tokens of {batches.source}",
             "hidden_size": model.config.hidden_size,
             "step": STEP,
-            "lost_by_site": {site: lost(own[site]) for site in (1, last // 2, last)},
-            "lost_shared": lost(shared.mean(0)),
+            "lost_by_site": {site: lost(energy["per_block"][site]) for site in (1, last // 2, last)},
+            "lost_shared": lost(energy["shared"].mean(0)),
         },
     )
 

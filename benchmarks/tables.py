@@ -235,8 +235,8 @@ def streaming() -> str:
         took = run["seconds_by_phase"]
         rows.append(
             f"| {run['method']} | {run['parameters_dense'] / 1e6:,.0f} M | {run['bytes_dense'] / 2**30:.2f} GiB "
-            f"| {run['bytes_sliced'] / 2**30:.2f} GiB | {run['max_memory']} | {run['peak_gib']:.2f} GiB | {planned[0]} "
-            f"| {run['slicing_s'] / 60:.1f} min | {planned[1]} | {took['read'] / 60:.1f} min "
+            f"| {run['bytes_sliced'] / 2**30:.2f} GiB | {run['max_memory']} | {run['peak_gib']:.2f} GiB "
+            f"| {planned[0]} | {run['slicing_s'] / 60:.1f} min | {planned[1]} | {took['read'] / 60:.1f} min "
             f"| {took['write'] / 60:.1f} min | {run['threads']} |"
         )
     return "\n".join(rows)

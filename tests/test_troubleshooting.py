@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## From other libraries")[0]
 ON_PAGE = re.findall(r"^> `(.+)`$", PAGE, flags=re.M)
+WARNINGS = ("logger.warning", "logger.warning_once", "logger.error")
 REASONS = ("export_obstacle", "_misfit")
 """Functions that return a message, or a part of one, for others to raise."""
 
@@ -19,11 +20,7 @@ def messages(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
             yield node.exc.args[0]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
-            "logger.warning",
-            "logger.warning_once",
-            "logger.error",
-        ):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in WARNINGS:
             yield node.args[0]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "_require":
             remedy, anything = node.args[2], node.func  # a configuration says `key=value; remedy.`

@@ -66,8 +66,8 @@ def add_baseline_argument(parser: ArgumentParser) -> None:
 
 def add_text_arguments(
     group,
-    default: str = "auto, wikitext2 where it can be had and otherwise python-docs",
     action: type[Action] = Dataset,
+    default: str = "auto, wikitext2 where it can be had and otherwise python-docs",
 ) -> None:
     """Which text, and how it becomes sequences of tokens."""
     group.add_argument(
