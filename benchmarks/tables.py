@@ -1,5 +1,5 @@
 """
-Writes the tables of README.md and docs/ecosystem.md from `benchmarks/results/*.json`, between `<!-- table: NAME -->`
+Writes the tables of README.md and of pages in docs from `benchmarks/results/*.json`, between `<!-- table: NAME -->`
 and `<!-- end -->`.
 
     python benchmarks/tables.py
@@ -122,8 +122,28 @@ def quantization() -> str:
     return "\n".join([*rows, "", about])
 
 
-PAGES = ("README.md", "docs/ecosystem.md")
+def streaming() -> str:
+    found = results("streaming")
+    rows = [
+        "Llamas with random weights in bfloat16, calibrated on 8 x 512 tokens; peak is resident memory, of which the "
+        "libraries are 0.5 GiB. What a method was estimated to take is in brackets.",
+        "",
+        "| parameters | on disk | method | `--max-memory` | peak memory | time, threads |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in found["runs"]:
+        estimated = sum(run["plan"]["memory"].values()) / 2**30
+        rows.append(
+            f"| {run['parameters_dense'] / 1e9:.2f} B | {run['bytes_dense'] / 2**30:.2f} GiB | {run['method']} "
+            f"| {run['max_memory']} | {run['peak_gib']:.2f} GiB ({estimated:.2f}) "
+            f"| {run['slicing_s'] / 60:.0f} minutes ({run['plan']['seconds'] / 60:.0f}), {run['threads']} |"
+        )
+    return "\n".join(rows)
+
+
+PAGES = ("README.md", "docs/ecosystem.md", "docs/streaming.md")
 TABLES = {"quality": quality, "sizes": sizes, "slicing": slicing, "recovery": recovery, "quantization": quantization}
+TABLES |= {"streaming": streaming}
 
 
 def filled(text: str) -> str:

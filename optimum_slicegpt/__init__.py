@@ -12,11 +12,20 @@ from .evaluation import evaluate_perplexity
 from .modeling.families import FAMILIES
 from .quantizer import SliceGPTQuantizer
 from .registration import register
+from .streaming import compress_checkpoint
 from .widths import SlicePlan
 
 
 __version__ = "0.1.0"
 
-__all__ = ["FAMILIES", "SliceGPTConfig", "SliceGPTQuantizer", "SlicePlan", "evaluate_perplexity", "load_batches"]
+__all__ = [
+    "FAMILIES",
+    "SliceGPTConfig",
+    "SliceGPTQuantizer",
+    "SlicePlan",
+    "compress_checkpoint",
+    "evaluate_perplexity",
+    "load_batches",
+]
 
 register()
