@@ -13,6 +13,7 @@ from .modeling.families import FAMILIES
 from .quantizer import SliceGPTQuantizer
 from .recovery import RecoveryConfig, recover
 from .registration import register
+from .streaming import compress_checkpoint
 from .widths import SlicePlan
 
 
@@ -24,6 +25,7 @@ __all__ = [
     "SliceGPTConfig",
     "SliceGPTQuantizer",
     "SlicePlan",
+    "compress_checkpoint",
     "evaluate_losses",
     "evaluate_perplexity",
     "load_batches",

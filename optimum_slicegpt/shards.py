@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .kept import ELEMENTS_AT_ONCE, all_finite, as_bytes
+from .writing import sync_folder
 
 
 DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
@@ -100,6 +101,7 @@ class Shards:
         if self._index is not None:
             text = json.dumps(self._index, indent=2, sort_keys=True) + "\n"
             (self.folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text)
+        sync_folder(self.folder)
 
     def write(self, name: str, tensor: Tensor) -> None:
         """

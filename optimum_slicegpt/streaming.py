@@ -197,6 +197,7 @@ class StreamedRun:
         ):  # a run that died before its first step was done
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
+            sync_folder(self.output.parent)
             return None
         remedy = f"or delete {str(self.folder)!r} to start again"
         try:

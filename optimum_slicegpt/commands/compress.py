@@ -73,7 +73,7 @@ def stream(args: Namespace, config: SliceGPTConfig) -> None:
     Raises:
         OSError, ValueError: as [`StreamedRun`]; something that needs the whole model is asked for.
     """
-    for name, remedy in {"eval_dataset": "slicegpt eval", "push_to_hub": "hf upload"}.items():
+    for name, remedy in {"eval_dataset": "optimum-cli slicegpt eval", "push_to_hub": "hf upload"}.items():
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} wants the whole model in memory; use {remedy} afterwards.")
     _, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
