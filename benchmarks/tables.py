@@ -222,22 +222,22 @@ def streaming() -> str:
     rows = [
         f"Llamas with random weights in bfloat16 and a tied head, from disk to disk, calibrated on {tokens} tokens. "
         "Peak is of the whole process, by the kernel's count of resident memory, of which the libraries are "
-        f"{imported:.2f} GiB once they are imported. The plan's time is of computing alone.",
+        f"{imported:.2f} GiB once they are imported. The time that is planned is of computing alone.",
         "",
-        "| method | parameters | checkpoint | sliced | `--max-memory` | peak memory | plan | time | plan "
-        "| reading | writing | threads |",
+        "| method | parameters | checkpoint | sliced | `--max-memory` | peak memory | planned | time | of it reading "
+        "| writing | planned | threads |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:
-        planned = ["", ""]
+        memory = seconds = ""
         if plan := run.get("plan"):
-            planned = f"{sum(plan['memory'].values()) / 2**30:.2f} GiB", f"{plan['seconds'] / 60:.1f} min"
+            memory, seconds = f"{sum(plan['memory'].values()) / 2**30:.2f} GiB", f"{plan['seconds']:,.0f} s"
         took = run["seconds_by_phase"]
         rows.append(
             f"| {run['method']} | {run['parameters_dense'] / 1e6:,.0f} M | {run['bytes_dense'] / 2**30:.2f} GiB "
-            f"| {run['bytes_sliced'] / 2**30:.2f} GiB | {run['max_memory']} | {run['peak_gib']:.2f} GiB "
-            f"| {planned[0]} | {run['slicing_s'] / 60:.1f} min | {planned[1]} | {took['read'] / 60:.1f} min "
-            f"| {took['write'] / 60:.1f} min | {run['threads']} |"
+            f"| {run['bytes_sliced'] / 2**30:.2f} GiB | {run['max_memory']} | {run['peak_gib']:.2f} GiB | {memory} "
+            f"| {run['slicing_s']:,.0f} s | {took['read']:,.0f} s | {took['write']:,.0f} s | {seconds} "
+            f"| {run['threads']} |"
         )
     return "\n".join(rows)
 

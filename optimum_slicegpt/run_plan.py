@@ -33,7 +33,8 @@ class RunPlan:
 
     Args:
         passes (`list[str]`): what each pass over the weights is for.
-        parameters_before (`int`), parameters_after (`int`): of the model.
+        parameters_before (`int`): of the dense model.
+        parameters_after (`int`): of the sliced one.
         bytes_read (`int`): of the checkpoint, in all passes.
         bytes_written (`int`): of the sliced checkpoint.
         bytes_beside (`int`): of files that are needed while streaming, at most.
