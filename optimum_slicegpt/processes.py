@@ -65,7 +65,7 @@ class Processes:
         Refuses processes that would not slice the same model alike.
 
         Args:
-            given (`dict`): name -> what must be the same in all processes, and shows in its `repr`; tensors show whole.
+            given (`dict`): name -> what must be the same in all processes.
 
         Raises:
             ConnectionError: another process has failed.

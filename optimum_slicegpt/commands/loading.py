@@ -5,10 +5,18 @@ from argparse import Namespace
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from ..calibration import TokenBatches, load_batches, within_positions
 from ..checkpoint import Checkpoint
 from ..evaluation import Perplexity, evaluate_perplexity
+
+
+def silence() -> None:
+    """Of several processes, the first one alone speaks; the others tell only of errors."""
+    logging.disable_progress_bar()
+    for library in ("transformers", "optimum_slicegpt"):
+        logging.get_logger(library).setLevel(logging.ERROR)
 
 
 def check_device(device: str | None) -> None:
