@@ -31,7 +31,12 @@ PADDED = [batch | {"attention_mask": (batch["input_ids"] > 20).long()} for batch
 CASES = {
     "paper": ("llama", torch.float64, {"rotation": "per_block", "refit": False}, calibration(4)),
     "paper-float32": ("llama", torch.float32, {"rotation": "per_block", "refit": False}, calibration(4)),
-    "paper-uneven": ("gpt2", torch.float64, {"rotation": "per_block", "refit": False, "orientation": "random"}, UNEVEN),
+    "paper-uneven": (
+        "gpt2",
+        torch.float64,
+        {"rotation": "per_block", "refit": False, "orientation": "random"},
+        UNEVEN,
+    ),
     "default": ("llama", torch.float64, {}, calibration(4)),
     "default-float32": ("llama", torch.float32, {}, calibration(4)),
     "default-uneven": ("gpt2", torch.float64, {}, UNEVEN),
