@@ -3,8 +3,8 @@ Slices SmolLM2-135M in one process and in several, each with one thread: wall ti
 
     python benchmarks/processes.py [--processes 2] [--nsamples 32] [--seqlen 1024] [--dataset valid.txt]
 
-Protocol: several processes are started by `accelerate launch`; what is timed is `model.compress`, from when all processes have
-loaded the model in float32, in the first of them. Runs take turns, `--repeats` times, and the fastest of each counts.
+Protocol: several processes are started by `accelerate launch`. What is timed is `model.compress` in the first of them,
+from when all have loaded the model, in float32. Runs take turns, `--repeats` times, and the fastest of each counts.
 Differences are the largest of any weight, relative to the largest entry of that weight, after the last repeat. Writes
 `benchmarks/results/processes.json`.
 """
