@@ -150,7 +150,7 @@ def test_two_give_the_result_of_one(name, together):
     assert first.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(ours[key], first[key]), key
-        assert relative_error(first[key], value) < tolerance, key
+        assert (first[key] - value).abs().max() <= tolerance * value.abs().max(), key
     for rank in (0, 1):
         record = told(together, "told", rank)[name]
         assert record["calibration"] == alone.config.slicegpt["calibration"]  # all tokens
