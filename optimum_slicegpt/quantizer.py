@@ -43,7 +43,8 @@ class SliceGPTQuantizer:
         """
         Slices a model in place: the object becomes an instance of its family's sliced class.
 
-        Everything that can be refused is refused before anything changes.
+        Everything that can be refused is refused before anything changes. Several processes that each call this, with
+        the same arguments, share out the calibration batches, and each gets the result.
 
         Args:
             model (`PreTrainedModel`): a dense causal language model of a supported family.
@@ -54,7 +55,9 @@ class SliceGPTQuantizer:
             `PreTrainedModel`: `model` itself.
 
         Raises:
-            ValueError: the model, the widths or the calibration data cannot be used; activations are not finite.
+            ConnectionError: another process has failed.
+            ValueError: the model, the widths or the calibration data cannot be used; activations are not finite;
+                processes were given different things.
         """
         plan, batches = self.prepare(model, tokenizer)
         result = compress(model, plan, batches.batches, self.config)

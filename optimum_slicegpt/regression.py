@@ -57,6 +57,11 @@ class LeastSquares:
             for inputs, outputs in zip(a[tokens].split(TOKENS_AT_ONCE), y[tokens].split(TOKENS_AT_ONCE), strict=True):
                 self._cross[part] += inputs.T @ outputs
 
+    @property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """All that is kept of the tokens: regressions of other tokens are joined by adding theirs, in place."""
+        return self._gram, self._cross
+
     def solve(self, prior: Tensor) -> Tensor:
         """
         The W that minimises `|y - a W|² + strength · |W - prior|²` over all tokens.

@@ -18,6 +18,7 @@ from .compress import compress
 from .configuration import SliceGPTConfig
 from .model_card import model_card, save_picture
 from .on_disk import STATE, WEIGHTS, OnDisk
+from .processes import Processes
 from .quantizer import SliceGPTQuantizer
 from .run_plan import RunPlan
 from .shards import DEFAULT_SHARD_SIZE, verify_checkpoint
@@ -88,7 +89,8 @@ class StreamedRun:
     Raises:
         FileExistsError: `output` is not empty.
         OSError: there is no such model.
-        ValueError: the model, its files, the widths, the sizes or the calibration data cannot be used.
+        ValueError: the model, its files, the widths, the sizes or the calibration data cannot be used; several
+            processes were started.
     """
 
     def __init__(
@@ -104,6 +106,12 @@ class StreamedRun:
         resume: bool = False,
         trust_remote_code: bool = False,
     ):
+        processes = Processes(config.device or "cpu")
+        if processes.count > 1:
+            raise ValueError(
+                f"Streaming works in one process, and these are {processes.count}; start it without a launcher, or "
+                "slice in memory."
+            )
         self.output = Path(output).resolve()
         check_output(self.output)
         if isinstance(config.dataset, str) and config.dataset == "self":

@@ -1,16 +1,13 @@
 """`optimum-cli slicegpt recover`, alone and in two processes."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import ROOT, fails, optimum_cli, run
+from command_line import fails, launched, optimum_cli, run
 from peft import AutoPeftModelForCausalLM
 from test_cli_flags import help_of
 from tiny import calibration, paper
@@ -211,15 +208,6 @@ def test_help_agrees_with_the_configuration():
 
 
 # In two processes
-
-
-def launched(*arguments, processes=2):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-    # `--multi_gpu` is how accelerate starts several processes; on a CPU they talk through gloo.
-    command += ["--multi_gpu", "--num_processes", str(processes), "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["-m", "optimum.commands.optimum_cli", "slicegpt", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def losses(folder):

@@ -5,10 +5,18 @@ from argparse import Namespace
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
 
 from ..calibration import TokenBatches, load_batches, within_positions
 from ..checkpoint import Checkpoint
 from ..evaluation import Perplexity, evaluate_perplexity
+
+
+def silence() -> None:
+    """Of several processes, the first one alone speaks; the others tell only of errors."""
+    logging.disable_progress_bar()
+    for library in ("transformers", "optimum_slicegpt"):
+        logging.get_logger(library).setLevel(logging.ERROR)
 
 
 def check_device(device: str | None) -> None:
@@ -32,13 +40,15 @@ def load_config_and_tokenizer(args: Namespace, tokenizer: str | None):
 def load_model(args: Namespace, dtype: str, name: str | None = None) -> PreTrainedModel:
     """
     Loads `args.model`, or another that is named, if its files are all that they should be: otherwise, what is missing
-    would be random.
+    would be random. Files of quantized models hold other tensors than the model, and are left to transformers.
 
     Raises:
         OSError, ValueError: as [`Checkpoint`].
     """
     name = name or args.model
-    Checkpoint(name, dtype, args.trust_remote_code)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    if getattr(config, "quantization_config", None) is None:
+        Checkpoint(name, dtype, args.trust_remote_code)
     return AutoModelForCausalLM.from_pretrained(
         name, dtype=dtype, trust_remote_code=args.trust_remote_code, use_safetensors=True
     )

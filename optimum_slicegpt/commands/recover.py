@@ -5,14 +5,13 @@ from dataclasses import fields
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers.utils import logging
 
 from ..console import print_json, print_table
 from ..model_card import model_card
 from ..recovery import RecoveryConfig, recover
 from ..recovery.training import on_cpu
 from ..writing import check_output, written_aside
-from .loading import check_device, load_config_and_tokenizer, load_model
+from .loading import check_device, load_config_and_tokenizer, load_model, silence
 
 
 def run(args: Namespace) -> None:
@@ -38,9 +37,7 @@ def run(args: Namespace) -> None:
     )
     processes = PartialState(cpu=on_cpu(config))
     if not processes.is_main_process:
-        logging.disable_progress_bar()
-        for library in ("transformers", "optimum_slicegpt"):
-            logging.get_logger(library).setLevel(logging.ERROR)
+        silence()
     check_device(config.teacher_device)
     output = check_output(Path(args.output))
     _, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
