@@ -45,6 +45,7 @@ def measure(args) -> None:
         save_file({name: value.contiguous() for name, value in model.named_parameters()}, args.weights)
         phases = model.config.slicegpt["seconds"]
         found = {"slicing_s": seconds, "seconds_by_phase": phases, "calibration_tokens": batches.ntokens}
+        found |= {"processes": processes.count}
         print(json.dumps(found | {"peak_gib_of_the_first": peak_gib(), "threads": torch.get_num_threads()}))
 
 
@@ -94,7 +95,7 @@ def main():
                     found = launched(count, *given, f"--run={method}", f"--weights={weights[count]}")
                     best[count] = min(best.get(count, found), found, key=lambda each: each["slicing_s"])
             one, several = (best[count] for count in counts)
-            runs += [{"method": method, "processes": count} | best[count] for count in counts]
+            runs += [{"method": method} | best[count] for count in counts]
             runs[-1]["time_over_one_process"] = several["slicing_s"] / one["slicing_s"]
             runs[-1]["largest_relative_difference_of_weights"] = difference(*weights.values())
     sizes = {"model": Path(model).name, "nsamples": args.nsamples, "seqlen": args.seqlen, "repeats": args.repeats}
