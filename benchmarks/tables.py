@@ -107,8 +107,6 @@ def sizes() -> str:
 
 def recovery() -> str:
     """What a short recovery regains, alone and from the dense model."""
-    if not (RESULTS / "recovery.json").exists():
-        return recovery_of_the_papers_method()
     found = results("recovery")
     runs = found["runs"]
 
@@ -119,7 +117,7 @@ def recovery() -> str:
     rows = [
         f"{found['model']} with a head of its own, sliced to {runs['sliced']['parameters'] / 1e6:.1f} M parameters by "
         f"the default method. LoRA on {trained['sequences']} x {trained['settings']['seqlen']} tokens of "
-        f"{found['train']} of WikiText-2 on {found['machine']['cores']} CPU cores; perplexity on {found['test']}, on "
+        f"{found['train']} of WikiText-2 on {trained['threads']} of {found['machine']['cores']} CPU cores; perplexity on {found['test']}, on "
         "instructions with answers (tasks) and on Python's documentation (docs), none of which was trained on. Damage "
         "is ln(perplexity / dense perplexity) on WikiText-2, as a share of the sliced model's.",
         "",
@@ -136,17 +134,6 @@ def recovery() -> str:
             f"| {runs[name]['python-docs']:.1f} | {minutes} |"
         )
     return "\n".join(rows)
-
-
-def recovery_of_the_papers_method() -> str:
-    found = results("recovery_lora")
-    return (
-        f"| {found['model']}, sparsity {found['sparsity']} | perplexity on WikiText-2 test |\n|---|---|\n"
-        f"| dense | {found['dense_perplexity']:.2f} |\n"
-        f"| sliced | {found['perplexity_before']:.2f} |\n"
-        f"| recovered, {found['nsamples']} sequences of {found['seqlen']}, {found['minutes']:.0f} minutes "
-        f"on {found['machine']['cores']} CPU cores | {found['perplexity_after']:.2f} |"
-    )
 
 
 def quantization() -> str:
