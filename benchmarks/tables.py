@@ -117,7 +117,8 @@ def recovery() -> str:
     rows = [
         f"{found['model']} with a head of its own, sliced to {runs['sliced']['parameters'] / 1e6:.1f} M parameters by "
         f"the default method. LoRA on {trained['sequences']} x {trained['settings']['seqlen']} tokens of "
-        f"{found['train']} of WikiText-2 on {trained['threads']} of {found['machine']['cores']} CPU cores; perplexity on {found['test']}, on "
+        f"{found['train']} of WikiText-2 on {trained['threads']} of {found['machine']['cores']} CPU cores; perplexity "
+        f"on {found['test']}, on "
         "instructions with answers (tasks) and on Python's documentation (docs), none of which was trained on. Damage "
         "is ln(perplexity / dense perplexity) on WikiText-2, as a share of the sliced model's.",
         "",
