@@ -61,7 +61,7 @@ def test_published_checkpoints_hold_experts_one_by_one(name, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("name", EXPERTS)
 def test_implementations_of_experts_agree_and_can_be_chosen(name, tmp_path):
-    model = build(name, torch.float32).compress(paper(widths=[40, 32, 32, 24, 24], dataset=calibration()))
+    model = sliced(name)
     expected = model(tokens()).logits
     assert model.config._experts_implementation == "grouped_mm"
     for implementation in ("eager", "batched_mm"):

@@ -9,6 +9,7 @@ narrows every linear layer that touches the stream, swaps the norms, and gives e
 import inspect
 import sys
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -183,8 +184,9 @@ class SlicedModelMixin:
             Writer(layer, writer).resize(width_out)
 
     def get_correct_experts_implementation(self, requested_experts):
-        # Grouped products take rows of whole 16 bytes, which are 8 elements in half precision.
-        if requested_experts in (None, "grouped_mm") and any(width % 8 for width in self.config.widths or ()):
+        # Grouped products take rows of whole 16 bytes. Models are built with their dtype as the default one.
+        size = torch.get_default_dtype().itemsize
+        if requested_experts in (None, "grouped_mm") and any(width * size % 16 for width in self.config.widths or ()):
             requested_experts = "eager"
         return super().get_correct_experts_implementation(requested_experts)
 
