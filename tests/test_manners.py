@@ -95,7 +95,8 @@ def test_control_c_in_the_middle_of_a_run(every_command, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
-        while set(tmp_path.iterdir()) == before and process.poll() is None:  # until there is a folder to write to
+        # until there is a folder to write to
+        while not any(path.is_dir() for path in {*tmp_path.iterdir()} - before) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
