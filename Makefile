@@ -4,11 +4,12 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c cons
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format clean
+.PHONY: help install demo docs test check format clean
 
 help:
 	@echo "make install   set up $(VENV)"
 	@echo "make demo      slice SmolLM2-135M and show what became of it"
+	@echo "make docs      build the documentation into site/"
 	@echo "make test      run the tests"
 	@echo "make check     format and lint, changing nothing"
 	@echo "make format    format and lint, changing files"
@@ -27,6 +28,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	@$(VENV)/bin/python examples/demo.py
 
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "Open site/index.html"
+
 test: install
 	@$(VENV)/bin/python -m pytest
 
@@ -39,4 +44,4 @@ format: install
 	@$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache

@@ -38,7 +38,9 @@ METHODS = {
     "shared + refit + neurons": SHARED,
     "shared + refit + neurons, fisher": SHARED | {"metric": "fisher"},
     "shared + refit, fisher": SHARED | {"metric": "fisher", "mlp_sparsity": 0.0},
-    "shared + refit + neurons, 64 chunks": SHARED,
+    "shared + refit + neurons, 64 chunks": SHARED | {"nsamples": 64},
+    "shared + refit + neurons, 128 chunks": SHARED | {"nsamples": 128},
+    "shared + refit + neurons, own text": SHARED | {"dataset": "self"},
 }
 SERIES = {"untied": {0.1: 163_708_928, 0.2: 147_489_984, 0.25: 140_652_288, 0.3: 131_641_088}}
 """Parameters of the authors' models at their sparsities, whose perplexities were, on the same tokens:"""
@@ -82,13 +84,14 @@ def measure(args) -> dict:
         return {"parameters": load(args, torch.bfloat16).num_parameters()} | perplexities(
             args, load(args, torch.bfloat16), tokenizer
         )
-    nsamples = 64 if "64 chunks" in args.method else 32
-    batches = load_batches(args.calibration, tokenizer, nsamples=nsamples, seqlen=1024, batch_size=8, seed=None)
     model = load(args, torch.float32)
-    reduction = 1 - args.parameters / model.num_parameters()
-    config = SliceGPTConfig(parameter_reduction=reduction, dataset=batches, dtype="bfloat16", **METHODS[args.method])
+    settings = {
+        "parameter_reduction": 1 - args.parameters / model.num_parameters(),
+        "dataset": args.calibration,
+        **{"nsamples": 32, "seqlen": 1024, "batch_size": 8, "seed": None, "dtype": "bfloat16"},
+    }
     start = time.perf_counter()
-    model.compress(config)
+    model.compress(SliceGPTConfig(**settings | METHODS[args.method]), tokenizer)
     found = {
         "width": min(model.config.widths),
         "neurons": model.config.intermediate_size,

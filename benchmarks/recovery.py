@@ -1,72 +1,104 @@
 """
-What `examples/recover_lora.py` regains of SmolLM2-135M sliced by 25 %.
+What a short recovery regains of SmolLM2-135M, alone and with the dense model as the teacher.
 
-    python benchmarks/recovery.py --train valid.txt --test test.txt [--nsamples 128]
+    python benchmarks/recovery.py --train valid.txt --test test.txt --tasks seed_tasks.jsonl [--keep FOLDER]
 
-Slices as `benchmarks/slicing.py` does, on the first 32 chunks of 1024 tokens of the training text; trains on random
-chunks of the same text; measures on the first 32 chunks of the test text. Writes
-`benchmarks/results/recovery_lora.json`.
+Slices as `benchmarks/quality.py` does: the default method, a head of its own, the size to which the paper's method
+leads at sparsity 0.25. Slicing and both recoveries see the training text only, the recoveries as many steps of it as
+each other; their held-out part is a part of it. Perplexities are of the test text and of the others of
+`benchmarks/quality.py`, with weights in bfloat16. Every run is a process of its own. Writes
+`benchmarks/results/recovery.json` after each, and with `--keep` every model to a folder of its own.
 """
 
 import argparse
-import subprocess
-import sys
+import json
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from common import ROOT, dense_smollm2, write
+from common import dense_smollm2, in_fresh_process, peak_gib, write
+from quality import METHODS, SERIES, load, perplexities
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
+from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, load_batches, recover
 
 
-SPARSITY = 0.25
+RUNS = ("dense", "sliced", "recovered", "distilled")
+METHOD = "shared + refit + neurons"
+
+
+def measure(args) -> dict:
+    """One run. What it makes is in a folder of its name; recoveries begin with what is in `sliced`."""
+    dense, folder = dense_smollm2(), Path(args.keep)
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    args.model, args.series = dense, "untied"
+    start = time.perf_counter()
+    if args.run == "dense":
+        model, found = load(args, torch.bfloat16), {}
+    elif args.run == "sliced":
+        model, found = load(args, torch.float32), {}
+        batches = load_batches(args.train, tokenizer, nsamples=32, seqlen=1024, batch_size=8, seed=None)
+        reduction = 1 - SERIES["untied"][0.25] / model.num_parameters()
+        model.compress(
+            SliceGPTConfig(parameter_reduction=reduction, dataset=batches, dtype="bfloat16", **METHODS[METHOD])
+        )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder / "sliced", dtype=torch.float32)
+        config = RecoveryConfig(
+            dataset=args.train,
+            nsamples=args.nsamples,
+            seqlen=args.seqlen,
+            held_out=args.held_out,
+            eval_steps=args.eval_steps,
+            distill=args.run == "distilled",
+            temperature=args.temperature,
+            distill_weight=args.distill_weight,
+            patience=None,
+        )
+        recover(model, tokenizer, config, teacher=dense if config.distill else None)
+        found = model.config.slicegpt["recovery"]
+    found["minutes"] = (time.perf_counter() - start) / 60
+    if args.run != "dense":
+        model.save_pretrained(folder / args.run)
+        tokenizer.save_pretrained(folder / args.run)
+        found |= {"width": min(model.config.widths), "neurons": model.config.intermediate_size}
+    found |= {"parameters": model.num_parameters(), "threads": torch.get_num_threads(), "peak_gib": peak_gib()}
+    return found | perplexities(args, model, tokenizer)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--test", required=True)
-    parser.add_argument("--nsamples", type=int, default=128)
+    parser.add_argument("--train", required=True, help="text file to slice and to train on")
+    parser.add_argument("--test", required=True, help="text file of the same kind to measure on")
+    parser.add_argument("--tasks", required=True, help="jsonl file of instructions, as Self-Instruct has them")
+    parser.add_argument("--keep", help="folder for the models (default: a temporary one)")
+    parser.add_argument("--nsamples", type=int, default=176, help="sequences, held-out ones included")
+    parser.add_argument("--seqlen", type=int, default=1024)
+    parser.add_argument("--held-out", type=int, default=16)
+    parser.add_argument("--eval-steps", type=int, default=10)
+    parser.add_argument("--temperature", type=float, default=RecoveryConfig.temperature)
+    parser.add_argument("--distill-weight", type=float, default=RecoveryConfig.distill_weight)
+    parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.run:
+        print(json.dumps(measure(args)))
+        return
 
-    tokenizer = AutoTokenizer.from_pretrained(dense_smollm2())
-    sizes = {"nsamples": 32, "seqlen": 1024, "seed": None}
-    model = AutoModelForCausalLM.from_pretrained(dense_smollm2(), dtype=torch.bfloat16)
-    dense = evaluate_perplexity(model, load_batches(args.test, tokenizer, **sizes)).perplexity
-    model = AutoModelForCausalLM.from_pretrained(dense_smollm2(), dtype=torch.float32)
-    model.compress(
-        SliceGPTConfig(
-            rotation="per_block", refit=False, sparsity=SPARSITY, dataset=args.train, dtype="bfloat16", **sizes
-        ),
-        tokenizer,
-    )
-
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(f"{folder}/sliced")
-        tokenizer.save_pretrained(f"{folder}/sliced")
-        command = [sys.executable, str(ROOT / "examples" / "recover_lora.py")]
-        command += [f"--model={folder}/sliced", f"--output={folder}/recovered", f"--nsamples={args.nsamples}"]
-        command += [f"--dataset={args.train}", f"--eval-dataset={args.test}"]
-        start = time.perf_counter()
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        minutes = (time.perf_counter() - start) / 60
-    figures = dict(line.rsplit(": ", 1) for line in output.splitlines() if line.startswith("perplexity "))
     content = {
         "model": "SmolLM2-135M-Instruct",
-        "sparsity": SPARSITY,
+        "method": METHOD,
         "train": Path(args.train).name,
         "test": f"32 x 1024 tokens of {Path(args.test).name}",
-        "nsamples": args.nsamples,
-        "seqlen": 1024,
-        "dense_perplexity": dense,
-        "perplexity_before": float(figures["perplexity before"]),
-        "perplexity_after": float(figures["perplexity after"]),
-        "minutes": minutes,
+        "runs": {},
     }
-    print(write("recovery_lora", content))
+    with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
+        given = vars(args) | {"keep": folder}
+        flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if key != "run"]
+        for name in RUNS:
+            content["runs"][name] = in_fresh_process(__file__, *flags, f"--run={name}")
+            print(write("recovery", content), name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """
-Writes the tables of README.md and of pages in docs from `benchmarks/results/*.json`, between `<!-- table: NAME -->`
-and `<!-- end -->`.
+Writes the tables of README.md and of docs/ from `benchmarks/results/*.json`, between `<!-- table: NAME -->` and
+`<!-- end -->`.
 
     python benchmarks/tables.py
 """
@@ -14,10 +14,11 @@ from optimum_slicegpt import FAMILIES
 
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def results(name: str) -> dict:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def slicing() -> str:
@@ -52,7 +53,11 @@ def quality() -> str:
         return math.log(run["wikitext2"] / dense["wikitext2"])
 
     def time(run):
-        return f"{run['slicing_s'] / paper['slicing_s']:.1f} ×" if run["threads"] == paper["threads"] else ""
+        return (
+            f"{run['slicing_s'] / paper['slicing_s']:.1f}\N{NO-BREAK SPACE}×"
+            if run["threads"] == paper["threads"]
+            else ""
+        )
 
     rows = [
         f"{found['model']} with a head of its own, at the {paper['parameters'] / 1e6:.1f} M parameters to which the "
@@ -101,6 +106,39 @@ def sizes() -> str:
 
 
 def recovery() -> str:
+    """What a short recovery regains, alone and from the dense model."""
+    if not (RESULTS / "recovery.json").exists():
+        return recovery_of_the_papers_method()
+    found = results("recovery")
+    runs = found["runs"]
+
+    def damage(name):
+        return math.log(runs[name]["wikitext2"] / runs["dense"]["wikitext2"])
+
+    trained = runs["recovered"]
+    rows = [
+        f"{found['model']} with a head of its own, sliced to {runs['sliced']['parameters'] / 1e6:.1f} M parameters by "
+        f"the default method. LoRA on {trained['sequences']} x {trained['settings']['seqlen']} tokens of "
+        f"{found['train']} of WikiText-2 on {found['machine']['cores']} CPU cores; perplexity on {found['test']}, on "
+        "instructions with answers (tasks) and on Python's documentation (docs), none of which was trained on. Damage "
+        "is ln(perplexity / dense perplexity) on WikiText-2, as a share of the sliced model's.",
+        "",
+        "| | WikiText-2 | damage | tasks | docs | minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = {"dense": "dense", "sliced": "sliced", "recovered": "recovered"}
+    names["distilled"] = "recovered, with the dense model as the teacher"
+    for name, shown in names.items():
+        share = f"{damage(name) / damage('sliced'):.2f}" if name != "dense" else ""
+        minutes = f"{runs[name]['minutes']:.0f}" if "steps" in runs[name] else ""
+        rows.append(
+            f"| {shown} | {runs[name]['wikitext2']:.2f} | {share} | {runs[name]['tasks']:.1f} "
+            f"| {runs[name]['python-docs']:.1f} | {minutes} |"
+        )
+    return "\n".join(rows)
+
+
+def recovery_of_the_papers_method() -> str:
     found = results("recovery_lora")
     return (
         f"| {found['model']}, sparsity {found['sparsity']} | perplexity on WikiText-2 test |\n|---|---|\n"
@@ -122,28 +160,106 @@ def quantization() -> str:
     return "\n".join([*rows, "", about])
 
 
-def streaming() -> str:
-    found = results("streaming")
+def piqa() -> str:
+    """Every checkpoint, and by how much it differs from the first."""
+    found = results("piqa")
+
+    def figure(run, metric):
+        return f"{100 * run[metric]:.1f} ± {100 * run[metric + '_stderr']:.1f}"
+
+    def difference(run, metric):
+        mean, stderr = (100 * run[f"{metric}_difference{suffix}"] for suffix in ("", "_stderr"))
+        return f"{mean:+.1f} ± {stderr:.1f}" if run is not found["runs"][0] else ""
+
     rows = [
-        "Llamas with random weights in bfloat16, calibrated on 8 x 512 tokens; peak is resident memory, of which the "
-        "libraries are 0.5 GiB. What a method was estimated to take is in brackets.",
+        f"{found['task']}, {found['runs'][0]['questions']:,} questions, no examples shown, lm-eval "
+        f"{found['lm_eval']}, weights in {found['dtype']}. Accuracy in %, with its standard error; differences are "
+        "from the first row, and their standard errors paired, question by question.",
         "",
-        "| parameters | on disk | method | `--max-memory` | peak memory | time, threads |",
+        "| model | parameters | acc | difference | acc_norm | difference |",
         "|---|---|---|---|---|---|",
     ]
     for run in found["runs"]:
-        estimated = sum(run["plan"]["memory"].values()) / 2**30
+        cells = (cell(run, metric) for metric in ("acc", "acc_norm") for cell in (figure, difference))
+        rows.append(f"| {run['name']} | {run['parameters'] / 1e6:.1f} M | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def inference() -> str:
+    """Throughput over that of the dense model, beside what FLOPs alone would make of it."""
+    found = results("inference")
+    settings = found["runs"][0]["settings"]
+    rows = [
+        f"Random weights, {found['runs'][0]['dtype']}, {found['machine']['threads']} threads on "
+        f"{found['machine']['processor']}, prompts of {settings['seqlen']} tokens; medians of {settings['repeats']} "
+        "repeats, models taking turns. FLOPs is the speed-up that products with matrices alone would give, attention "
+        "scores left out; share is what of it is reached.",
+        "",
+        "| model | parameters | batch | prefill, tokens/s | over dense | FLOPs | share | decode, tokens/s "
+        "| over dense |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in found["runs"]:
+        speedups = {(each["model"], each["batch_size"]): each for each in run["speedups"]}
+        for each in run["speeds"]:
+            cells = ["", "", "", f"{each['decode']['tokens_per_s']:,.1f}", ""]
+            if speedup := speedups.get((each["model"], each["batch_size"])):
+                faster, flops = speedup["prefill"]["throughput"]["median"], speedup["prefill"]["flops"]
+                cells[:3] = f"{faster:.2f} ×", f"{flops:.2f} ×", f"{faster / flops:.2f}"
+                cells[4] = f"{speedup['decode']['throughput']['median']:.2f} ×"
+            rows.append(
+                f"| {run['name']}, {each['model']} | {each['parameters'] / 1e6:.1f} M | {each['batch_size']} "
+                f"| {each['prefill']['tokens_per_s']:,.0f} | {' | '.join(cells)} |"
+            )
+    return "\n".join(rows)
+
+
+def streaming() -> str:
+    """What slicing from disk to disk takes, and what its plan had said."""
+    found = results("streaming")
+    runs = sorted(found["runs"], key=lambda run: run["parameters_dense"])
+    tokens, imported = runs[0]["calibration_tokens"], max(run["gib_when_imported"] for run in runs)
+    rows = [
+        f"Llamas with random weights in bfloat16 and a tied head, from disk to disk, calibrated on {tokens} tokens. "
+        "Peak is of the whole process, by the kernel's count of resident memory, of which the libraries are "
+        f"{imported:.2f} GiB once they are imported. The time that is planned is of computing alone.",
+        "",
+        "| method | parameters | checkpoint | sliced | `--max-memory` | peak memory | planned | time | of it reading "
+        "| writing | planned | threads |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        memory = seconds = ""
+        if plan := run.get("plan"):
+            memory, seconds = f"{sum(plan['memory'].values()) / 2**30:.2f} GiB", f"{plan['seconds']:,.0f} s"
+        took = run["seconds_by_phase"]
         rows.append(
-            f"| {run['parameters_dense'] / 1e9:.2f} B | {run['bytes_dense'] / 2**30:.2f} GiB | {run['method']} "
-            f"| {run['max_memory']} | {run['peak_gib']:.2f} GiB ({estimated:.2f}) "
-            f"| {run['slicing_s'] / 60:.0f} minutes ({run['plan']['seconds'] / 60:.0f}), {run['threads']} |"
+            f"| {run['method']} | {run['parameters_dense'] / 1e6:,.0f} M | {run['bytes_dense'] / 2**30:.2f} GiB "
+            f"| {run['bytes_sliced'] / 2**30:.2f} GiB | {run['max_memory']} | {run['peak_gib']:.2f} GiB | {memory} "
+            f"| {run['slicing_s']:,.0f} s | {took['read']:,.0f} s | {took['write']:,.0f} s | {seconds} "
+            f"| {run['threads']} |"
         )
     return "\n".join(rows)
 
 
-PAGES = ("README.md", "docs/ecosystem.md", "docs/streaming.md")
-TABLES = {"quality": quality, "sizes": sizes, "slicing": slicing, "recovery": recovery, "quantization": quantization}
-TABLES |= {"streaming": streaming}
+def settings() -> str:
+    """README.md's own table of settings, as a page in docs/ has it."""
+    section = (ROOT / "README.md").read_text().partition("## Which settings")[2].partition("\n## ")[0]
+    return re.search(r"^\|.*?(?=\n\n)", section, flags=re.M | re.S)[0].replace("](docs/", "](")
+
+
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+TABLES = {
+    "quality": quality,
+    "sizes": sizes,
+    "slicing": slicing,
+    "recovery": recovery,
+    "quantization": quantization,
+    "piqa": piqa,
+    "inference": inference,
+    "streaming": streaming,
+    "settings": settings,
+}
 
 
 def filled(text: str) -> str:

@@ -71,7 +71,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
 
 
-def generate() -> str:
+def generate() -> dict[Path, str]:
     """The text of `supported_models.md`."""
     supported = [
         (
@@ -84,12 +84,14 @@ def generate() -> str:
         )
         for model_type, family in FAMILIES.items()
     ]
-    return TEXT.format(
+    text = TEXT.format(
         count=len(FAMILIES),
         supported=table(("Family", "Class", "Norm", "Blocks", "Experts", "Limits"), supported),
         refused=table(("Families", "Why"), by_reason((f"`{key}`", reason) for key, reason in NOT_SLICEABLE.items())),
     )
+    return {FILE: text}
 
 
 if __name__ == "__main__":
-    FILE.write_text(generate(), encoding="utf-8")
+    for path, text in generate().items():
+        path.write_text(text, encoding="utf-8")

@@ -8,9 +8,10 @@ with `from_pretrained`, and `compress` on every `PreTrainedModel`.
 
 from .calibration import load_batches
 from .configuration import SliceGPTConfig
-from .evaluation import evaluate_perplexity
+from .evaluation import evaluate_losses, evaluate_perplexity
 from .modeling.families import FAMILIES
 from .quantizer import SliceGPTQuantizer
+from .recovery import RecoveryConfig, recover
 from .registration import register
 from .streaming import compress_checkpoint
 from .widths import SlicePlan
@@ -20,12 +21,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "FAMILIES",
+    "RecoveryConfig",
     "SliceGPTConfig",
     "SliceGPTQuantizer",
     "SlicePlan",
     "compress_checkpoint",
+    "evaluate_losses",
     "evaluate_perplexity",
     "load_batches",
+    "recover",
 ]
 
 register()

@@ -60,15 +60,20 @@ def load_batches(
 
     Args:
         dataset:
-            What `load_texts` takes; or batches that are tokenised already, which are used as they are: mappings with
+            What [`load_texts`] takes; or batches that are tokenised already, which are used as they are: mappings with
             `input_ids` `(B, T)` or `(T,)` and perhaps `attention_mask` of the same shape. Other keys are dropped.
         tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*):
             Needed for text: the object, its name or its path.
-        split (`str`, defaults to `"train"`), text_column (`str`, *optional*):
-            As in `load_texts`.
-        nsamples (`int`, defaults to 128), seqlen (`int`, defaults to 2048), batch_size (`int`, defaults to 8):
-            Chunks, tokens per chunk, and chunks per batch. A text with fewer tokens gives fewer chunks, or a single
-            short one, with a warning. The tail is dropped, and the last batch may be smaller.
+        split (`str`, defaults to `"train"`):
+            `"train"` or `"test"`. Named datasets only.
+        text_column (`str`, *optional*):
+            Column that holds the text. By default the dataset's own; of a file, "text" or the only column of strings.
+        nsamples (`int`, defaults to 128):
+            Number of chunks. A text with fewer tokens gives fewer chunks, or a single short one, with a warning.
+        seqlen (`int`, defaults to 2048):
+            Tokens per chunk. The tail of the text is dropped.
+        batch_size (`int`, defaults to 8):
+            Chunks per batch; the last batch may be smaller.
         seed (`int`, *optional*, defaults to 0):
             Picks the chunks, and the documents where there are many more than needed. None takes the first ones.
         vocab_size (`int`, *optional*):
@@ -78,7 +83,8 @@ def load_batches(
         `TokenBatches`: the same ones for the same arguments.
 
     Raises:
-        ConnectionError, FileNotFoundError: as in `load_texts`.
+        ConnectionError: as in [`load_texts`].
+        FileNotFoundError: as in [`load_texts`].
         ValueError: what `load_texts` refuses; no tokenizer; sizes below 1; nothing to use; malformed tokens.
     """
     for name, value in {"nsamples": nsamples, "seqlen": seqlen, "batch_size": batch_size}.items():

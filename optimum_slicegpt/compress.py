@@ -32,22 +32,26 @@ def compress(
     storage: InMemory | None = None,
 ) -> SlicedResult:
     """
-    Slices a model: by algorithm 1 of SliceGPT, or, where `config` asks for a shared rotation, a refit, a metric or
-    smaller MLPs, by [`RefitWalk`]. The dense model is read, never changed.
+    Slices a model: by the method of SliceGPT, section 3, or, where `config` asks for a shared rotation, a refit, a
+    metric or smaller MLPs, by [`RefitWalk`]. The dense model is read, never changed.
 
     Args:
         model (`PreTrainedModel`): a dense causal language model.
         plan ([`SlicePlan`]): width at every site.
-        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
+        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`; the same in
+            all processes, which share them out, and which all get the result.
         config ([`SliceGPTConfig`]): rotation, refit, metric, orientation, seed, device, dtype.
         storage ([`InMemory`] or [`OnDisk`], *optional*): where weights and activations are. In memory by default.
 
     Raises:
-        ValueError: activations are not finite.
+        ConnectionError: another process has failed.
+        ValueError: activations are not finite; processes were given different things.
     """
     beyond = config.refit or config.metric != "none" or not plan.shortcuts or plan.inner is not None
-    walk = RefitWalk if beyond else PaperWalk
-    return walk(model, plan, batches, config, storage or InMemory(model, config)).run()
+    walk = (RefitWalk if beyond else PaperWalk)(model, plan, batches, config, storage or InMemory(model, config))
+    settings = {name: getattr(config, name) for name in ("refit", "metric", "orientation", "seed", "dtype")}
+    walk.processes.check_alike({"widths": plan, "settings": settings, "calibration data": batches})
+    return walk.run()
 
 
 class PaperWalk(Walk):
@@ -126,13 +130,14 @@ class PaperWalk(Walk):
             moment = torch.zeros(size, size, dtype=torch.float64, device=self.device)
             for signal in self.signals:
                 add_second_moment_(moment, signal.tokens(signal.hidden.to(self.device)))
+            self.processes.add_up(moment)
         self.check_finite(moment, site)
         with self.phase("axes"):
             energy, axes = principal_axes(moment)
             if self.config.orientation == "random":
                 axes[:, :width] = axes[:, :width] @ random_orthogonal(width, self.generator).to(self.device)
         self.energy_kept.append((energy[:width].sum() / energy.sum()).item())
-        return axes
+        return self.processes.agreed(axes)
 
     def project(self, matrix):
         """Moves the batches' stream to other axes: `x @ matrix`."""

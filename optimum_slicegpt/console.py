@@ -1,10 +1,21 @@
 """How results look on a console."""
 
 import json
+import sys
 from typing import Any
+
+import datasets
+from transformers.utils import logging
 
 from .inspection import Inspection
 from .run_plan import RunPlan
+
+
+def progress_on_terminals_only() -> None:
+    """Keeps progress bars of other libraries out of files and pipes. Ours are quiet there already."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # and that of huggingface_hub
+        datasets.disable_progress_bars()
 
 
 def print_json(report: dict[str, Any]) -> None:
@@ -63,6 +74,13 @@ def print_inspection(found: Inspection) -> None:
         f"{found.model_type}: hidden size {found.hidden_size:,}, {neurons}; {found.dtype}. "
         "FLOPs: of products with matrices, attention scores left out."
     )
+    print_table(inspection_rows(found))
+    for error in dict.fromkeys(each.error for each in found.sliced if each.error):
+        print(error)
+
+
+def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
+    """The dense model and what it can become, a row each. Energy has columns where it was measured."""
 
     def count(neurons):
         return f"{neurons:,}" if neurons else "-"
@@ -70,42 +88,51 @@ def print_inspection(found: Inspection) -> None:
     def figures(cost):
         return f"{cost.bytes / 1e6:,.1f} MB", f"{cost.flops_per_token / 1e9:,.3f}"
 
+    def energy(kept):
+        return (percent(sum(kept) / len(kept)), percent(min(kept))) if kept else ()
+
+    measured = 2 * any(each.energy_kept for each in found.sliced)
     dense, width = found.dense, f"{found.hidden_size:,}"
-    rows = [
-        ("rotation", "embeddings", "asked for", "width", "neurons", "parameters", "change", "size", "GFLOPs/token"),
-        ("dense", "-", "-", width, count(found.inner), f"{dense.parameters:,}", "-", *figures(dense)),
-    ]
+    header = ("rotation", "embeddings", "asked for", "width", "neurons", "parameters", "change", "size")
+    row = ("dense", "-", "-", width, count(found.inner), f"{dense.parameters:,}", "-", *figures(dense))
+    rows = [(*header, "GFLOPs per token", *("energy kept", "least")[:measured]), (*row, *["-"] * measured)]
     for each in found.sliced:
         key = "sparsity" if each.parameter_reduction is None else "parameter_reduction"
         row = (each.rotation, each.embeddings, f"{key.replace('_', ' ')} {getattr(each, key)}")
         if each.error:
-            rows.append((*row, *["-"] * 6))
+            rows.append((*row, *["-"] * (6 + measured)))
             continue
         sliced = [width for width in each.widths if width < found.hidden_size] or each.widths
         row += (span(sliced), count(each.inner or found.inner), f"{each.cost.parameters:,}", f"{each.change:+.1%}")
-        rows.append((*row, *figures(each.cost)))
-    print_table(rows)
-    for error in dict.fromkeys(each.error for each in found.sliced if each.error):
-        print(error)
+        rows.append((*row, *figures(each.cost), *energy(each.energy_kept)))
+    return rows
 
 
 def print_record(record: dict[str, Any]) -> None:
     """What a sliced checkpoint says of itself, and of how it was made."""
     rows = {key: value for key, value in record.items() if key != "slicegpt"} | (record["slicegpt"] or {})
     for key, value in rows.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {held}" for name, held in value.items())
-        elif isinstance(value, list):
-            value = span(value)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value = f"{value:,}"
         if value not in (None, ""):
-            print(f"{key.replace('_', ' ')}: {value}")
+            print(f"{key.replace('_', ' ')}: {said(value)}")
+
+
+def said(value: Any) -> str:
+    """What a record holds, in a line."""
+    if isinstance(value, dict):
+        apart = "; " if any(isinstance(held, dict) for held in value.values()) else ", "
+        return apart.join(f"{name} {said(held)}" for name, held in value.items() if held is not None)
+    if isinstance(value, list):
+        return ", ".join(value) if value and isinstance(value[0], str) else span(value)
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def span(values: list[float]) -> str:
     """From the smallest to the largest, or the one that all are."""
     return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
+
+
+def percent(share: float) -> str:
+    return f"{share:.2%}"
 
 
 def change(before: float, after: float) -> str:

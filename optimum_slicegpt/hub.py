@@ -19,7 +19,7 @@ from huggingface_hub import (
 from huggingface_hub.utils import httpx
 from transformers import AutoTokenizer, PreTrainedModel
 
-from .model_card import OURS, TAGS, check_sliced, model_card
+from .model_card import OURS, TAGS, check_sliced, model_card, save_picture
 
 
 PLACEHOLDER = (
@@ -95,7 +95,7 @@ def push_to_hub(
         self.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        card = model_card(self, repo_id=repo_id, token=token)
+        card = model_card(self, repo_id=repo_id, picture=save_picture(self.config, folder), token=token)
         if readme is not None:
             card = _replacement(readme, card)
         if card is not None:

@@ -44,6 +44,7 @@ class Outcome:
         inner (`int`, *optional*): neurons kept in each MLP; `None` where they stay.
         cost ([`Cost`], *optional*): of the sliced model.
         change (`float`, *optional*): of the number of parameters, relative to the dense model.
+        energy_kept (`list[float]`, *optional*): share of the stream's energy that is kept, per site; once measured.
         error (`str`, *optional*): why there is no such model.
     """
 
@@ -55,6 +56,7 @@ class Outcome:
     inner: int | None = None
     cost: Cost | None = None
     change: float | None = None
+    energy_kept: list[float] | None = None
     error: str | None = None
 
 

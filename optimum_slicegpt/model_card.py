@@ -3,83 +3,23 @@
 import os
 import re
 from collections import Counter
-from pathlib import PureWindowsPath
+from functools import partial
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import is_matplotlib_available
 
 
 TAGS = ("slicegpt", "optimum-slicegpt", "compressed", "pruning", "arxiv:2401.15024")
 OURS = (
     "<!-- Written by optimum-slicegpt, and rewritten by push_to_hub. Remove this line to keep a card of your own. -->"
 )
-TEMPLATE = """\
----
-{{ card_data }}
----
-
-{{ ours }}
-
-# {{ title }}
-
-{{ base }}, made smaller with [SliceGPT](https://arxiv.org/abs/2401.15024): the residual stream was rotated onto its \
-principal axes, and the rows and columns of every weight matrix that matter least there were deleted. What is left is \
-a dense model that needs no special kernels.
-{%- if change %}
-
-{{ change }}
-{%- endif %}
-{%- if perplexity %}
-
-{{ perplexity }}
-{%- endif %}
-
-## Use
-
-With transformers alone, which takes the few files of code that the architecture needs from here:
-
-```python
-from transformers import {{ auto_class }}
-
-model = {{ auto_class }}.from_pretrained("{{ location }}", trust_remote_code=True)
-```
-
-With the package (`pip install optimum-slicegpt`), which runs no code from here:
-
-```python
-import optimum_slicegpt
-from transformers import {{ auto_class }}
-
-model = {{ auto_class }}.from_pretrained("{{ location }}")
-```
-{%- if settings %}
-
-## How it was made
-
-| Setting | Value |
-| --- | --- |
-{%- for name, value in settings.items() %}
-| {{ name }} | {{ value }} |
-{%- endfor %}
-{%- endif %}
-
-## Citation
-
-```bibtex
-{% raw -%}
-@inproceedings{ashkboos2024slicegpt,
-  title = {{SliceGPT}: Compress Large Language Models by Deleting Rows and Columns},
-  author = {Saleh Ashkboos and Maximilian L. Croci and Marcelo Gennari do Nascimento and Torsten Hoefler
-            and James Hensman},
-  booktitle = {International Conference on Learning Representations},
-  year = {2024}
-}
-{%- endraw %}
-```
-"""
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+PICTURE = "slicegpt.png"
 PIPELINES = {"CausalLM": "text-generation", "SequenceClassification": "text-classification"}
 
 
@@ -88,6 +28,7 @@ def model_card(
     *,
     repo_id: str | None = None,
     license: str | None = None,
+    picture: str | None = None,
     token: bool | str | None = None,
 ) -> ModelCard:
     """
@@ -99,6 +40,7 @@ def model_card(
         license (`str`, *optional*):
             Its licence. By default that of the base model's card: in its folder, on the Hub or in the Hub's cache. No
             licence is named if none of them can be reached; the Hub is asked once and given 5 seconds.
+        picture (`str`, *optional*): name of a file beside the card, see [`save_picture`].
         token (`bool` or `str`, *optional*): to ask the Hub with.
 
     Returns:
@@ -123,16 +65,40 @@ def model_card(
     )
     return ModelCard.from_template(
         data,
-        template_str=TEMPLATE,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
         ours=OURS,
         title=repo_id.rpartition("/")[2] if repo_id else f"{base.rpartition('/')[2] or config.model_type}, sliced",
         base=f"[{base}](https://huggingface.co/{base})" if on_hub else base or "A language model",
         change=_parameter_change(record),
         perplexity=_perplexity(record),
+        recovery=_recovery(record),
         auto_class=f"AutoModelFor{head}" if head else "AutoModel",
         location=repo_id or "path/to/this/folder",
-        settings=_settings(config, record),
+        picture=picture,
+        # A bar ends a cell, and a file may be called anything.
+        settings={name: value.replace("|", "\\|") for name, value in settings(config, record).items()},
     )
+
+
+def save_picture(config: PreTrainedConfig, folder: Path) -> str | None:
+    """
+    Writes the card's picture, the width of the stream and the energy kept at every site.
+
+    Args:
+        config (`PreTrainedConfig`): of a sliced model.
+        folder (`pathlib.Path`): where to, beside the card.
+
+    Returns:
+        `str`: name of the file. `None` without matplotlib, or if `config.slicegpt` does not tell the energies.
+    """
+    energy = (config.slicegpt or {}).get("energy_kept")
+    if not energy or not is_matplotlib_available():
+        return None
+    from .figures import png, widths_and_energy  # which cannot be imported without matplotlib
+
+    draw = partial(widths_and_energy, config.original_hidden_size, config.widths, energy)
+    (folder / PICTURE).write_bytes(png(draw))
+    return PICTURE
 
 
 def public_name(name_or_path: str) -> str:
@@ -226,13 +192,24 @@ def _perplexity(record: dict[str, Any]) -> str | None:
     return f"Perplexity{on}: {', '.join(figures)}."
 
 
-def _settings(config: Any, record: dict[str, Any]) -> dict[str, str]:
+def _recovery(record: dict[str, Any]) -> str | None:
+    done = record.get("recovery")
+    if not done:
+        return None
+    figures = [done.get(f"perplexity_{when}") for when in ("before", "after")]
+    known = all(figure is not None for figure in figures)
+    went = ": perplexity on held-out sequences went from {:.2f} to {:.2f}".format(*figures) if known else ""
+    return f"It was fine-tuned after that{went}."
+
+
+def settings(config: PreTrainedConfig, record: dict[str, Any]) -> dict[str, str]:
     """Rows of the card's table, without those that are not known."""
 
     def known(key: str, say: Any = str, given: dict[str, Any] = record) -> str | None:
         return None if given.get(key) is None else say(given[key])
 
-    calibration = record.get("calibration") or {}
+    calibration, recovery = record.get("calibration") or {}, record.get("recovery") or {}
+    training = recovery.get("settings") or {}
     rows = {
         "Sparsity asked for": known("sparsity", "{:.1%} of the hidden dimensions".format),
         "Reduction asked for": known("parameter_reduction", "{:.1%} of the parameters".format),
@@ -253,9 +230,14 @@ def _settings(config: Any, record: dict[str, Any]) -> dict[str, str]:
         "Calibration tokens": known("tokens", "{:,}".format, given=calibration),
         "Calibration dtype": known("dtype"),
         "Seed": known("seed"),
+        "Fine-tuned": known("full", {True: "all parameters", False: "with LoRA"}.get, given=training),
+        "Rank of LoRA": None if training.get("full") else known("lora_rank", given=training),
+        "Fine-tuned on": known("source", given=recovery),
+        "Fine-tuned for": known("steps", "{:,} steps".format, given=recovery),
+        "Learning rate": known("learning_rate", given=training),
+        "Learned from": known("distill", {True: "the dense model, too", False: "data alone"}.get, given=training),
     }
-    # A bar ends a cell, and a file may be called anything.
-    return {name: value.replace("|", "\\|") for name, value in rows.items() if value is not None}
+    return {name: value for name, value in rows.items() if value is not None}
 
 
 def _widths(widths: list[int]) -> str:

@@ -13,6 +13,7 @@ from .configuration import SliceGPTConfig
 from .export import export_obstacle
 from .model_card import public_name
 from .sampling import sampled_batches
+from .sizes import parameters_by_part
 from .walk import SlicedResult
 from .widths import SlicePlan
 
@@ -42,7 +43,8 @@ class SliceGPTQuantizer:
         """
         Slices a model in place: the object becomes an instance of its family's sliced class.
 
-        Everything that can be refused is refused before anything changes.
+        Everything that can be refused is refused before anything changes. Several processes that each call this, with
+        the same arguments, share out the calibration batches, and each gets the result.
 
         Args:
             model (`PreTrainedModel`): a dense causal language model of a supported family.
@@ -53,7 +55,9 @@ class SliceGPTQuantizer:
             `PreTrainedModel`: `model` itself.
 
         Raises:
-            ValueError: the model, the widths or the calibration data cannot be used; activations are not finite.
+            ConnectionError: another process has failed.
+            ValueError: the model, the widths or the calibration data cannot be used; activations are not finite;
+                processes were given different things.
         """
         plan, batches = self.prepare(model, tokenizer)
         result = compress(model, plan, batches.batches, self.config)
@@ -64,18 +68,12 @@ class SliceGPTQuantizer:
         """What [`compress`] wants to know. Raises what [`SliceGPTQuantizer.quantize_model`] does before it starts."""
         check_sliceable(model)
         plan = SlicePlan.from_config(self.config, model.config)
-        batches = self._calibration(model, tokenizer)
-        if batches.ntokens < plan.hidden_size:
-            logger.warning(
-                f"{batches.ntokens} calibration tokens for a hidden size of {plan.hidden_size}: fewer tokens than "
-                "dimensions leave axes undetermined. Raise nsamples or seqlen."
-            )
-        return plan, batches
+        return plan, self.calibration_batches(model, tokenizer)
 
     def conclude(self, model: PreTrainedModel, plan: SlicePlan, batches: TokenBatches, result: SlicedResult) -> None:
         """Notes on the sliced model how it was made of the dense one, and warns if it grew."""
         sliced, parameters = result.model, model.num_parameters()
-        sliced.config.slicegpt = self._record(model, plan, batches, result, parameters)
+        sliced.config.slicegpt = self._record(model, plan, batches, result)
         if not plan.shortcuts:
             logger.info(export_obstacle(sliced) or "A stock class can hold this model; see export_stock.")
         if sliced.num_parameters() > parameters:
@@ -84,7 +82,22 @@ class SliceGPTQuantizer:
                 f"widths of {min(plan.widths)} removes is less than shortcuts and projections add. Raise sparsity."
             )
 
-    def _calibration(self, model, tokenizer) -> TokenBatches:
+    def calibration_batches(self, model: PreTrainedModel, tokenizer: Any = None) -> TokenBatches:
+        """
+        What `quantize_model` calibrates on; its arguments are the same. Warns of fewer tokens than dimensions.
+
+        Raises:
+            ValueError: the calibration data cannot be used.
+        """
+        batches = self._batches(model, tokenizer)
+        if batches.ntokens < model.config.hidden_size:
+            logger.warning(
+                f"{batches.ntokens} calibration tokens for a hidden size of {model.config.hidden_size}: fewer tokens "
+                "than dimensions leave axes undetermined. Raise nsamples or seqlen."
+            )
+        return batches
+
+    def _batches(self, model, tokenizer) -> TokenBatches:
         config = self.config
         if isinstance(config.dataset, str) and config.dataset == "self":
             return sampled_batches(
@@ -105,9 +118,9 @@ class SliceGPTQuantizer:
             vocab_size=model.config.vocab_size,
         )
 
-    def _record(self, model, plan, batches: TokenBatches, result: SlicedResult, parameters: int) -> dict[str, Any]:
+    def _record(self, model, plan, batches: TokenBatches, result: SlicedResult) -> dict[str, Any]:
         """How the model was made, for `config.slicegpt`."""
-        settings = self.config.to_dict()
+        settings, parts = self.config.to_dict(), parameters_by_part(model)
         made_with = ("sparsity", "parameter_reduction", "mlp_sparsity", "rotation", "refit", "metric")
         made_with += ("round_to", "slice_head", "orientation", "seed", "dtype")
         return {
@@ -116,8 +129,9 @@ class SliceGPTQuantizer:
             "embeddings": "tied" if plan.tied else "sliced",
             "inner": plan.inner,
             "calibration": {"source": batches.source, "tokens": batches.ntokens},
-            "parameters_before": parameters,
+            "parameters_before": sum(parts.values()),
             "parameters_after": result.model.num_parameters(),
+            "parameters_by_part": {"before": parts, "after": parameters_by_part(result.model)},
             "energy_kept": [round(share, 6) for share in result.energy_kept],
             "seconds": {phase: round(seconds, 2) for phase, seconds in result.seconds.items()},
         }

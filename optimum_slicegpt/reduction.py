@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .sizes import Size
 
 
-NEURONS_PER_DIMENSION = 16.0
+NEURONS_PER_DIMENSION = 6.0
 """
 Share of neurons deleted for each share of hidden dimensions. Measured on SmolLM2, where damage hardly changes from 4
 on upwards, and is larger below.

@@ -7,6 +7,7 @@ repairs what earlier blocks have lost. All of it is linear regression, on tokens
 """
 
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +25,6 @@ from .walk import Walk
 
 DAMPING = 0.1
 """Share of the identity in the metric: how far directions count that calibration found the loss insensitive to."""
-
-READER_TOKENS = 4
-"""Readers are fitted on one token in so many: they have fewer unknowns than writers."""
 
 AXES_TOKENS = {"none": 8, "fisher": 16}
 """Second moments before the walk are taken on so many tokens for every dimension, by metric; gradients are noisy."""
@@ -53,7 +51,8 @@ class RefitWalk(Walk):
         with self.phase("axes"):
             moments = Loaded(self.moments["signal"], lambda moment: moment.to(self.device))
             metrics = Loaded(range(len(moments)), self.metric)
-            self.shared = self.oriented(shared_axes(moments, metrics, self.plan.widths[0]))
+            axes = shared_axes(moments, metrics, self.plan.widths[0], progress=partial(self.progress, desc="Axes"))
+            self.shared = self.processes.agreed(self.oriented(axes))
 
     def begin(self) -> None:
         self.enter([signal.hidden for signal in self.signals])
@@ -71,18 +70,28 @@ class RefitWalk(Walk):
     # Axes
 
     def enough(self, tokens_per_dimension: int) -> int:
-        """Number of batches, from the first, that have so many tokens for every dimension of the stream."""
+        """Number of this process's batches among the first that have so many tokens for every dimension."""
         count, wanted = 0, tokens_per_dimension * self.plan.hidden_size
-        while count < len(self.signals) and wanted > 0:
-            wanted -= self.signals[count].hidden.shape[:-1].numel()
+        while count < len(self.batch_tokens) and wanted > 0:
+            wanted -= self.batch_tokens[count]
             count += 1
-        return count
+        return len(self.processes.share(range(count)))
 
     def metric(self, site: int) -> Tensor | None:
-        """How deviations at a site are weighed `(D, D)`, or `None` for all alike."""
+        """
+        How deviations at a site are weighed `(D, D)`, or `None` for all alike.
+
+        Raises:
+            ValueError: the calibration tokens give no gradient.
+        """
         if self.config.metric == "none":
             return None
         moment = self.moments["gradient"][site].to(self.device)
+        if not moment.trace() > 0:
+            raise ValueError(
+                f"metric='fisher' found no gradient at {self.site_name(site)}; the model is unchanged. Calibrate on "
+                "sequences of at least 2 tokens, or use metric='none'."
+            )
         identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device) / len(moment)
         return moment / moment.trace() + DAMPING * identity
 
@@ -105,16 +114,19 @@ class RefitWalk(Walk):
                 for signal, stream in zip(self.signals, streams, strict=True):
                     stream = signal.tokens(stream.to(self.device))
                     add_second_moment_(moment, stream / root_mean_square(stream))
+                self.processes.add_up(moment)
             self.check_finite(moment, self.site)
         with self.phase("axes"):
             metric = self.metric(self.site)
             if self.plan.shortcuts:
-                self.read = self.oriented(weighed_axes(moment, metric)[:, : self.plan.widths[self.site]])
+                axes = weighed_axes(moment, metric)[:, : self.plan.widths[self.site]]
+                self.read = self.processes.agreed(self.oriented(axes))
             else:
                 self.read = self.shared
             self.write = self.read
             if metric is not None:
-                self.write = torch.linalg.solve(self.read.T @ metric @ self.read, self.read.T @ metric).T
+                write = torch.linalg.solve(self.read.T @ metric @ self.read, self.read.T @ metric).T
+                self.write = self.processes.agreed(write)
             self.energy_kept.append(((self.read.T @ moment @ self.read).trace() / moment.trace()).item())
 
     # Blocks
@@ -127,13 +139,14 @@ class RefitWalk(Walk):
                 self.block(index, block, None, None)
             return
         with self.phase("forward"), placed(dense, self.device, self.dtype):
-            after = []
+            after = [[] for _ in blocks]
             for each in self.signals:
                 hidden = each.hidden.to(self.device)
                 streams = layer_streams(dense, self.family, hidden, each.layer_kwargs[index])
-                after.append([self.keep(stream) for stream in at_site(streams, self.family, hidden)])
+                for targets, stream in zip(after, at_site(streams, self.family, hidden), strict=True):
+                    targets.append(self.keep(stream))
         before = [each.hidden for each in self.signals]
-        for block, targets in zip(blocks, zip(*after, strict=True), strict=True):
+        for block, targets in zip(blocks, after, strict=True):
             self.block(index, block, before, targets)
             before = targets
         for signal, stream in zip(self.signals, before, strict=True):
@@ -183,10 +196,11 @@ class RefitWalk(Walk):
         fit = LeastSquares(prior.shape[1], prior.shape[0], self.device)
         with self.phase("regression"):
             for signal, dense, sliced in zip(self.signals, before, self.streams, strict=True):
-                pair = [signal.tokens(stream.to(self.device))[::READER_TOKENS].float() for stream in (sliced, dense)]
+                pair = [signal.tokens(stream.to(self.device)) for stream in (sliced, dense)]
                 fit.add(*(nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair))
+            self.processes.add_up(*fit.sums)
         with self.phase("solve"):
-            return fit.solve(prior.T).T
+            return self.processes.agreed(fit.solve(prior.T).T)
 
     def fit_writers(self, index: int, block: Block, shortcut: Tensor | None, after: list[Tensor]) -> None:
         """Solves a block's writers again, deletes neurons of its MLP, and takes the sliced stream to the next site."""
@@ -207,16 +221,19 @@ class RefitWalk(Walk):
                 target = signal.tokens(target.to(self.device))
                 wanted = (target @ goal).float() - signal.tokens(self.passed_on(stream, shortcut))
                 weight = 1 / root_mean_square(target)
-                fit.add(weight * signal.tokens(given.to(self.device)), weight * wanted)
+                given = signal.tokens(given.to(self.device))
+                fit.add(given * weight.to(given), (wanted * weight).to(given))
+            self.processes.add_up(*fit.sums)
 
         with self.phase("solve"):
-            fitted, stays = fit.solve(torch.cat(rows)), None
+            fitted, stays = self.processes.agreed(fit.solve(torch.cat(rows))), None
             if self.plan.inner is not None and self.family.mlp_writer in writers:
                 position = block.writers.index(self.family.mlp_writer)
                 first, count = sum(sizes[:position]), sizes[position]
                 # All directions alike, whatever the metric: by the gradient, neurons are chosen for this text alone.
                 neurons = slice(first, first + count)
-                fitted, stays = fit.without(neurons, count - self.plan.inner, fitted)
+                without = fit.without(neurons, count - self.plan.inner, fitted)
+                fitted, stays = map(self.processes.agreed, without)
                 sizes[position] = self.plan.inner
                 self.keep_neurons(sliced, stays[first : first + self.plan.inner] - first, count)
             parts = fitted.split(sizes)

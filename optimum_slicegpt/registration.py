@@ -1,5 +1,6 @@
 """Tells the libraries around us about sliced models. Safe to run twice."""
 
+import logging
 from typing import Any
 
 from peft.utils import constants as peft_constants
@@ -29,11 +30,22 @@ def compress(self: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = Non
     return SliceGPTQuantizer(config).quantize_model(self, tokenizer)
 
 
+def follow_verbosity() -> None:
+    """Messages are of the level that `transformers.logging` or TRANSFORMERS_VERBOSITY sets."""
+    logger = logging.getLogger("optimum_slicegpt")
+    if not logger.handlers:
+        logger.parent = logging.getLogger("transformers")  # whose level is inherited, but not its name on every line
+        logger.propagate = False
+        logger.addHandler(logging.StreamHandler())
+        logger.handlers[0].setFormatter(logging.Formatter("[optimum-slicegpt] %(message)s"))
+
+
 def register() -> None:
     """`from_pretrained(quantization_config=SliceGPTConfig(...))`, `model.compress(...)`, default targets of PEFT."""
     if "slicegpt" not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config("slicegpt")(SliceGPTConfig)
         register_quantizer("slicegpt")(SliceGPTHfQuantizer)
+    follow_verbosity()
     PreTrainedModel.compress = compress
     SlicedModelMixin.push_to_hub = push_to_hub
 

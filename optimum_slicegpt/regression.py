@@ -16,6 +16,9 @@ HELD_OUT = 8
 JUDGED_OUTPUTS = 64
 """So many outputs, evenly spaced, are enough to choose the strength by."""
 
+TOKENS_AT_ONCE = 1024
+"""Products of so many tokens are rounded, and then summed in float64: in bfloat16, roundings are to cancel out."""
+
 COMPENSATION = 1e-3
 """Strength of the ridge where inputs that are deleted are expressed by those that stay."""
 
@@ -42,13 +45,22 @@ class LeastSquares:
         """
         Adds the products of some tokens, of which the last are held out.
 
+        Those of inputs with outputs are taken in the tokens' dtype, those of inputs with each other in float32 at
+        least: rounded, they would not be positive definite.
+
         Args:
-            a (`torch.Tensor` of shape `(tokens, inputs)`), y (`torch.Tensor` of shape `(tokens, outputs)`): float32.
+            a (`torch.Tensor` of shape `(tokens, inputs)`), y (`torch.Tensor` of shape `(tokens, outputs)`): one dtype.
         """
         fitted = len(a) - len(a) // HELD_OUT
         for part, tokens in enumerate((slice(fitted), slice(fitted, None))):
-            _add_gram_(self._gram[part], a[tokens])
-            self._cross[part] += a[tokens].T @ y[tokens]
+            _add_gram_(self._gram[part], a[tokens].to(torch.promote_types(a.dtype, torch.float32)))
+            for inputs, outputs in zip(a[tokens].split(TOKENS_AT_ONCE), y[tokens].split(TOKENS_AT_ONCE), strict=True):
+                self._cross[part] += inputs.T @ outputs
+
+    @property
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """All that is kept of the tokens: regressions of other tokens are joined by adding theirs, in place."""
+        return self._gram, self._cross
 
     def solve(self, prior: Tensor) -> Tensor:
         """

@@ -1,6 +1,6 @@
 """Pure mathematics of rotations, on tensors. Imports torch and nothing of ours."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -107,7 +107,11 @@ def weighed_axes(second_moment: Tensor, metric: Tensor | None) -> Tensor:
 
 
 def shared_axes(
-    second_moments: Sequence[Tensor], metrics: Sequence[Tensor] | Sequence[None], width: int, steps: int = 60
+    second_moments: Sequence[Tensor],
+    metrics: Sequence[Tensor] | Sequence[None],
+    width: int,
+    steps: int = 60,
+    progress: Callable = iter,
 ) -> Tensor:
     """
     Orthonormal axes that lose least over all sites together.
@@ -121,6 +125,7 @@ def shared_axes(
         metrics (`Sequence[torch.Tensor]` of shape `(D, D)`, float64, or of `None`): how each site weighs deviations.
         width (`int`): number of axes, k.
         steps (`int`, defaults to 60): at most so many.
+        progress (callable, *optional*): wraps the range of steps.
 
     Returns:
         `torch.Tensor` of shape `(D, k)`, float64, orthonormal columns.
@@ -144,7 +149,7 @@ def shared_axes(
 
     rate = 1.0
     loss, slope = loss_and_slope(deleted)
-    for _ in range(steps):
+    for _ in progress(range(steps)):
         while rate > 1e-6:
             trial = torch.linalg.qr(deleted - rate * slope / slope.norm())[0]
             trial_loss, trial_slope = loss_and_slope(trial)

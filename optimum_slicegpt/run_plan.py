@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from .configuration import SliceGPTConfig
 from .modeling.families import family_of
 from .modeling.weights import Writer
-from .refit import AXES_TOKENS, READER_TOKENS
+from .refit import AXES_TOKENS
 from .rotation import ROWS_AT_ONCE
 from .sizes import blocks, product_size
 from .widths import SlicePlan
@@ -33,7 +33,8 @@ class RunPlan:
 
     Args:
         passes (`list[str]`): what each pass over the weights is for.
-        parameters_before (`int`), parameters_after (`int`): of the model.
+        parameters_before (`int`): of the dense model.
+        parameters_after (`int`): of the sliced one.
         bytes_read (`int`): of the checkpoint, in all passes.
         bytes_written (`int`): of the sliced checkpoint.
         bytes_beside (`int`): of files that are needed while streaming, at most.
@@ -134,12 +135,12 @@ class _Run:
         return [*before, "slicing"]
 
     def _fits(self):
-        """Inputs and outputs of each regression, and one token in how many it is taken on."""
-        reading = self.width, self.size, READER_TOKENS
+        """Numbers of inputs and outputs of each regression."""
+        reading = self.width, self.size
         for inputs, (_, _, block) in zip(self.inputs, blocks(self.model), strict=True):
             yield from [reading] * len(block.reads)
             if not block.keeps_width:
-                yield inputs, self.width, 1
+                yield inputs, self.width
         yield reading
 
     @property
@@ -154,7 +155,7 @@ class _Run:
     def matrices(self):
         axes = 7 * self.size**2
         rows = ROWS_AT_ONCE * (self.size + self.width) + 2 * self.size**2
-        fits = (5 * inputs**2 + 4 * inputs * outputs for inputs, outputs, _ in self.fits)
+        fits = (5 * inputs**2 + 4 * inputs * outputs for inputs, outputs in self.fits)
         return 8 * max(axes, rows, *fits, 0)
 
     def flops(self) -> dict[str, float]:
@@ -166,8 +167,9 @@ class _Run:
         forward += self.few * (4 * dense + 3 * head if self.fisher else dense)
         moments = 2 * self.size**2 * self.sites
         moments *= self.few * (1 + self.fisher) if self.measured else self.tokens
-        sums = sum(self.tokens / every * (inputs**2 + 2 * inputs * outputs) for inputs, outputs, every in self.fits)
-        solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs, _ in self.fits)
+        forward += 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
+        sums = self.tokens * sum(inputs**2 for inputs, _ in self.fits)
+        solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs in self.fits)
         axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)
         composed = 2 * self.size * self.model.num_parameters() - head * self.size * self.plan.tied
         flops = Counter({str(self.dtype).removeprefix("torch."): forward})

@@ -1,7 +1,8 @@
 """Calibration text that a model writes itself: no data is needed, and no domain is chosen."""
 
 import torch
-from transformers import PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
+from transformers.utils import logging
 
 from .assembly import evaluating
 from .calibration import TokenBatches
@@ -37,18 +38,28 @@ def sampled_batches(
     vocab_size, device = model.config.vocab_size, model.device
     devices = [device] if device.type == "cuda" else []
     written = []
-    with torch.random.fork_rng(devices), evaluating(model):
+    bar = logging.tqdm(total=nsamples * (seqlen - 1), desc="Writing", unit="token", disable=None)
+
+    def counted(ids, scores):
+        bar.update(len(ids))
+        return scores
+
+    with torch.random.fork_rng(devices), evaluating(model), bar:
         torch.manual_seed(seed or 0)
         for count in [SEQUENCES] * (nsamples // SEQUENCES) + [nsamples % SEQUENCES] * bool(nsamples % SEQUENCES):
             ids = torch.randint(vocab_size, (count, 1), device=device)
             greedy = min(GREEDY_TOKENS, seqlen - 1)
-            for new, sampling in (
-                (greedy, {"do_sample": False}),
-                (seqlen - 1 - greedy, {"do_sample": True, "top_k": 0}),
-            ):
+            for new, sampling in ((greedy, {"do_sample": False}), (seqlen - 1 - greedy, FREELY)):
                 if new:
                     mask = torch.ones_like(ids)
                     # Past the end of a text another one begins.
-                    ids = model.generate(ids, attention_mask=mask, max_new_tokens=new, eos_token_id=None, **sampling)
+                    ids = model.generate(
+                        ids,
+                        attention_mask=mask,
+                        max_new_tokens=new,
+                        eos_token_id=None,
+                        logits_processor=LogitsProcessorList([counted]),
+                        **sampling,
+                    )
             written.append(ids.cpu())
     return TokenBatches([{"input_ids": part} for part in torch.cat(written).split(batch_size)], "self")

@@ -13,6 +13,9 @@ from .modeling.families import family_of
 from .modeling.weights import Reader, StreamWeight, Writer
 
 
+PARTS = ("embeddings", "attention", "mlp", "shortcuts", "head", "norms")
+
+
 def mlp_inner(config) -> int:
     """Neurons in each MLP of a dense model."""
     return getattr(config, family_of(config).inner_key) or 4 * config.hidden_size  # GPT-2 may leave it open
@@ -146,6 +149,36 @@ def product_size(model: PreTrainedModel, tied: bool) -> Size:
     return size
 
 
+def parameters_by_part(model: PreTrainedModel) -> dict[str, int]:
+    """
+    Parameters of a model, dense or sliced, by what they belong to. A matrix that two parts share counts for the first.
+
+    Args:
+        model (`PreTrainedModel`): a causal language model; `meta` tensors will do.
+
+    Returns:
+        `dict[str, int]`: of each of [`PARTS`]; their sum is `model.num_parameters()`. What leads from tied embeddings
+        to the stream counts as embeddings, what leads back as head, and whatever is of no other part as norms.
+    """
+    family = family_of(model.config)
+    body = model.base_model.get_submodule(family.body)
+    layers, final_norm = getattr(body, family.layers), getattr(body, family.final_norm)
+    modules_of_parts = (
+        [*(getattr(body, name) for name in family.embeddings), getattr(layers[0], "embedding_projection", None)],
+        [getattr(layer, family.attn) for layer in layers],
+        [getattr(layer, name) for layer in layers for name in family.mlp],
+        [getattr(layer, block.shortcut, None) for layer in layers for block in family.blocks],
+        [getattr(final_norm, "projection", None), getattr(model, family.head)],
+        [model],
+    )
+    counts, seen = {}, set()
+    for part, modules in zip(PARTS, modules_of_parts, strict=True):
+        parameters = {id(each): each for module in filter(None, modules) for each in module.parameters()}
+        counts[part] = sum(each.numel() for key, each in parameters.items() if key not in seen)
+        seen.update(parameters)
+    return counts
+
+
 def blocks(model: PreTrainedModel) -> Iterator[tuple]:
     """Site, decoder layer and block, for every block in the order in which the stream meets them."""
     family = family_of(model.config)
@@ -168,3 +201,17 @@ def block_weights(model: PreTrainedModel) -> Iterator[tuple[int, StreamWeight, n
 
 def has_bias(norm: nn.Module) -> bool:
     return getattr(norm, "bias", None) is not None
+
+
+def flops_per_token(model: PreTrainedModel) -> int:
+    """
+    What a token takes in a model as it is, dense or sliced: products with matrices, head included, two operations a
+    multiplication. Attention scores, whose number depends on the length of the context, are left out.
+
+    Raises:
+        ValueError: the model's family is not in the table.
+    """
+    config = model.config
+    widths = getattr(config, "widths", None) or [config.hidden_size] * family_of(config).num_sites(config)
+    products = product_size(model, tied=getattr(config, "embedding_size", None) is not None)
+    return 2 * products(widths, shortcuts=getattr(config, "shortcuts", False))

@@ -16,13 +16,14 @@ from .calibration import find_tokenizer
 from .checkpoint import Checkpoint
 from .compress import compress
 from .configuration import SliceGPTConfig
-from .model_card import model_card
+from .model_card import model_card, save_picture
 from .on_disk import STATE, WEIGHTS, OnDisk
+from .processes import Processes
 from .quantizer import SliceGPTQuantizer
 from .run_plan import RunPlan
 from .shards import DEFAULT_SHARD_SIZE, verify_checkpoint
 from .walk import SlicedResult
-from .writing import check_absent, locked, move_into_place, sync_folder
+from .writing import check_output, locked, move_into_place, sync_folder
 
 
 logger = logging.get_logger(__name__)
@@ -88,7 +89,8 @@ class StreamedRun:
     Raises:
         FileExistsError: `output` is not empty.
         OSError: there is no such model.
-        ValueError: the model, its files, the widths, the sizes or the calibration data cannot be used.
+        ValueError: the model, its files, the widths, the sizes or the calibration data cannot be used; several
+            processes were started.
     """
 
     def __init__(
@@ -104,8 +106,14 @@ class StreamedRun:
         resume: bool = False,
         trust_remote_code: bool = False,
     ):
+        processes = Processes(config.device or "cpu")
+        if processes.count > 1:
+            raise ValueError(
+                f"Streaming works in one process, and these are {processes.count}; start it without a launcher, or "
+                "slice in memory."
+            )
         self.output = Path(output).resolve()
-        check_absent(self.output)
+        check_output(self.output)
         if isinstance(config.dataset, str) and config.dataset == "self":
             raise ValueError(
                 "dataset='self' has the whole model write text, and streaming never holds it; give other data, or "
@@ -151,7 +159,7 @@ class StreamedRun:
         """
         self.output.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.output):
-            check_absent(self.output)
+            check_output(self.output)
             saved = self._saved_state()
             try:
                 storage = OnDisk(
@@ -224,7 +232,7 @@ class StreamedRun:
         self.quantizer.conclude(self.checkpoint.model, self.slice_plan, self.batches, result)
         shutil.rmtree(beside, ignore_errors=True)
         model.save_pretrained(beside, state_dict={})  # everything but weights
-        model_card(model).save(beside / "README.md")
+        model_card(model, picture=save_picture(model.config, beside)).save(beside / "README.md")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(beside)
         shutil.copytree(beside, weights, dirs_exist_ok=True)

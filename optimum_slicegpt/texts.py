@@ -45,7 +45,8 @@ DATASETS = {
     "python-docs": NamedDataset(None),
 }
 
-_EXTENSIONS = (".txt", ".json", ".jsonl", ".parquet")
+TABLES = (".json", ".jsonl", ".parquet")
+_EXTENSIONS = (".txt", *TABLES)
 
 
 def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = None) -> tuple[list[str], str]:
@@ -134,17 +135,25 @@ def _read_file(path: Path, text_column: str | None) -> list[str]:
         raise ValueError(f"Unknown extension of {str(path)!r}. Convert it to one of {', '.join(_EXTENSIONS)}.")
     if path.suffix == ".txt":
         return [path.read_text(encoding="utf-8")]
+    return _text_column(read_table(path), text_column, path.name)
+
+
+def read_table(path: Path) -> datasets.Dataset:
+    """
+    Rows of a .json, .jsonl or .parquet file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     try:
         if path.suffix == ".parquet":
-            rows = datasets.Dataset(pyarrow.parquet.read_table(path))
-        else:
-            content = path.read_text(encoding="utf-8")
-            lines = [line for line in content.split("\n") if line.strip()]
-            rows = json.loads(content) if path.suffix == ".json" else [json.loads(line) for line in lines]
-            rows = datasets.Dataset.from_list([dict(row) for row in rows])
+            return datasets.Dataset(pyarrow.parquet.read_table(path))
+        content = path.read_text(encoding="utf-8")
+        lines = [line for line in content.split("\n") if line.strip()]
+        rows = json.loads(content) if path.suffix == ".json" else [json.loads(line) for line in lines]
+        return datasets.Dataset.from_list([dict(row) for row in rows])
     except (ValueError, TypeError) as error:
         raise ValueError(f"Cannot read {str(path)!r} as a table of rows with named columns: {error}.") from error
-    return _text_column(rows, text_column, path.name)
 
 
 def _text_column(rows: datasets.Dataset, text_column: str | None, source: str) -> list[str]:

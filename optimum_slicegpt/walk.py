@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from .configuration import SliceGPTConfig
 from .fusion import reader_bias, reader_map, writer_map
 from .modeling.families import family_of
 from .modeling.weights import Reader, Writer
+from .processes import Processes
 from .rotation import compose
 from .signals import first_signal
 from .storage import InMemory
@@ -50,7 +51,8 @@ class Walk:
     Args:
         model (`PreTrainedModel`): a dense causal language model.
         plan ([`SlicePlan`]): what to keep.
-        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
+        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`. Of several
+            processes, each gives all of them and walks with its share.
         config ([`SliceGPTConfig`]): how, and where to compute.
         storage ([`InMemory`] or [`OnDisk`]): where weights and activations are.
     """
@@ -66,7 +68,7 @@ class Walk:
         config: SliceGPTConfig,
         storage: InMemory,
     ):
-        self.dense, self.plan, self.config, self.batches, self.storage = model, plan, config, batches, storage
+        self.dense, self.plan, self.config, self.storage = model, plan, config, storage
         self.family = family_of(model.config)
         self.sliced = build_sliced(model, plan)
         self.dense_body = model.base_model.get_submodule(self.family.body)
@@ -76,6 +78,9 @@ class Walk:
         self.body_name = ".".join(filter(None, (model.base_model_prefix, self.family.body)))
         self.device = torch.device(config.device or storage.home)
         self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
+        self.processes = Processes(self.device)
+        self.batch_tokens = [batch["input_ids"].numel() for batch in batches]  # of all processes
+        self.batches = self.processes.share(batches)
         self.generator = torch.Generator().manual_seed(config.seed or 0)
         self.site, self.energy_kept, self.seconds = 0, [], defaultdict(float)
         adopt_untouched(model, self.sliced)
@@ -164,20 +169,16 @@ class Walk:
             torch.cuda.synchronize(self.device)
         self.seconds[name] += time.perf_counter() - start
 
-    def progress(self, steps: list):
+    def progress(self, steps: Sequence, desc: str = "Slicing"):
         """The steps, with a progress bar on terminals."""
-        return logging.tqdm(steps, desc="Slicing", unit="step", disable=None)
+        return logging.tqdm(steps, desc=desc, unit="step", disable=None if self.processes.is_first else True)
 
     def scale(self, site: int) -> float:
         """Factor by which the stream is scaled at a site, so that a stock norm over its width is exact."""
         return (self.plan.widths[site] / self.plan.hidden_size) ** 0.5
 
     def site_name(self, site: int) -> str:
-        blocks = self.family.blocks
-        layer, block = divmod(site, len(blocks))
-        if layer == len(self.dense_layers):
-            return f"site {site} (before the head)"
-        return f"site {site} (layer {layer}, before its {blocks[block].kind} block)"
+        return f"site {site} ({self.family.site_name(site, self.dense.config)})"
 
     def check_finite(self, moment: Tensor, site: int) -> None:
         """

@@ -159,7 +159,7 @@ def sliced_sites(config: SliceGPTConfig, model_config, tied: bool) -> list[list[
     groups, last = {site: [site] for site in range(sites)}, sites - 1
     for first, second, reason in family.equal_sites(model_config, tied):
         if second == last and not config.slice_head and (config.sparsity or config.parameter_reduction):
-            logger.warning(
+            logger.warning_once(
                 f"Site {first} is not sliced: it must be as wide as site {second}, which the head reads, because "
                 f"{reason}. slice_head=True slices both."
             )

@@ -1,4 +1,4 @@
-"""Output folders: whole, or not there; files: the old content or the new one; and one run at a time."""
+"""Output folders and files: whole, or not there; files replaced at once; and one run at a time."""
 
 import os
 import tempfile
@@ -9,14 +9,18 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-def check_absent(output: Path) -> None:
+def check_output(output: Path) -> Path:
     """
+    The folder's whole path.
+
     Raises:
-        FileExistsError: `output` is something else than an empty folder.
+        FileExistsError: it is something else than an empty folder.
     """
+    output = output.resolve()
     # A mount point cannot be replaced, which would show only at the end.
     if output.exists() and (not output.is_dir() or any(output.iterdir()) or output.is_mount()):
         raise FileExistsError(f"Output {str(output)!r} is there already; give a folder that is absent or empty.")
+    return output
 
 
 def move_into_place(folder: Path, output: Path) -> None:
@@ -60,13 +64,26 @@ def written_aside(output: Path) -> Iterator[Path]:
         BlockingIOError: another run writes to `output`.
         FileExistsError: `output` is something else than an empty folder.
     """
-    output = output.resolve()
-    check_absent(output)
+    output = check_output(output)
     nearest = next(parent for parent in output.parents if parent.exists())
     with locked(output), tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=nearest) as aside:
         folder = Path(aside) / output.name
         yield folder
         move_into_place(folder, output)
+
+
+@contextmanager
+def file_written_aside(output: Path) -> Iterator[Path]:
+    """
+    The same for a single file.
+
+    Raises:
+        FileExistsError: `output` is there.
+    """
+    if output.exists():
+        raise FileExistsError(f"Output {str(output)!r} is there already; give the name of a file that is absent.")
+    with written_aside(output) as file:
+        yield file
 
 
 def write_durably(path: Path, text: str) -> None:

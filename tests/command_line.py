@@ -41,3 +41,18 @@ def optimum_cli(*arguments):
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "slicegpt", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def launched(*arguments, processes=2):
+    """A command in several processes."""
+    return launch("-m", "optimum.commands.optimum_cli", "slicegpt", *arguments, processes=processes)
+
+
+def launch(*program, processes=2):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    # `--multi_gpu` is how accelerate starts several processes; on a CPU they talk through gloo.
+    command += ["--multi_gpu", "--num_processes", str(processes), "--dynamo_backend", "no", "--main_process_port", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *map(str, program)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )

@@ -13,6 +13,17 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+
+for library in ("transformers", "optimum_slicegpt"):
+    logging.get_logger(library).propagate = True  # to caplog
+
+
+@pytest.fixture(autouse=True)
+def warned_of_nothing():
+    """What is told once in a process is told once in every test."""
+    logging.warning_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

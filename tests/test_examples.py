@@ -1,6 +1,7 @@
 """Every example runs, with tiny settings."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from optimum_slicegpt import SliceGPTConfig
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(script, *args):
-    command = [sys.executable, str(ROOT / "examples" / script), *map(str, args)]
+LAUNCHER = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
+
+
+def run(script, *args, launcher=()):
+    command = [sys.executable, *launcher, str(ROOT / "examples" / script), *map(str, args)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300, env=env).stdout
 
@@ -28,15 +32,38 @@ def test_demo(tmp_path):
     assert (tmp_path / "demo" / "model.safetensors").exists()
 
 
-def test_recover_lora(tmp_path, tiny_tokenizer):
-    model = build("llama", vocab_size=98).float().compress(SliceGPTConfig(sparsity=0.3, dataset=calibration()))
-    model.save_pretrained(tmp_path / "sliced")
+@pytest.mark.parametrize("launched", [False, True])
+def test_recover(launched, tmp_path, tiny_tokenizer):
+    model = build("llama", vocab_size=98).float()
+    model.save_pretrained(tmp_path / "dense")
+    model.compress(SliceGPTConfig(sparsity=0.3, dataset=calibration())).save_pretrained(tmp_path / "sliced")
     tiny_tokenizer.save_pretrained(tmp_path / "sliced")
     (tmp_path / "text.txt").write_text(" ".join(f"w{number % 90}" for number in range(4000)))
     output = run(
-        "recover_lora.py", f"--model={tmp_path / 'sliced'}", f"--output={tmp_path / 'recovered'}",
-        f"--dataset={tmp_path / 'text.txt'}", "--nsamples=64", "--eval-nsamples=4", "--seqlen=32",
+        "recover.py", f"--model={tmp_path / 'sliced'}", f"--output={tmp_path / 'recovered'}",
+        f"--teacher={tmp_path / 'dense'}", f"--dataset={tmp_path / 'text.txt'}", "--nsamples=64", "--seqlen=32",
+        launcher=LAUNCHER if launched else (),
     )  # fmt: skip
-    before, after = (float(line.rpartition(" ")[2]) for line in output.splitlines() if line.startswith("perplexity"))
+    before, after = (float(line.rpartition(" ")[2]) for line in output.splitlines())
     assert after < 0.98 * before
     assert (tmp_path / "recovered" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("piqa", [False, True])
+def test_measure(piqa, cli_files, tmp_path, tiny_tokenizer):
+    if piqa:
+        pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    model = build("llama", vocab_size=98).float().compress(SliceGPTConfig(sparsity=0.3, dataset=calibration()))
+    model.save_pretrained(tmp_path / "sliced")
+    tiny_tokenizer.save_pretrained(tmp_path / "sliced")
+    questions = [json.dumps({"goal": f"w{i}", "sol1": f"w{i + 1} w7", "sol2": f"w{i + 2}"}) for i in range(4)]
+    (tmp_path / "valid.jsonl").write_text("\n".join(questions))
+    (tmp_path / "valid-labels.lst").write_text("0\n1\n1\n0\n")
+    output = run(
+        "measure.py", f"--dense={cli_files / 'dense'}", f"--sliced={tmp_path / 'sliced'}", "--nsamples=4",
+        f"--dataset={cli_files / 'test.txt'}", "--seqlen=32", *[f"--piqa={tmp_path}", "--limit=3"] * piqa,
+    )  # fmt: skip
+    lines = output.splitlines()
+    assert sum("perplexity" in line for line in lines) == 2
+    assert sum(" PIQA 0." in line or " PIQA 1." in line for line in lines) == 2 * piqa
+    assert lines[-1].startswith("loss of the sliced over the dense one: ") and "±" in lines[-1]

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tiny import TINY, build, calibration, differing_widths, paper, relative_error, tokens
 from transformers import AutoModelForCausalLM
 
+from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.modeling.families import family_of
 
 
@@ -60,7 +61,7 @@ def test_published_checkpoints_hold_experts_one_by_one(name, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("name", EXPERTS)
 def test_implementations_of_experts_agree_and_can_be_chosen(name, tmp_path):
-    model = sliced(name)
+    model = build(name, torch.float32).compress(paper(widths=[40, 32, 32, 24, 24], dataset=calibration()))
     expected = model(tokens()).logits
     assert model.config._experts_implementation == "grouped_mm"
     for implementation in ("eager", "batched_mm"):
@@ -77,3 +78,14 @@ def test_implementations_of_experts_agree_and_can_be_chosen(name, tmp_path):
 def test_router_losses(name):
     outputs = sliced(name)(tokens(), labels=tokens(), output_router_logits=True)
     assert torch.isfinite(outputs.loss) and outputs.aux_loss > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EXPERTS)
+def test_widths_that_grouped_products_do_not_take(name, tmp_path):
+    model = build(name, torch.float32).compress(SliceGPTConfig(widths=[38] * 5, dataset=calibration()))
+    expected = model(tokens()).logits
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="grouped_mm")
+    assert loaded.config._experts_implementation == "eager"
+    assert relative_error(loaded(tokens()).logits, expected) < 1e-5

@@ -147,7 +147,8 @@ def test_push_and_load_by_name(server, run_client, folder):
     assert output.splitlines()[-1] == f"{server.endpoint}/me/both/commit/{commit.oid} {commit.oid}"
     assert commit.message == "Upload sliced model"
     files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert files | {"README.md"} <= commit.files.keys()
+    assert files | {"README.md", "slicegpt.png"} <= commit.files.keys()
+    assert "(slicegpt.png)" in commit.files["README.md"].decode()
     assert server.endpoint.encode() not in b"".join(commit.files.values())
     assert str(folder).encode() not in b"".join(commit.files.values())
 

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from huggingface_hub import constants
+from matplotlib.image import imread
 from tiny import build, calibration, paper
 
+from optimum_slicegpt.figures import DPI, WIDTH_INCHES
 from optimum_slicegpt.hub import push_to_hub
-from optimum_slicegpt.model_card import TAGS, model_card, public_name
+from optimum_slicegpt.model_card import TAGS, model_card, public_name, save_picture
 
 
 def sliced(**settings):
@@ -54,6 +56,42 @@ def test_card_has_the_facts():
         "@inproceedings{ashkboos2024slicegpt,\n  title = {{SliceGPT}: Compress",
     ):
         assert fact in card.text
+
+
+def test_card_tells_of_a_recovery():
+    done = {"source": "a|b.txt", "steps": 1234, "perplexity_before": 41.004, "perplexity_after": 25.061}
+    settings = {"full": False, "lora_rank": 32, "learning_rate": 0.001, "distill": True}
+    text = model_card(described(recovery=done | {"settings": settings})).text
+    for fact in (
+        "\nIt was fine-tuned after that: perplexity on held-out sequences went from 41.00 to 25.06.\n",
+        "| Fine-tuned | with LoRA |",
+        "| Rank of LoRA | 32 |",
+        "| Fine-tuned on | a\\|b.txt |",
+        "| Fine-tuned for | 1,234 steps |",
+        "| Learning rate | 0.001 |",
+        "| Learned from | the dense model, too |",
+    ):
+        assert fact in text
+    text = model_card(described(recovery={"settings": {"full": True, "lora_rank": 32, "distill": False}})).text
+    assert "\nIt was fine-tuned after that.\n" in text and "| Fine-tuned | all parameters |" in text
+    assert "| Learned from | data alone |" in text and "Rank of LoRA" not in text
+    assert "ine-tuned" not in model_card(described()).text
+
+
+def test_the_picture_is_beside_the_card(tmp_path):
+    model = sliced(sparsity=0.5)
+    assert save_picture(model.config, tmp_path) == "slicegpt.png"
+    assert imread(tmp_path / "slicegpt.png").shape[1] == round(WIDTH_INCHES * DPI)
+    shown = "![Width of the residual stream and energy kept at every site](slicegpt.png)"
+    assert shown in model_card(model, picture="slicegpt.png").text
+    assert "![" not in model_card(model).text
+
+
+def test_without_matplotlib_or_energies_there_is_no_picture(tmp_path, monkeypatch):
+    assert save_picture(described(sparsity=0.5).config, tmp_path) is None
+    monkeypatch.setattr("optimum_slicegpt.model_card.is_matplotlib_available", lambda: False)
+    assert save_picture(sliced(sparsity=0.5).config, tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_card_does_not_mention_what_is_not_known():

@@ -30,12 +30,12 @@ def wheel(tmp_path_factory):
     return wheel
 
 
-def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+def test_the_wheel_holds_every_module_every_template_and_nothing_else(wheel):
     folders = "optimum_slicegpt", "optimum"
-    modules = {path.relative_to(ROOT).as_posix() for name in folders for path in (ROOT / name).rglob("*.py")}
+    files = [path for name in folders for kind in ("*.py", "templates/*") for path in (ROOT / name).rglob(kind)]
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert packed == modules
+    assert packed == {path.relative_to(ROOT).as_posix() for path in files}
     # which would hide every other plugin
     assert not [name for name in packed if name.startswith("optimum/") and name.endswith("__init__.py")]
 
@@ -59,5 +59,7 @@ def test_optimum_cli_finds_the_command(kind, wheel, tmp_path):
     assert found == [str(home / "optimum_slicegpt" / "__init__.py"), str(home / REGISTER)]
 
     optimum_cli = Path(sysconfig.get_path("scripts")) / "optimum-cli"
-    assert "{compress,inspect,eval,export}" in run(python, optimum_cli, "slicegpt", "--help", cwd=tmp_path)
+    assert "{compress,inspect,recover,eval,benchmark,export}" in run(
+        python, optimum_cli, "slicegpt", "--help", cwd=tmp_path
+    )
     assert "--sparsity" in run(python, optimum_cli, "slicegpt", "compress", "--help", cwd=tmp_path)

@@ -157,3 +157,10 @@ def test_a_token_without_a_signal_is_no_obstacle():
     with torch.no_grad():
         model.model.embed_tokens.weight[0] = 0
         assert sliced(model, dataset=data)(tokens()).logits.isfinite().all()
+
+
+def test_a_metric_needs_something_to_predict():
+    model = build("llama")
+    config = SliceGPTConfig(sparsity=0.25, metric="fisher", dataset=[{"input_ids": tokens(40, 1)}])
+    with pytest.raises(ValueError, match="metric='fisher' found no gradient at site 0 .* at least 2 tokens"):
+        model.compress(config)

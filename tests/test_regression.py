@@ -99,3 +99,12 @@ def test_others_take_over_what_a_copy_did():
     left, indices = fit(a, a @ weight.float()).without(slice(0, 12), 2, weight)
     assert {index % 6 for index in indices.tolist()} == set(range(6))
     assert loss(a, weight, left, indices) < 10 * COMPENSATION * (a.double() @ weight).square().sum()
+
+
+def test_bfloat16_tokens_that_are_almost_alike():
+    """Sums of products that were rounded to bfloat16 would not be positive definite."""
+    generator = torch.Generator().manual_seed(0)
+    a = (torch.randn(4000, 1, generator=generator) + 0.1 * torch.randn(4000, 512, generator=generator)).bfloat16()
+    y = a[:, :4] - a[:, 4:8]
+    found = fit(a, y).solve(torch.zeros(512, 4, dtype=torch.float64))
+    assert (a.double() @ found - y).square().mean() < 0.1 * y.double().square().mean()

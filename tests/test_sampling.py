@@ -44,3 +44,10 @@ def test_slicing_needs_no_text_and_no_tokenizer():
     config = SliceGPTConfig(sparsity=1 / 3, dataset="self", nsamples=6, seqlen=24)
     model = build("llama", torch.float32).compress(config)
     assert model.config.slicegpt["calibration"] == {"source": "self", "tokens": 6 * 24}
+
+
+def test_the_models_own_generation_settings_do_not_count():
+    model = build("llama", torch.float32)
+    written = sample(model).batches[0]["input_ids"]
+    model.generation_config.update(temperature=0.01, top_k=1, top_p=0.1)
+    assert torch.equal(sample(model).batches[0]["input_ids"], written)

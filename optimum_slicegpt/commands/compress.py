@@ -2,6 +2,7 @@
 
 import math
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from ..calibration import within_positions
 from ..configuration import SliceGPTConfig
 from ..console import print_json, print_plan, print_report
 from ..export import export_obstacle
-from ..model_card import model_card
+from ..model_card import model_card, save_picture
+from ..processes import Processes
 from ..quantizer import SliceGPTQuantizer
 from ..run_plan import RunPlan
 from ..shards import verify_checkpoint
@@ -20,12 +22,15 @@ from ..sizes import on_meta
 from ..streaming import DEFAULT_MEMORY, StreamedRun, file_size
 from ..widths import SlicePlan
 from ..writing import written_aside
-from .loading import check_device, load_config_and_tokenizer, load_model, load_test_batches, measure
+from .loading import check_device, load_config_and_tokenizer, load_model, load_test_batches, measure, silence
 
 
 def run(args: Namespace) -> None:
     """
     Slices a model, saves it with its tokenizer, and prints what became of it.
+
+    Under `accelerate launch` every process loads the model and computes with its share of the calibration batches, and
+    the first one measures, writes and prints.
 
     Args:
         args (`Namespace`): of `optimum-cli slicegpt compress`; the fields of `SliceGPTConfig` that were given.
@@ -37,6 +42,9 @@ def run(args: Namespace) -> None:
     config = SliceGPTConfig(
         **{field.name: given[field.name] for field in fields(SliceGPTConfig) if field.name in given}
     )
+    processes = Processes(config.device or "cpu")
+    if not processes.is_first:
+        silence()
     check_device(config.device)
     args.max_shard_size = file_size(args.max_shard_size)
     if not args.stream:
@@ -44,9 +52,12 @@ def run(args: Namespace) -> None:
             if given[name]:
                 raise ValueError(f"--{name.replace('_', '-')} is for --stream; give both, or neither.")
     if args.plan:
-        plan(args, config)
+        if processes.is_first:
+            plan(args, config)
+    elif args.stream:
+        stream(args, config)
     else:
-        (stream if args.stream else compress_in_memory)(args, config)
+        compress_in_memory(args, config, processes)
 
 
 def plan(args: Namespace, config: SliceGPTConfig) -> None:
@@ -97,12 +108,12 @@ def stream(args: Namespace, config: SliceGPTConfig) -> None:
     print_json(report) if args.json else print_report(report)
 
 
-def compress_in_memory(args: Namespace, config: SliceGPTConfig) -> None:
-    with written_aside(Path(args.output)) as folder:
+def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Processes) -> None:
+    with written_aside(Path(args.output)) if processes.is_first else nullcontext() as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
         SlicePlan.from_config(config, model_config)
         test = None
-        if args.eval_dataset is not None:
+        if args.eval_dataset is not None and processes.is_first:
             test = load_test_batches(
                 args.eval_dataset, tokenizer, model_config, nsamples=args.eval_nsamples, seqlen=args.eval_seqlen
             )
@@ -111,13 +122,15 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig) -> None:
         size_before = sum(parameter.nbytes for parameter in model.parameters())
         before = test and measure(model, test, config.device)
         SliceGPTQuantizer(config).quantize_model(model, tokenizer)
+        if not processes.is_first:
+            return
         after = test and measure(model, test, config.device)
         if test:
             found = {"before": before.perplexity, "after": after.perplexity}
             finite = {when: value for when, value in found.items() if math.isfinite(value)}  # as JSON is to hold it
             model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
         model.save_pretrained(folder, max_shard_size=args.max_shard_size)
-        model_card(model).save(folder / "README.md")
+        model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
         tokenizer.save_pretrained(folder)
         verify_checkpoint(folder, model)
 

@@ -135,6 +135,7 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
 }
+"""Rows of the families that can be sliced, by `model_type`."""
 
 POST_NORM = "its post-norms act in the original basis of the residual stream, which does not commute with a rotation"
 PER_CHANNEL = "it scales the residual stream channel by channel, which does not commute with a rotation"

@@ -104,6 +104,13 @@ class Family:
         """Norms that read the stream: one before every block and one before the head (SliceGPT, section 3.3)."""
         return config.num_hidden_layers * len(self.blocks) + 1
 
+    def site_name(self, site: int, config) -> str:
+        """Where in a model a site is."""
+        layer, block = divmod(site, len(self.blocks))
+        if layer == config.num_hidden_layers:
+            return "before the head"
+        return f"layer {layer}, before its {self.blocks[block].kind} block"
+
     def equal_sites(self, config, tied: bool) -> list[tuple[int, int, str]]:
         """Pairs of sites that must be equally wide, and why. Projections to and from a tied table keep ends apart."""
         last = self.num_sites(config) - 1

@@ -28,7 +28,7 @@ class SlicedLayerMixin:
     The one forward of a decoder layer, for every family. Goes in front of the family's own layer class.
 
     A block reads the stream through its norm. Where the next block lives in another basis, its output is added to what
-    a shortcut makes of the residual connection (SliceGPT, equation 8).
+    a shortcut makes of the residual connection (SliceGPT, section 3.3).
     """
 
     _family: Family
@@ -181,6 +181,12 @@ class SlicedModelMixin:
             _resize_norm(layer, norm, width_in, layer._family, like)
         for writer in block.writers:
             Writer(layer, writer).resize(width_out)
+
+    def get_correct_experts_implementation(self, requested_experts):
+        # Grouped products take rows of whole 16 bytes, which are 8 elements in half precision.
+        if requested_experts in (None, "grouped_mm") and any(width % 8 for width in self.config.widths or ()):
+            requested_experts = "eager"
+        return super().get_correct_experts_implementation(requested_experts)
 
     def save_pretrained(self, *args, **kwargs):
         # This class and its configuration add themselves; a checkpoint is to load as any class of its family.

@@ -6,17 +6,19 @@ No `__init__.py` on these paths: `optimum` is a namespace package, and `optimum-
 """
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.slicegpt.benchmark import BenchmarkCommand
 from optimum.commands.slicegpt.compress import CompressCommand
 from optimum.commands.slicegpt.eval import EvalCommand
 from optimum.commands.slicegpt.export import ExportCommand
 from optimum.commands.slicegpt.inspect import InspectCommand
+from optimum.commands.slicegpt.recover import RecoverCommand
 
 
 class SliceGPTCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo(name="slicegpt", help="Slice language models: smaller, still dense (SliceGPT).")
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (CompressCommand, InspectCommand, EvalCommand, ExportCommand)
+        for command in (CompressCommand, InspectCommand, RecoverCommand, EvalCommand, BenchmarkCommand, ExportCommand)
     )
 
 

@@ -20,8 +20,9 @@ class SliceGPTSubcommand(BaseOptimumCLICommand):
 
     def run(self):
         try:
+            import_module("optimum_slicegpt.console").progress_on_terminals_only()
             import_module(f"optimum_slicegpt.commands.{self.COMMAND.name}").run(self.args)
-        except (ValueError, OSError) as error:
+        except (ImportError, OSError, ValueError) as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
@@ -34,6 +35,15 @@ class Dataset(Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, values[0] if len(values) == 1 else [Path(value) for value in values])
+
+
+class Datasets(Dataset):
+    """Given again, it adds a dataset."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        earlier = getattr(namespace, self.dest) or []
+        super().__call__(parser, namespace, values)
+        setattr(namespace, self.dest, [*earlier, getattr(namespace, self.dest)])
 
 
 def seed(text: str) -> int | None:
@@ -50,16 +60,23 @@ def add_model_arguments(parser: ArgumentParser, tokenizer: bool = True) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="print one JSON object instead of a table")
 
 
-def add_text_arguments(group) -> None:
+def add_baseline_argument(parser: ArgumentParser) -> None:
+    parser.add_argument("--baseline", metavar="NAME", help="measure this model beside it, the dense one say")
+
+
+def add_text_arguments(
+    group,
+    action: type[Action] = Dataset,
+    default: str = "auto, wikitext2 where it can be had and otherwise python-docs",
+) -> None:
     """Which text, and how it becomes sequences of tokens."""
     group.add_argument(
         "--dataset",
-        action=Dataset,
+        action=action,
         nargs="+",
         metavar="DATA",
         help="wikitext2, ptb, c4, alpaca or python-docs; to slice also self, text that the model writes; or paths of "
-        "txt, json, jsonl or parquet files "
-        "(default: auto, wikitext2 where it can be had and otherwise python-docs)",
+        f"txt, json, jsonl or parquet files (default: {default})",
     )
     group.add_argument(
         "--text-column", metavar="NAME", help="column that holds the text (default: text, or the only one of strings)"

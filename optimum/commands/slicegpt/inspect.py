@@ -1,22 +1,24 @@
 """Flags of `optimum-cli slicegpt inspect`."""
 
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 
 from optimum.commands.base import CommandInfo
 
-from .arguments import SliceGPTSubcommand, add_dtype_argument, add_model_arguments
+from .arguments import SliceGPTSubcommand, add_dtype_argument, add_model_arguments, add_text_arguments, seed
 
 
 class InspectCommand(SliceGPTSubcommand):
-    COMMAND = CommandInfo(name="inspect", help="Tell what slicing would make of a model, without loading its weights.")
+    COMMAND = CommandInfo(
+        name="inspect", help="Tell what slicing would make of a model, or how a sliced one was made."
+    )
 
     @staticmethod
     def parse_args(parser: ArgumentParser):
         parser.description = (
-            InspectCommand.COMMAND.help + " Of a sliced checkpoint, tell how it was made. FLOPs are of products with "
-            "matrices, for one token, attention scores left out."
+            InspectCommand.COMMAND.help + " Weights are loaded only where a dataset is given. FLOPs are of products "
+            "with matrices, for one token, attention scores left out."
         )
-        add_model_arguments(parser, tokenizer=False)
+        add_model_arguments(parser)
         parser.add_argument(
             "--sparsity",
             type=float,
@@ -33,7 +35,20 @@ class InspectCommand(SliceGPTSubcommand):
             default=[],
             help="shares of parameters to delete, too (default: none)",
         )
-        add_dtype_argument(parser, "count bytes in this dtype")
+        add_dtype_argument(parser, "count bytes in this dtype, and load weights in it")
         parser.add_argument(
             "--round-to", type=int, metavar="N", default=8, help="round widths down to a multiple of this (default: 8)"
         )
+        parser.add_argument(
+            "--report", metavar="FILE", help="write it as one HTML file with pictures, which is not there yet"
+        )
+        parser.add_argument("--figures", metavar="FOLDER", help="write the pictures as PNG files: absent, or empty")
+
+        energy = parser.add_argument_group("energy of the stream, measured where a dataset is given")
+        energy.argument_default = SUPPRESS  # so that what is given in vain shows
+        add_text_arguments(energy, default="none, and nothing is measured")
+        energy.add_argument("--batch-size", type=int, metavar="N", help="sequences per forward (default: 8)")
+        energy.add_argument(
+            "--seed", type=seed, metavar="N", help="picks sequences; none takes the first ones (default: 0)"
+        )
+        energy.add_argument("--device", help="compute one layer at a time here (default: cpu)")

@@ -1,0 +1,84 @@
+"""Writes `cli.md` from the parsers of `optimum-cli slicegpt`: `python docs/generate_cli.py`."""
+
+from argparse import Action, ArgumentParser, BooleanOptionalAction
+from pathlib import Path
+
+from optimum.commands.base import RootOptimumCLICommand
+from optimum.commands.register.register_slicegpt import SliceGPTCommand
+
+
+FILE = Path(__file__).with_name("cli.md")
+
+TEXT = """\
+<!-- Written by docs/generate_cli.py from optimum/commands/slicegpt. -->
+
+# Command line
+
+Installing the package gives `optimum-cli` one more command, `slicegpt`. For all of its subcommands:
+
+- **Results** go to standard output, as a table or, with `--json`, as one JSON object; warnings and errors go to
+  standard error.
+- **Errors** that a user can put right are one line, `error: ...`. [Troubleshooting](troubleshooting.md) lists them.
+  Whatever can be refused is refused before weights are read.
+- **Exit codes**: 0 when done, 1 after such an error, 2 for flags that are wrong by themselves, 130 after Ctrl-C.
+- **Output folders** are whole or not there: they are written aside and renamed at the end.
+{commands}"""
+
+COMMAND = """
+## {name}
+
+{description}
+
+```text
+optimum-cli slicegpt {name} {required} [flags]
+```
+{groups}"""
+
+GROUP = """{heading}
+| Flag | Meaning |
+| --- | --- |
+{rows}
+"""
+
+
+def flag(action: Action) -> str:
+    """A flag and what it takes."""
+    names = action.option_strings if isinstance(action, BooleanOptionalAction) else action.option_strings[:1]
+    value = "" if action.nargs == 0 or action.choices else f" {action.metavar or action.dest.upper()}"
+    more = " ..." if action.nargs in ("+", "*") else ""
+    return ", ".join(f"`{name}{value}{more}`" for name in names)
+
+
+def meaning(action: Action) -> str:
+    choices = ", ".join(f"`{choice}`" for choice in action.choices or ())
+    return f"{choices}: {action.help}" if choices else action.help
+
+
+def group(title: str, actions: list[Action]) -> str:
+    rows = "\n".join(f"| {flag(action)} | {meaning(action)} |" for action in actions)
+    return GROUP.format(heading=f"\n{title}\n" if title else "", rows=rows)
+
+
+def command(name: str, parser: ArgumentParser) -> str:
+    groups, required = [], []
+    for each in parser._action_groups:  # argparse has no other way to ask
+        actions = [action for action in each._group_actions if action.option_strings and action.dest != "help"]
+        required += [f"{action.option_strings[0]} {action.metavar}" for action in actions if action.required]
+        if actions:
+            own = each.title not in ("options", "optional arguments", "positional arguments")
+            groups.append(group(f"**{each.title[0].upper()}{each.title[1:]}**" if own else "", actions))
+    return COMMAND.format(
+        name=name, description=parser.description, required=" ".join(required), groups="".join(groups)
+    )
+
+
+def generate() -> dict[Path, str]:
+    """The text of `cli.md`."""
+    root = RootOptimumCLICommand("optimum-cli", usage="optimum-cli")
+    subcommands = SliceGPTCommand(root.subparsers).registered_subcommands
+    return {FILE: TEXT.format(commands="".join(command(each.COMMAND.name, each.parser) for each in subcommands))}
+
+
+if __name__ == "__main__":
+    for path, text in generate().items():
+        path.write_text(text, encoding="utf-8")

@@ -1,0 +1,41 @@
+"""Flags of `optimum-cli slicegpt benchmark`."""
+
+from argparse import ArgumentParser
+
+from optimum.commands.base import CommandInfo
+
+from .arguments import SliceGPTSubcommand, add_baseline_argument, add_dtype_argument, add_model_arguments
+
+
+class BenchmarkCommand(SliceGPTSubcommand):
+    COMMAND = CommandInfo(name="benchmark", help="Measure speed and memory of a model, alone or beside another.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser):
+        parser.description = (
+            BenchmarkCommand.COMMAND.help + " Two models take turns in one process, so that noise hits both alike."
+        )
+        add_model_arguments(parser, tokenizer=False)
+        add_baseline_argument(parser)
+        parser.add_argument(
+            "--random-weights",
+            action="store_true",
+            default=False,
+            help="build the models from their configurations, which is all that is read of them",
+        )
+        parser.add_argument(
+            "--batch-size", type=int, nargs="+", metavar="N", default=[1], help="numbers of sequences (default: 1)"
+        )
+        parser.add_argument("--seqlen", type=int, metavar="N", default=512, help="tokens per prompt (default: 512)")
+        parser.add_argument(
+            "--new-tokens", type=int, metavar="N", default=32, help="tokens to generate after it (default: 32)"
+        )
+        parser.add_argument(
+            "--warmup", type=int, metavar="N", default=2, help="passes before those that count (default: 2)"
+        )
+        parser.add_argument("--repeats", type=int, metavar="N", default=7, help="passes that count (default: 7)")
+        parser.add_argument("--compile", action="store_true", default=False, help="measure with torch.compile")
+        parser.add_argument("--seed", type=int, metavar="N", default=0, help="of the random prompts (default: 0)")
+        parser.add_argument("--device", help="compute here (default: cpu)")
+        add_dtype_argument(parser)
+        parser.add_argument("--output", metavar="FILE", help="write what --json prints to this file, too")

@@ -1,0 +1,140 @@
+"""Flags of `optimum-cli slicegpt recover`."""
+
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+
+from optimum.commands.base import CommandInfo
+
+from .arguments import (
+    DTYPES,
+    Dataset,
+    SliceGPTSubcommand,
+    add_dtype_argument,
+    add_model_arguments,
+    add_output_argument,
+)
+
+
+class RecoverCommand(SliceGPTSubcommand):
+    COMMAND = CommandInfo(name="recover", help="Fine-tune a sliced model, and save it as one.")
+
+    @staticmethod
+    def parse_args(parser: ArgumentParser):
+        parser.description = (
+            RecoverCommand.COMMAND.help + " Runs as it is under accelerate launch. A run with --checkpoints that was "
+            "cut off goes on when the same command is given again with --resume."
+        )
+        # Flags that are not given stay out of the namespace, so the defaults of `RecoveryConfig` are in one place.
+        parser.argument_default = SUPPRESS
+        add_model_arguments(parser)
+        parser.set_defaults(tokenizer=None)
+        add_output_argument(parser)
+        add_dtype_argument(parser, "load, train and save the model in this dtype")
+        parser.add_argument(
+            "--checkpoints",
+            metavar="FOLDER",
+            default=None,
+            help="keep the best and the last checkpoint here (default: in a temporary folder)",
+        )
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            default=False,
+            help="go on from the last whole checkpoint in --checkpoints",
+        )
+        parser.add_argument(
+            "--keep-adapter", action="store_true", help="save the adapter alone, in place of the model with it merged"
+        )
+
+        data = parser.add_argument_group("data")
+        data.add_argument(
+            "--dataset",
+            action=Dataset,
+            nargs="+",
+            metavar="DATA",
+            help="wikitext2, ptb, c4, alpaca or python-docs; or paths of txt, json, jsonl or parquet files, which "
+            "hold texts or conversations: messages, or instruction, input and output "
+            "(default: auto, wikitext2 where it can be had and otherwise python-docs)",
+        )
+        data.add_argument(
+            "--text-column", metavar="NAME", help="column that holds texts (default: text, or the only one of strings)"
+        )
+        data.add_argument(
+            "--mask-prompts",
+            action=BooleanOptionalAction,
+            help="learn the answers of conversations only (default: yes)",
+        )
+        data.add_argument(
+            "--nsamples", type=int, metavar="N", help="sequences, held-out ones included (default: 1000)"
+        )
+        data.add_argument(
+            "--seqlen", type=int, metavar="N", help="tokens per sequence, at most what the model takes (default: 1024)"
+        )
+        data.add_argument(
+            "--held-out",
+            type=number,
+            metavar="N",
+            help="sequences to measure on, never trained on: a number, or a share below 1 (default: 0.05)",
+        )
+
+        lora = parser.add_argument_group("what is trained")
+        lora.add_argument("--full", action="store_true", help="all parameters; needs float32 weights")
+        lora.add_argument("--lora-rank", type=int, metavar="R", help="rank of LoRA (default: 32)")
+        lora.add_argument("--lora-alpha", type=number, metavar="A", help="scales LoRA by A / R (default: 10)")
+        lora.add_argument("--lora-dropout", type=float, metavar="P", help="dropout before LoRA (default: 0.05)")
+        lora.add_argument("--shortcuts", action="store_true", help="LoRA on the linear layers that slicing added, too")
+
+        training = parser.add_argument_group("training")
+        training.add_argument(
+            "--learning-rate", type=float, metavar="X", help="at its highest (default: 1e-3, and 2e-5 with --full)"
+        )
+        training.add_argument("--epochs", type=number, metavar="X", help="passes over the sequences (default: 1)")
+        training.add_argument("--max-steps", type=int, metavar="N", help="number of steps, in place of --epochs")
+        training.add_argument(
+            "--batch-size", type=int, metavar="N", help="sequences per process and forward (default: 1)"
+        )
+        training.add_argument("--gradient-accumulation", type=int, metavar="N", help="forwards per step (default: 4)")
+        training.add_argument(
+            "--eval-steps",
+            type=number,
+            metavar="N",
+            help="steps between evaluations and checkpoints: a number, or a share of all below 1 (default: 0.1)",
+        )
+        training.add_argument(
+            "--patience",
+            type=patience,
+            metavar="N",
+            help="end after N evaluations without a better one; none never does (default: 3)",
+        )
+        training.add_argument(
+            "--bf16", action=BooleanOptionalAction, help="compute in bfloat16, by autocast (default: yes)"
+        )
+        training.add_argument("--use-cpu", action="store_true", help="even where there is an accelerator")
+        training.add_argument("--seed", type=int, metavar="N", help="of data, adapter and dropout (default: 0)")
+
+        distillation = parser.add_argument_group("distillation")
+        distillation.add_argument(
+            "--distill", action="store_true", help="learn from the model that was sliced, too; --teacher implies it"
+        )
+        distillation.add_argument(
+            "--teacher", metavar="NAME", default=None, help="the dense model (default: as the sliced one says)"
+        )
+        distillation.add_argument(
+            "--temperature", type=number, metavar="T", help="divides the logits of both (default: 1.0)"
+        )
+        distillation.add_argument(
+            "--distill-weight", type=number, metavar="W", help="(1 - W) * cross-entropy + W * T² * KL (default: 0.5)"
+        )
+        distillation.add_argument("--teacher-dtype", choices=DTYPES, help="load it in this dtype (default: bfloat16)")
+        distillation.add_argument("--teacher-device", help="compute it here (default: where the model is trained)")
+
+
+def number(text: str) -> int | float:
+    """A count stays one: 1 is not 1.0."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def patience(text: str) -> int | None:
+    return None if text == "none" else int(text)

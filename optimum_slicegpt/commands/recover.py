@@ -1,0 +1,68 @@
+"""`optimum-cli slicegpt recover`."""
+
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ..console import print_json, print_table
+from ..model_card import model_card
+from ..recovery import RecoveryConfig, recover
+from ..recovery.training import on_cpu
+from ..writing import check_output, written_aside
+from .loading import check_device, load_config_and_tokenizer, load_model, silence
+
+
+def run(args: Namespace) -> None:
+    """
+    Recovers a sliced model, saves it with its tokenizer, and prints what became of it.
+
+    Under `accelerate launch` every process trains, and the first one writes and prints. A run that is cut off leaves
+    no output. If it had `--checkpoints`, the same command with `--resume` goes on from the last whole one there, and
+    ends in the weights in which the run would have ended. `--checkpoints` and `--output` are folders of their own:
+    the first grows while the run lasts, and is yours to delete; the second is whole, or not there.
+
+    Args:
+        args (`Namespace`): of `optimum-cli slicegpt recover`; the fields of `RecoveryConfig` that were given.
+
+    Raises:
+        OSError, ValueError: whatever can be refused, before training; a loss that is not finite.
+    """
+    given = vars(args)
+    if args.teacher is not None:
+        given["distill"] = True
+    config = RecoveryConfig(
+        **{field.name: given[field.name] for field in fields(RecoveryConfig) if field.name in given}
+    )
+    processes = PartialState(cpu=on_cpu(config))
+    if not processes.is_main_process:
+        silence()
+    check_device(config.teacher_device)
+    output = check_output(Path(args.output))
+    _, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
+    model = load_model(args, args.dtype)
+    recovered = recover(
+        model, tokenizer, config, teacher=args.teacher, checkpoints=args.checkpoints, resume=args.resume
+    )
+    if not processes.is_main_process:
+        return
+    with written_aside(output) as folder:
+        recovered.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if not config.keep_adapter:
+            model_card(model).save(folder / "README.md")
+    record = model.config.slicegpt["recovery"]
+    if args.json:
+        print_json({"model": args.model, "output": args.output, "recovery": record})
+        return
+    print_table(
+        [
+            ("trained on", f"{record['sequences']:,} sequences of {record['source']}"),
+            ("steps", f"{record['steps']:,}, the best is {record['best_step']:,}"),
+            ("held-out perplexity before", f"{record['perplexity_before']:.2f}"),
+            ("held-out perplexity after", f"{record['perplexity_after']:.2f}"),
+            ("seconds", f"{record['seconds']:,}"),
+        ]
+    )
+    print(f"Saved in {args.output}")

@@ -1,0 +1,251 @@
+"""Pictures of what [`inspection`] and [`spectrum`] find, and of what became of a sliced model. Needs matplotlib."""
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+from .console import span
+from .inspection import Inspection, Outcome
+from .sizes import PARTS
+from .spectrum import Spectrum
+
+
+try:
+    from matplotlib import colormaps, patheffects, rc_context
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+except ImportError as error:
+    raise ImportError("Pictures need matplotlib: pip install optimum-slicegpt[report]") from error
+
+
+WIDTH_INCHES, DPI = 5.6, 200
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": "medium",
+    "font.size": 10,
+    "grid.linewidth": 0.6,
+    "image.cmap": "viridis",
+    "legend.fontsize": "small",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "savefig.dpi": DPI,
+    "xtick.labelsize": "small",
+    "ytick.labelsize": "small",
+}
+LIGHT = {"paper": "#ffffff", "ink": "#1f2328", "rule": "#d8dee4", "pale": "#b6bec9"}
+DARK = {"paper": "#0d1117", "ink": "#e6edf3", "rule": "#2d343d", "pale": "#59636e"}
+"""As the page's: see `templates/report.html`."""
+
+# Of Okabe and Ito's palette, which those who see colours differently can tell apart.
+LIGHT |= {"shared": "#0072b2", "per_block": "#d55e00"}
+DARK |= {"shared": "#56b4e9", "per_block": "#e69f00"}
+
+SHARES = (0.9, 0.99, 0.999)
+"""Of the energy, whose widths the heat map and the tables show."""
+
+
+def png(draw: Callable[..., Figure], *, dark: bool = False) -> bytes:
+    """
+    A picture as a PNG file, [`WIDTH_INCHES`] times [`DPI`] wide.
+
+    Args:
+        draw (callable): gives the figure, told the `colors`.
+        dark (`bool`): whether for a dark page.
+    """
+    colors = DARK if dark else LIGHT
+    paint = dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"))
+    style = STYLE | dict.fromkeys(paint, colors["ink"]) | {"grid.color": colors["rule"]}
+    style |= dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), colors["paper"])
+    file = BytesIO()
+    with rc_context(style):
+        draw(colors=colors).savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _figure(height: float, rows: int = 1, columns: int = 1, **kwargs) -> tuple[Figure, Sequence[Axes] | Axes]:
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **kwargs)
+
+
+def _kept_scale(axis: Axes, kept: Sequence[float]) -> None:
+    """Shares near 1 are told apart by what is missing: an axis that is logarithmic in that."""
+    lost = [1 - share for share in kept if share < 1] or [0.01]
+    bottom, top = min(1.0, 1.5 * max(lost)), min(lost) / 1.5
+
+    def marks(*digits):
+        shares = (digit * 10**-power for power in range(13) for digit in digits)
+        return [share for share in shares if top <= share <= bottom]
+
+    found = marks(5, 2, 1)
+    axis.set_yscale("log")
+    axis.set_ylim(bottom, top)
+    axis.yaxis.set_major_locator(FixedLocator(found if len(found) <= 7 else marks(1)))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda lost, _: f"{100 * (1 - lost):.10g} %"))
+
+
+def _lost(kept: Sequence[float]) -> list[float]:
+    """For such an axis; what keeps all has no place on it."""
+    return [1 - share if share < 1 else float("nan") for share in kept]
+
+
+def _shades(colors: dict, count: int) -> list:
+    """Colours for what has an order: readable on either paper."""
+    low, high = (0.25, 1.0) if colors is DARK else (0.0, 0.85)
+    return [colormaps["viridis"](low + (high - low) * step / max(count - 1, 1)) for step in range(count)]
+
+
+# Of a dense model
+
+
+def spectrum_map(spectrum: Spectrum, colors: dict) -> Figure:
+    """Energy of every dimension at every site, and the widths that keep [`SHARES`] of it."""
+    energy = spectrum.energy["per_block"]
+    sites, size = energy.shape
+    figure, axis = _figure(4.4)
+    low, high = 0.01 / size, 10 / size  # a hundredth and ten times of what a dimension holds on average
+    image = axis.imshow(
+        energy.clamp_min(low).numpy(),
+        norm="log",
+        vmin=low,
+        vmax=high,
+        extent=(0.5, size + 0.5, sites - 0.5, -0.5),
+        aspect="auto",
+        interpolation="nearest",
+    )
+    edges = [site - 0.5 for site in range(sites + 1)]
+    outline = [patheffects.withStroke(linewidth=2.4, foreground="black")]
+    for share in SHARES:
+        widths = spectrum.widths_for(share)
+        line = {"color": "white", "linewidth": 1.2, "path_effects": outline}
+        axis.stairs(widths, edges, orientation="horizontal", baseline=None, **line)
+        axis.annotate(f"{100 * share:g} %", (widths[0], -0.5), (0, 3), textcoords="offset points", ha="center")
+    axis.grid(False)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="dimension, along the site's own axes", ylabel="site")
+    bar = figure.colorbar(image, ax=axis, label="share of the site's energy", pad=0.02, extend="both")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def energy_curves(spectrum: Spectrum, colors: dict) -> Figure:
+    """Energy kept against width at some sites, along each one's own axes and along shared ones."""
+    sites, size = spectrum.energy["per_block"].shape
+    figure, axis = _figure(3.6)
+    shown = sorted({round(part * (sites - 1) / 4) for part in range(5)})
+    lines = {
+        "per_block": {"linestyle": "-", "linewidth": 1.6},
+        "shared": {"linestyle": (0, (2, 1.5)), "linewidth": 1.1},
+    }
+    least = 1.0
+    for site, shade in zip(shown, _shades(colors, len(shown)), strict=True):
+        for rotation, line in lines.items():
+            kept = spectrum.energy[rotation][site].cumsum(0)[:-1].tolist()
+            axis.plot(range(1, size), _lost(kept), color=shade, **line)
+            least = min(least, *kept)
+        axis.plot([], [], color=shade, label=f"site {site}")
+    axis.plot([], [], color=colors["ink"], label="own axes", **lines["per_block"])
+    axis.plot([], [], color=colors["ink"], label="shared axes", **lines["shared"])
+    _kept_scale(axis, [least, 1 - 1e-5])
+    axis.set(xlabel="width, dimensions", ylabel="energy kept", xlim=(0, size))
+    axis.legend(loc="upper left", ncols=2)
+    return figure
+
+
+def energy_by_sparsity(found: Inspection, colors: dict) -> Figure:
+    """Energy kept at every site, for every share of hidden dimensions deleted."""
+    titles = {"per_block": "axes of every site's own", "shared": "axes shared by all sites"}
+    series, everything = by_rotation(found), []
+    figure, (panels,) = _figure(3.2, 1, len(series), sharex=True, sharey=True, squeeze=False)
+    for panel, (rotation, outcomes) in zip(panels, series.items(), strict=True):
+        for each, shade in zip(outcomes, _shades(colors, len(outcomes)), strict=True):
+            panel.plot(_lost(each.energy_kept), color=shade, label=f"{100 * each.sparsity:g} % deleted", linewidth=1.2)
+            everything += each.energy_kept
+        panel.set(title=titles[rotation], xlabel="site")
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    _kept_scale(panels[0], everything)
+    panels[0].set(ylabel="energy kept")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def cost_by_sparsity(found: Inspection, colors: dict) -> Figure:
+    """Parameters and work of every method against the share of hidden dimensions deleted."""
+    figure, panels = _figure(3.2, 1, 2, sharex=True)
+    figures = {
+        "parameters, millions": lambda cost: cost.parameters / 1e6,
+        "GFLOPs per token": lambda cost: cost.flops_per_token / 1e9,
+    }
+    for panel, (title, figure_of) in zip(panels, figures.items(), strict=True):
+        panel.axhline(figure_of(found.dense), color=colors["ink"], linestyle=":", linewidth=1.2, label="dense")
+        for (rotation, embeddings), outcomes in methods(found).items():
+            panel.plot(
+                [each.sparsity for each in outcomes],
+                [figure_of(each.cost) for each in outcomes],
+                color=colors[rotation],
+                linestyle="-" if embeddings == "tied" else "--",
+                marker="o",
+                label=f"{rotation}, {embeddings}",
+            )
+        panel.set(title=title, xlabel="hidden dimensions deleted")
+        panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def methods(found: Inspection) -> dict[tuple[str, str], list[Outcome]]:
+    """Outcomes that a share of hidden dimensions led to, by rotation and embeddings, narrower and narrower."""
+    series = {}
+    outcomes = [each for each in found.sliced if each.cost and each.sparsity is not None]
+    for each in sorted(outcomes, key=lambda each: each.sparsity):
+        series.setdefault((each.rotation, each.embeddings), []).append(each)
+    return series
+
+
+def by_rotation(found: Inspection) -> dict[str, list[Outcome]]:
+    """The same, once for every rotation: the stream is as wide whether embeddings are tied or not."""
+    return {rotation: outcomes for (rotation, _), outcomes in methods(found).items()}
+
+
+# Of a sliced model
+
+
+def widths_and_energy(hidden_size: int, widths: Sequence[int], energy_kept: Sequence[float], colors: dict) -> Figure:
+    """Width of the stream and energy kept at every site: the model card's picture."""
+    figure, (above, below) = _figure(3.8, 2, 1, sharex=True, height_ratios=(1, 2))
+    sites = range(len(widths))
+    above.bar(sites, widths, width=1.0, color=colors["shared"], label="kept")
+    deleted = [hidden_size - width for width in widths]
+    above.bar(sites, deleted, bottom=widths, width=1.0, color=colors["pale"], label="deleted")
+    title = f"{span(widths)} of {hidden_size:,} dimensions"
+    above.set(title=title, ylabel="dimensions", ylim=(0, hidden_size), xlim=(-0.5, len(widths) - 0.5))
+    above.grid(False)
+    above.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    below.plot(sites, _lost(energy_kept), color=colors["shared"], marker="o", linewidth=0.8)
+    _kept_scale(below, energy_kept)
+    below.set(ylabel="energy kept", xlabel="site")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
+    return figure
+
+
+def parameters_by_part(before: dict[str, int], after: dict[str, int], colors: dict) -> Figure:
+    """Parameters of the dense and of the sliced model, part by part."""
+    figure, axis = _figure(3.0)
+    parts = [part for part in PARTS if before[part] or after[part]]
+    for label, counts, shift, color in (("before", before, -0.2, "pale"), ("after", after, 0.2, "shared")):
+        rows = [row + shift for row in range(len(parts))]
+        bars = axis.barh(rows, [counts[part] / 1e6 for part in parts], height=0.38, color=colors[color], label=label)
+        axis.bar_label(bars, [f"{counts[part] / 1e6:.3g}" for part in parts], padding=3, fontsize="small")
+    axis.set_yticks(range(len(parts)), parts)
+    axis.invert_yaxis()
+    axis.grid(False)
+    axis.margins(x=0.1)
+    axis.set(xlabel="parameters, millions")
+    axis.legend(loc="lower right")
+    return figure

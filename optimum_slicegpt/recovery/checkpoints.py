@@ -1,0 +1,83 @@
+"""Where a recovery was cut off, and whether it can go on from there."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+
+RECORD = "recovery.json"
+
+
+@contextmanager
+def checkpoint_folder(folder: Path | None, processes: PartialState) -> Iterator[Path]:
+    """The folder, the same for all processes; a temporary one, which goes at the end, where none is given."""
+    if folder is not None:
+        yield folder.resolve()
+        return
+    made = tempfile.TemporaryDirectory(prefix="slicegpt-recovery-") if processes.is_main_process else None
+    (name,) = broadcast_object_list([made and made.name])
+    try:
+        yield Path(name)
+    finally:
+        if made:
+            made.cleanup()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint of `Trainer`: it writes the state last, so one that was cut off has none."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def check_checkpoints(folder: Path | None, made_with: dict[str, Any], resume: bool) -> None:
+    """
+    Refuses to mix two runs.
+
+    Args:
+        folder (`Path`, *optional*): of checkpoints.
+        made_with (`dict`): everything on which the outcome depends, as JSON can hold it.
+        resume (`bool`): whether to go on with the run in that folder.
+
+    Raises:
+        ValueError: there is nothing to resume, or it was made with something else; checkpoints of another run are
+            there.
+    """
+    if not resume:
+        if folder is not None and last_checkpoint(folder):
+            raise ValueError(
+                f"Checkpoints of an earlier run are in {str(folder)!r}; resume to go on with it, or give another "
+                "folder."
+            )
+        return
+    if folder is None:
+        raise ValueError("resume=True without checkpoints; give the folder that holds those of the earlier run.")
+    record = folder / RECORD
+    if not record.is_file():
+        raise ValueError(f"No recovery was begun in {str(folder)!r}; give its folder, or do not resume.")
+    begun_with = json.loads(record.read_text())
+    for key, value in json.loads(json.dumps(made_with)).items():
+        if begun_with.get(key) != value:
+            raise ValueError(
+                f"The recovery in {str(folder)!r} was begun with {key}={begun_with.get(key)!r}, and this one has "
+                f"{value!r}; resume with the same, or begin in another folder."
+            )
+
+
+def begin(folder: Path, made_with: dict[str, Any]) -> None:
+    """Notes what [`check_checkpoints`] is to compare with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).write_text(json.dumps(made_with, indent=1) + "\n")
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,154 @@
+"""How to recover: [`RecoveryConfig`]."""
+
+import math
+import os
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from ..configuration import DTYPES
+
+
+LORA_RATE, FULL_RATE = 1e-3, 2e-5
+
+
+@dataclass
+class RecoveryConfig:
+    """
+    How to recover a sliced model. Validated when built. Rank, alpha and length are the paper's (SliceGPT, section
+    4.1), dropout is from its authors' instructions.
+
+    Args:
+        dataset (defaults to `"auto"`):
+            What to train on. Text: a name (`"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python-docs"`), a path or
+            list of paths to txt, json, jsonl or parquet files, or a list of strings. Conversations: a table, or a list
+            of mappings, with `messages`, or with `instruction`, perhaps `input`, and `output` or `instances` of them.
+        text_column (`str`, *optional*):
+            Column of a table that holds the text. `"text"`, or the only one of strings, by default.
+        mask_prompts (`bool`, defaults to `True`): whether only the answers of conversations count in the loss.
+        nsamples (`int`, defaults to 1000): sequences to make of the data, held-out ones included.
+        seqlen (`int`, defaults to 1024): tokens per sequence, at most what the model's positions allow.
+        held_out (`int` or `float`, defaults to 0.05):
+            Sequences that are not trained on: their number, or their share of all.
+        full (`bool`, defaults to `False`): train all parameters, and no adapter.
+        lora_rank (`int`, defaults to 32): of LoRA.
+        lora_alpha (`float`, defaults to 10): LoRA's products are scaled by `lora_alpha / lora_rank`.
+        lora_dropout (`float`, defaults to 0.05): before LoRA. Experts are trained without dropout.
+        shortcuts (`bool`, defaults to `False`):
+            Whether adapters go onto the linear layers that slicing added, too: the shortcuts of per-block rotations,
+            and the projections behind a tied embedding and before its head.
+        keep_adapter (`bool`, defaults to `False`):
+            Leave the adapter apart from the model in place of merging it. It notes the folder that the model was
+            loaded from, so save a model that was sliced a moment ago, and load it from there.
+        learning_rate (`float`, *optional*):
+            At its highest: a twentieth of the steps leads up to it, a cosine down from it. 1e-3 by default, and 2e-5
+            with `full`.
+        epochs (`float`, defaults to 1): passes over the sequences.
+        max_steps (`int`, *optional*): number of steps, in place of `epochs`.
+        batch_size (`int`, defaults to 1): sequences per process and forward.
+        gradient_accumulation (`int`, defaults to 4): forwards per step.
+        eval_steps (`int` or `float`, defaults to 0.1):
+            Steps between two evaluations, each of which leaves a checkpoint: their number, or a share of all steps.
+        patience (`int`, *optional*, defaults to 3):
+            Evaluations without a better one before training ends. `None` never ends it early.
+        distill (`bool`, defaults to `False`): learn from the dense model, too.
+        temperature (`float`, defaults to 1.0): divides the logits of both models in the distillation loss.
+        distill_weight (`float`, defaults to 0.5): w of the loss (1 - w) * cross-entropy + w * T² * divergence.
+        teacher_dtype (`str`, defaults to `"bfloat16"`): of a teacher that is given by name.
+        teacher_device (`str`, *optional*): where that computes. By default where the model is trained.
+        bf16 (`bool`, defaults to `True`): compute in bfloat16 (autocast); weights keep their dtype.
+        use_cpu (`bool`, defaults to `False`): train on the CPU also where there is an accelerator.
+        seed (`int`, defaults to 0): of the data's order, the adapter's first weights and dropout.
+
+    Raises:
+        ValueError: a value that cannot be.
+    """
+
+    dataset: Any = "auto"
+    text_column: str | None = None
+    mask_prompts: bool = True
+    nsamples: int = 1000
+    seqlen: int = 1024
+    held_out: int | float = 0.05
+    full: bool = False
+    lora_rank: int = 32
+    lora_alpha: float = 10
+    lora_dropout: float = 0.05
+    shortcuts: bool = False
+    keep_adapter: bool = False
+    learning_rate: float | None = None
+    epochs: float = 1
+    max_steps: int | None = None
+    batch_size: int = 1
+    gradient_accumulation: int = 4
+    eval_steps: int | float = 0.1
+    patience: int | None = 3
+    distill: bool = False
+    temperature: float = 1.0
+    distill_weight: float = 0.5
+    teacher_dtype: str = "bfloat16"
+    teacher_device: str | None = None
+    bf16: bool = True
+    use_cpu: bool = False
+    seed: int = 0
+
+    def __post_init__(self):
+        for key in ("nsamples", "seqlen", "lora_rank", "batch_size", "gradient_accumulation"):
+            self._require(key, _is_count(getattr(self, key)), "give a positive integer")
+        for key, default in (("max_steps", "as many as epochs says"), ("patience", "no early end")):
+            value = getattr(self, key)
+            self._require(key, value is None or _is_count(value), f"give a positive integer, or None for {default}")
+        for key, what in (("held_out", "sequences"), ("eval_steps", "steps")):
+            value = getattr(self, key)
+            share = type(value) is float and 0 < value < 1
+            self._require(key, share or _is_count(value), f"give a number of {what}, or a share of them in (0, 1)")
+        for key in ("lora_alpha", "epochs", "temperature"):
+            self._require(key, _is_positive(getattr(self, key)), "give a positive number")
+        rate = self.learning_rate
+        self._require("learning_rate", rate is None or _is_positive(rate), "give a positive number")
+        self._require("lora_dropout", _is_share(self.lora_dropout) and self.lora_dropout < 1, "give a share in [0, 1)")
+        self._require("distill_weight", _is_share(self.distill_weight), "give a share in [0, 1]")
+        self._require("seed", type(self.seed) is int and self.seed >= 0, "give a non-negative integer")
+        if self.full and (self.keep_adapter or self.shortcuts):
+            key = "keep_adapter" if self.keep_adapter else "shortcuts"
+            raise ValueError(f"{key}=True with full=True, which trains everything without adapters; leave one out.")
+        if isinstance(self.teacher_dtype, torch.dtype):
+            self.teacher_dtype = str(self.teacher_dtype).removeprefix("torch.")
+        self._require("teacher_dtype", self.teacher_dtype in DTYPES, f"choose one of {', '.join(DTYPES)}")
+        if self.teacher_device is not None:
+            self.teacher_device = str(self.teacher_device)
+            try:
+                torch.device(self.teacher_device)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"teacher_device={self.teacher_device!r} is not a torch device, such as 'cpu' or 'cuda:0'."
+                ) from error
+        if self.learning_rate is None:
+            self.learning_rate = FULL_RATE if self.full else LORA_RATE
+
+    def _require(self, key: str, holds: bool, remedy: str) -> None:
+        if not holds:
+            raise ValueError(f"{key}={getattr(self, key)!r}; {remedy}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that JSON can hold: a dataset is, unless it is a name or paths, `None`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        items = [self.dataset] if isinstance(self.dataset, str | os.PathLike) else list(self.dataset)
+        if all(isinstance(item, os.PathLike) for item in items):
+            values["dataset"] = [os.fspath(item) for item in items]
+        elif not isinstance(self.dataset, str):
+            values["dataset"] = None
+        return values
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_positive(value) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+def _is_share(value) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1

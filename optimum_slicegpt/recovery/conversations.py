@@ -1,0 +1,72 @@
+"""Instruction data: tables or rows -> conversations, each a list of messages with a role and a content."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..texts import TABLES, read_table
+
+
+Conversation = list[dict[str, Any]]
+
+
+def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
+    """
+    Conversations of a dataset, if it holds any.
+
+    Args:
+        dataset:
+            Paths of json, jsonl or parquet files, or mappings. A row has `messages`; or an `instruction`, perhaps with
+            an `input`, and its `output`; or an `instruction` and `instances`, each with an `output` and perhaps an
+            `input`. A table with a column `text` holds texts.
+
+    Returns:
+        `tuple`: the conversations and where they come from, `str`; or `None`, if these are texts.
+
+    Raises:
+        ValueError: an unreadable file; a row in which nobody answers.
+    """
+    items = [dataset] if isinstance(dataset, str | os.PathLike | Mapping) else list(dataset)
+    if items and all(isinstance(item, Mapping) for item in items):
+        tables, source = [items], "conversations"
+    elif items and all(isinstance(item, str | os.PathLike) and _is_table(Path(item)) for item in items):
+        tables, source = [read_table(Path(item)) for item in items], ", ".join(Path(item).name for item in items)
+        if not all(_holds_conversations(table.column_names) for table in tables):
+            return None
+    else:
+        return None
+    rows = (row for table in tables for row in table)
+    return [found for number, row in enumerate(rows) for found in _conversations(row, number, source)], source
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix in TABLES and path.is_file()
+
+
+def _holds_conversations(columns: list[str]) -> bool:
+    return "text" not in columns and ("messages" in columns or "instruction" in columns)
+
+
+def _conversations(row: Mapping[str, Any], number: int, source: str) -> list[Conversation]:
+    where = f"Row {number} of {source!r}"
+    if row.get("messages") is not None:
+        found = [[{key: value for key, value in message.items() if value is not None} for message in row["messages"]]]
+    elif row.get("instruction") is not None:
+        found = [
+            [
+                {"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], case.get("input"))))},
+                {"role": "assistant", "content": case.get("output")},
+            ]
+            for case in row.get("instances") or [row]
+        ]
+    else:
+        raise ValueError(f"{where} has neither messages nor an instruction, only {list(row)}.")
+    for messages in found:
+        roles = [message.get("role") for message in messages]
+        if "assistant" not in roles[1:] or any(message.get("content") is None for message in messages):
+            raise ValueError(
+                f"{where} is no conversation: every message needs a role and a content, and after the first one an "
+                f"assistant must answer. Its roles are {roles}."
+            )
+    return found

@@ -1,0 +1,212 @@
+"""Runs of `recover` that are cut off and resumed, and what is refused before anything changes."""
+
+import math
+import tempfile
+
+import pytest
+import torch
+from peft import get_peft_model
+from test_recovery import TEXTS, changed, equal, quick, quick_garbage_collection, sliced, weights  # noqa: F401
+from tiny import build, calibration, paper
+
+from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, recover
+from optimum_slicegpt.recovery.adapters import lora_config
+from optimum_slicegpt.recovery.checkpoints import last_checkpoint
+from optimum_slicegpt.recovery.training import RecoveryTrainer
+
+
+# Runs that are cut off
+
+
+def cut_off_at(step, monkeypatch):
+    """Ctrl-C in the middle of a step."""
+    train = RecoveryTrainer.training_step
+
+    def stops(self, *args):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return train(self, *args)
+
+    monkeypatch.setattr(RecoveryTrainer, "training_step", stops)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(full, tiny_tokenizer, tmp_path, monkeypatch):
+    # 8 steps of 4 sequences are more than one pass over 28, and dropout draws at random.
+    config = quick(nsamples=32, max_steps=8, full=full, lora_dropout=0.2)
+    undisturbed = recover(sliced(), tiny_tokenizer, config, checkpoints=tmp_path / "whole")
+    model = sliced()
+    before = weights(model)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cut_off_at(5, patch)
+        recover(model, tiny_tokenizer, config, checkpoints=tmp_path / "cut")
+    if not full:
+        assert not changed(model, before) and all(parameter.requires_grad for parameter in model.parameters())
+    assert last_checkpoint(tmp_path / "cut").name == "checkpoint-4"
+    resumed = recover(sliced(), tiny_tokenizer, config, checkpoints=tmp_path / "cut", resume=True)
+    assert equal(resumed, undisturbed)
+    records = [each.config.slicegpt["recovery"] for each in (resumed, undisturbed)]
+    for record in records:
+        record.pop("seconds")
+    assert records[0] == records[1]
+
+
+def test_patience_counts_on_over_a_cut(tiny_tokenizer, tmp_path, monkeypatch):
+    config = quick(max_steps=40, eval_steps=1, learning_rate=0.3, patience=4)
+    undisturbed = recover(sliced(), tiny_tokenizer, config)
+    best = undisturbed.config.slicegpt["recovery"]["best_step"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cut_off_at(best + 2, patch)
+        recover(sliced(), tiny_tokenizer, config, checkpoints=tmp_path)
+    resumed = recover(sliced(), tiny_tokenizer, config, checkpoints=tmp_path, resume=True)
+    assert resumed.config.slicegpt["recovery"]["steps"] == best + 4
+    assert equal(resumed, undisturbed)
+
+
+@pytest.mark.parametrize("kwargs", [{"max_steps": 3}, {"max_steps": 40, "learning_rate": 0.3, "patience": 1}])
+def test_a_run_that_was_over_is_not_trained_further(kwargs, tiny_tokenizer, tmp_path, monkeypatch):
+    """Whether it took all its steps or ended early, between the last checkpoint and the output it may be killed."""
+    config = quick(eval_steps=1, **kwargs)
+    whole = recover(sliced(), tiny_tokenizer, config, checkpoints=tmp_path)
+    monkeypatch.setattr(RecoveryTrainer, "training_step", None)
+    resumed = recover(sliced(), tiny_tokenizer, config, checkpoints=tmp_path, resume=True)
+    assert equal(resumed, whole)
+    assert resumed.config.slicegpt["recovery"]["steps"] == whole.config.slicegpt["recovery"]["steps"]
+
+
+@pytest.mark.parametrize("state", [None, '{"epoch": 0.'])
+def test_half_a_checkpoint_is_passed_over(state, tiny_tokenizer, tmp_path, monkeypatch):
+    config = quick()
+    undisturbed = recover(sliced(), tiny_tokenizer, config)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cut_off_at(5, patch)
+        recover(sliced(), tiny_tokenizer, config, checkpoints=tmp_path)
+    file = tmp_path / "checkpoint-4" / "trainer_state.json"
+    file.unlink() if state is None else file.write_text(state)
+    (tmp_path / "checkpoint-4" / "adapter_model.safetensors").unlink()
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+    assert equal(recover(sliced(), tiny_tokenizer, config, checkpoints=tmp_path, resume=True), undisturbed)
+
+
+def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_again(tiny_tokenizer, tmp_path, monkeypatch):
+    undisturbed = recover(sliced(), tiny_tokenizer, quick())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cut_off_at(1, patch)
+        recover(sliced(), tiny_tokenizer, quick(), checkpoints=tmp_path)
+    assert last_checkpoint(tmp_path) is None
+    assert equal(recover(sliced(), tiny_tokenizer, quick(), checkpoints=tmp_path, resume=True), undisturbed)
+
+
+def test_a_temporary_folder_for_checkpoints_is_gone_afterwards(tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    recover(sliced(), tiny_tokenizer, quick(max_steps=2))
+    cut_off_at(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        recover(sliced(), tiny_tokenizer, quick())
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is refused, before anything changes
+
+
+@pytest.fixture
+def begun(tiny_tokenizer, tmp_path):
+    """A folder with the checkpoints of a whole run."""
+    recover(sliced(), tiny_tokenizer, quick(max_steps=1), checkpoints=tmp_path / "begun")
+    return tmp_path / "begun"
+
+
+@pytest.mark.parametrize(
+    "kwargs, resume, message",
+    [
+        ({}, False, "Checkpoints of an earlier run are in '.*begun'; resume to go on with it, or give another folder"),
+        ({"max_steps": 2}, True, "was begun with max_steps=1, and this one has 2; resume with the same"),
+        ({"dataset": TEXTS[1:]}, True, "was begun with data='"),
+    ],
+)
+def test_runs_are_not_mixed(kwargs, resume, message, begun, tiny_tokenizer):
+    with pytest.raises(ValueError, match=message):
+        recover(sliced(), tiny_tokenizer, quick(**{"max_steps": 1} | kwargs), checkpoints=begun, resume=resume)
+
+
+@pytest.mark.parametrize(
+    "checkpoints, message",
+    [(None, "resume=True without checkpoints"), ("absent", "No recovery was begun in '.*absent'; give its folder")],
+)
+def test_nothing_to_resume(checkpoints, message, tiny_tokenizer, tmp_path):
+    folder = checkpoints and tmp_path / checkpoints
+    with pytest.raises(ValueError, match=message):
+        recover(sliced(), tiny_tokenizer, quick(), checkpoints=folder, resume=True)
+    assert not (tmp_path / "absent").exists()
+
+
+def carries_adapters():
+    model = sliced()
+    get_peft_model(model, lora_config(model, quick()))
+    return model
+
+
+@pytest.mark.parametrize(
+    "model, config, message",
+    [
+        (lambda: build("llama", torch.float32), quick(), "model_type='llama' is not that of a sliced model"),
+        (carries_adapters, quick(), "This model carries PEFT adapters"),
+        (lambda: sliced(dtype=torch.bfloat16), quick(full=True), "full=True with weights in torch.bfloat16"),
+        (
+            lambda: build("llama", torch.float32).compress(SliceGPTConfig(sparsity=0.3, dataset=calibration())),
+            quick(shortcuts=True),
+            "shortcuts=True, and this model has none",
+        ),
+        (sliced, quick(dataset=["w1 w2"]), "makes 0 sequences of 16 tokens"),
+        (sliced, quick(distill=True), "distill=True needs a teacher"),
+    ],
+)
+def test_models_that_cannot_be_recovered(model, config, message, tiny_tokenizer):
+    model = model()
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        recover(model, tiny_tokenizer, config)
+    assert model.state_dict().keys() == before.keys() and not changed(model, before)
+
+
+def test_a_tokenizer_of_another_model(tiny_tokenizer):
+    model = build("llama", torch.float32, vocab_size=8).compress(
+        paper(sparsity=0.3, dataset=[{"input_ids": [[3, 4, 5] * 9]}])
+    )
+    with pytest.raises(ValueError, match=r"Token ids from 3 to 9 are not all in \[0, 8\)"):
+        recover(model, tiny_tokenizer, quick())
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"nsamples": 0}, "nsamples=0; give a positive integer"),
+        ({"seqlen": 1.5}, "seqlen=1.5; give a positive integer"),
+        ({"lora_rank": True}, "lora_rank=True; give a positive integer"),
+        ({"batch_size": 0}, "batch_size=0; give a positive integer"),
+        ({"gradient_accumulation": 0}, "gradient_accumulation=0; give a positive integer"),
+        ({"max_steps": 0}, "max_steps=0; give a positive integer, or None for as many as epochs says"),
+        ({"patience": 0}, "patience=0; give a positive integer, or None for no early end"),
+        ({"held_out": 0}, r"held_out=0; give a number of sequences, or a share of them in \(0, 1\)"),
+        ({"eval_steps": 1.5}, r"eval_steps=1.5; give a number of steps, or a share of them in \(0, 1\)"),
+        ({"lora_alpha": 0}, "lora_alpha=0; give a positive number"),
+        ({"epochs": -1}, "epochs=-1; give a positive number"),
+        ({"temperature": math.inf}, "temperature=inf; give a positive number"),
+        ({"learning_rate": 0}, "learning_rate=0; give a positive number"),
+        ({"lora_dropout": 1}, r"lora_dropout=1; give a share in \[0, 1\)"),
+        ({"distill_weight": 2}, r"distill_weight=2; give a share in \[0, 1\]"),
+        ({"seed": -1}, "seed=-1; give a non-negative integer"),
+        ({"teacher_dtype": "int8"}, "teacher_dtype='int8'; choose one of float16"),
+        ({"teacher_device": "toaster"}, "teacher_device='toaster' is not a torch device"),
+        ({"full": True, "keep_adapter": True}, "keep_adapter=True with full=True, which trains everything"),
+        ({"full": True, "shortcuts": True}, "shortcuts=True with full=True, which trains everything"),
+    ],
+)
+def test_values_that_cannot_be(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        RecoveryConfig(**kwargs)
+
+
+def test_learning_rates_by_default():
+    assert RecoveryConfig().learning_rate == 1e-3
+    assert RecoveryConfig(full=True).learning_rate == 2e-5
