@@ -109,86 +109,78 @@ class _Run:
     """What the estimates are made of, in bytes and in floating point operations."""
 
     def __init__(self, model, plan, config, tokens, tokens_per_batch):
-        self.model, self.plan, self.config, self.tokens = model, plan, config, tokens
-        self.family = family_of(model.config)
+        self.model, self.plan, self.refit, self.tokens = model, plan, config.refit, tokens
         self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
-        self.beyond = config.refit or config.metric != "none" or not plan.shortcuts
-        self.fisher, self.measured = config.metric == "fisher", not plan.shortcuts or config.metric != "none"
-        self.measured |= self.beyond and not config.refit
-        self.few = min(tokens, AXES_TOKENS[config.metric] * plan.hidden_size) if self.measured else 0
-        self.width, self.sites = max(plan.widths), len(plan.widths)
-        self.layers = model.config.num_hidden_layers
-        first = next(layer for _, layer, _ in blocks(model))
-        self.layer_bytes = sum(each.nbytes for each in first.parameters())
+        self.fisher = config.metric == "fisher"
+        self.measured = self.fisher or not plan.shortcuts
+        self.size, self.width, self.sites = plan.hidden_size, max(plan.widths), len(plan.widths)
+        self.few = min(tokens, AXES_TOKENS[config.metric] * self.size) if self.measured else 0
+        self.inputs = [
+            sum(Writer(layer, name).weight.shape[-2] for name in block.writers) for _, layer, block in blocks(model)
+        ]
         self.fits = list(self._fits()) if config.refit else []
-        self.inner = max(self._writer_inputs())
-        stream = plan.hidden_size * self.dtype.itemsize
-        self.state = tokens * stream * (2 if config.refit else 1) + 3 * plan.hidden_size**2 * 8
+
+        stream, inner = self.size * self.dtype.itemsize, max(self.inputs) * self.dtype.itemsize
+        matrix = 8 * self.size**2
+        self.state = tokens * stream * (2 if config.refit else 1) + 3 * matrix
         # Both streams; what the dense layer makes of the one; what writers read.
-        self.activations = (
-            tokens * (stream * 4 + self.inner * self.dtype.itemsize) if config.refit else tokens * stream
-        )
-        self.activations += self.few * stream * (self.layers if self.fisher else 1)
-        self.moments = self.sites * plan.hidden_size**2 * 8 * (2 if self.fisher else 1) if self.measured else 0
-        self.batch = tokens_per_batch * (2 * self.inner + 4 * plan.hidden_size) * self.dtype.itemsize
+        self.activations = tokens * (4 * stream + inner if config.refit else stream)
+        self.activations += self.few * stream * (model.config.num_hidden_layers if self.fisher else 1)
+        self.moments = self.sites * matrix * (self.measured + self.fisher)
+        self.batch = tokens_per_batch * (2 * inner + 4 * stream)
 
     @property
     def passes(self):
-        before = ["second moments of all sites"] if self.measured else []
-        return [*before, *(["gradients"] if self.fisher else []), "slicing"]
-
-    def _writer_inputs(self):
-        for _, layer, block in blocks(self.model):
-            yield sum(Writer(layer, name).weight.shape[-2] for name in block.writers)
+        before = ["second moments of all sites"] * self.measured + ["gradients"] * self.fisher
+        return [*before, "slicing"]
 
     def _fits(self):
         """Numbers of inputs and outputs of each regression."""
-        size = self.plan.hidden_size
-        for _, layer, block in blocks(self.model):
-            yield from [(self.width, size)] * len(block.reads)
+        reading = self.width, self.size
+        for inputs, (_, _, block) in zip(self.inputs, blocks(self.model), strict=True):
+            yield from [reading] * len(block.reads)
             if not block.keeps_width:
-                yield sum(Writer(layer, name).weight.shape[-2] for name in block.writers), self.width
-        yield self.width, size
+                yield inputs, self.width
+        yield reading
 
     @property
     def weights_at_once(self):
-        tables = [each for each in (self.model.get_input_embeddings(), self.model.get_output_embeddings())]
-        table = max(each.weight.nbytes for each in tables) * (1 if self.plan.tied else 2)
-        layer = self.layer_bytes * (2 + (self.dtype.itemsize > self.model.dtype.itemsize) * 2)
-        return max(table, layer)
+        head = self.model.get_submodule(family_of(self.model.config).head)
+        table = max(each.weight.nbytes for each in (self.model.get_input_embeddings(), head))
+        layer = sum(parameter.nbytes for parameter in next(blocks(self.model))[1].parameters())
+        cast = self.dtype.itemsize > self.model.dtype.itemsize
+        return max(table * (1 if self.plan.tied else 2), layer * (4 if cast else 2))
 
     @property
     def matrices(self):
-        size = self.plan.hidden_size
-        axes = 7 * size**2
-        rows = ROWS_AT_ONCE * (size + self.width) + 2 * size**2
+        axes = 7 * self.size**2
+        rows = ROWS_AT_ONCE * (self.size + self.width) + 2 * self.size**2
         fits = (5 * inputs**2 + 4 * inputs * outputs for inputs, outputs in self.fits)
         return 8 * max(axes, rows, *fits, 0)
 
-    def flops(self):
-        """By dtype."""
-        size, tokens = self.plan.hidden_size, self.tokens
+    def flops(self) -> dict[str, float]:
+        head = 2 * self.model.config.vocab_size * self.size
         products = product_size(self.model, self.plan.tied)
-        head = self.model.config.vocab_size * size
-        dense = 2 * (products([size] * self.sites, shortcuts=False) - head)
-        ours = 2 * (products(self.plan.widths, self.plan.inner, self.plan.shortcuts) - head)
-        passes = dense + ours if self.config.refit else 0 if self.beyond else ours
-        forward = tokens * passes + self.few * (dense * (4 if self.fisher else 1) + 6 * head * self.fisher)
-        moments = 2 * size**2 * self.sites * (self.few * (1 + self.fisher) if self.measured else tokens)
-        sums = sum(tokens * (inputs**2 + 2 * inputs * outputs) for inputs, outputs in self.fits)
+        dense = 2 * products([self.size] * self.sites, shortcuts=False) - head
+        sliced = 2 * products(self.plan.widths, self.plan.inner, self.plan.shortcuts) - head
+        forward = self.tokens * (dense + sliced if self.refit else 0 if self.measured else sliced)
+        forward += self.few * (4 * dense + 3 * head if self.fisher else dense)
+        moments = 2 * self.size**2 * self.sites
+        moments *= self.few * (1 + self.fisher) if self.measured else self.tokens
+        forward += 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
+        sums = self.tokens * sum(inputs**2 for inputs, _ in self.fits)
         solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs in self.fits)
-        axes = 12 * size**3 * (self.sites if self.plan.shortcuts else 1)
-        composed = 2 * size * (self.model.num_parameters() - head * self.plan.tied)
-        double = solved + axes + composed
+        axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)
+        composed = 2 * self.size * self.model.num_parameters() - head * self.size * self.plan.tied
         flops = Counter({str(self.dtype).removeprefix("torch."): forward})
-        return dict(flops + Counter({"float32": moments + sums, "float64": double}))
+        return dict(flops + Counter({"float32": moments + sums, "float64": solved + axes + composed}))
 
 
 def _flops_per_s(dtype: str, device: str | None) -> float:
     device = torch.device(device or "cpu")
     matrix = torch.ones(PROBE, PROBE, dtype=getattr(torch, dtype), device=device)
     seconds = []
-    for _ in range(3):
+    while len(seconds) < 3 and sum(seconds) < 1:
         start = time.perf_counter()
         (matrix @ matrix)[0, 0].item()
         seconds.append(time.perf_counter() - start)

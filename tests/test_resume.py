@@ -212,6 +212,15 @@ def test_a_second_run_into_the_same_folder_is_refused(dense, tmp_path):
 # Processes
 
 
+@pytest.mark.parametrize("more", [[], ["--stream"]])
+def test_a_second_command_into_the_same_folder_is_refused(cli_files, tmp_path, capsys, more):
+    arguments = ["--model", cli_files / "dense", "--dataset", cli_files / "train.txt", "--output", tmp_path / "sliced"]
+    with locked(tmp_path / "sliced"):
+        line = fails(capsys, "compress", *arguments, "--nsamples", 8, "--seqlen", 16, "--json", *more)
+    assert "Another run is writing to" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def streaming(cli_files, tmp_path):
     """Arguments of a quick run."""
