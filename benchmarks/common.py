@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import nn
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,3 +76,9 @@ def dense_smollm2() -> str:
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
     return str(folder)
+
+
+def untie(model) -> None:
+    """Gives the head a matrix of its own."""
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    model.config.tie_word_embeddings = False

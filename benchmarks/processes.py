@@ -98,7 +98,12 @@ def main():
             runs += [{"method": method} | best[count] for count in counts]
             runs[-1]["time_over_one_process"] = several["slicing_s"] / one["slicing_s"]
             runs[-1]["largest_relative_difference_of_weights"] = difference(*weights.values())
-    sizes = {"model": Path(model).name, "nsamples": args.nsamples, "seqlen": args.seqlen, "repeats": args.repeats}
+    sizes = {
+        "model": Path(args.model).name if args.model else "SmolLM2-135M-Instruct",
+        "nsamples": args.nsamples,
+        "seqlen": args.seqlen,
+        "repeats": args.repeats,
+    }
     print(
         write("processes", sizes | {"batch_size": args.batch_size, "dataset": Path(args.dataset).name, "runs": runs})
     )

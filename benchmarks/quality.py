@@ -22,8 +22,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import RESULTS, dense_smollm2, in_fresh_process, peak_gib, write
-from torch import nn
+from common import RESULTS, dense_smollm2, in_fresh_process, peak_gib, untie, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
@@ -53,8 +52,7 @@ EVERYWHERE = ("paper", "shared + refit + neurons")
 def load(args, dtype):
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
     if args.series == "untied":
-        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-        model.config.tie_word_embeddings = False
+        untie(model)
     return model
 
 

@@ -1,13 +1,14 @@
 """
 What a short recovery regains of SmolLM2-135M, alone and with the dense model as the teacher.
 
-    python benchmarks/recovery.py --train valid.txt --test test.txt --tasks seed_tasks.jsonl [--keep FOLDER]
+    python benchmarks/recovery.py --train valid.txt --test test.txt --tasks tasks.jsonl [--keep FOLDER [--only NAME]]
 
 Slices as `benchmarks/quality.py` does: the default method, a head of its own, the size to which the paper's method
 leads at sparsity 0.25. Slicing and both recoveries see the training text only, the recoveries as many steps of it as
 each other; their held-out part is a part of it. Perplexities are of the test text and of the others of
 `benchmarks/quality.py`, with weights in bfloat16. Every run is a process of its own. Writes
-`benchmarks/results/recovery.json` after each, and with `--keep` every model to a folder of its own.
+`benchmarks/results/recovery.json` after each, and with `--keep` every model to a folder of its own, from where a later
+run with `--only` takes the sliced one; it keeps all other results.
 """
 
 import argparse
@@ -18,14 +19,15 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from common import dense_smollm2, in_fresh_process, peak_gib, write
+from common import RESULTS, dense_smollm2, environment, in_fresh_process, peak_gib, write
 from quality import METHODS, SERIES, load, perplexities
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, load_batches, recover
 
 
-RUNS = ("dense", "sliced", "recovered", "distilled")
+TEACHER_WEIGHTS = {"recovered": None, "distilled": 0.5, "distilled, 0.1": 0.1}
+RUNS = ("dense", "sliced", *TEACHER_WEIGHTS)
 METHOD = "shared + refit + neurons"
 
 
@@ -45,6 +47,7 @@ def measure(args) -> dict:
             SliceGPTConfig(parameter_reduction=reduction, dataset=batches, dtype="bfloat16", **METHODS[METHOD])
         )
     else:
+        weight = TEACHER_WEIGHTS[args.run]
         model = AutoModelForCausalLM.from_pretrained(folder / "sliced", dtype=torch.float32)
         config = RecoveryConfig(
             dataset=args.train,
@@ -52,10 +55,8 @@ def measure(args) -> dict:
             seqlen=args.seqlen,
             held_out=args.held_out,
             eval_steps=args.eval_steps,
-            distill=args.run == "distilled",
-            temperature=args.temperature,
-            distill_weight=args.distill_weight,
             patience=None,
+            **({} if weight is None else {"distill": True, "distill_weight": weight}),
         )
         recover(model, tokenizer, config, teacher=dense if config.distill else None)
         found = model.config.slicegpt["recovery"]
@@ -64,7 +65,12 @@ def measure(args) -> dict:
         model.save_pretrained(folder / args.run)
         tokenizer.save_pretrained(folder / args.run)
         found |= {"width": min(model.config.widths), "neurons": model.config.intermediate_size}
-    found |= {"parameters": model.num_parameters(), "threads": torch.get_num_threads(), "peak_gib": peak_gib()}
+    found |= {
+        "commit": environment()["commit"],
+        "parameters": model.num_parameters(),
+        "threads": torch.get_num_threads(),
+        "peak_gib": peak_gib(),
+    }
     return found | perplexities(args, model, tokenizer)
 
 
@@ -78,8 +84,7 @@ def main():
     parser.add_argument("--seqlen", type=int, default=1024)
     parser.add_argument("--held-out", type=int, default=16)
     parser.add_argument("--eval-steps", type=int, default=10)
-    parser.add_argument("--temperature", type=float, default=RecoveryConfig.temperature)
-    parser.add_argument("--distill-weight", type=float, default=RecoveryConfig.distill_weight)
+    parser.add_argument("--only", nargs="+", choices=RUNS, help="run these, with the sliced model in --keep")
     parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
@@ -95,8 +100,10 @@ def main():
     }
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
         given = vars(args) | {"keep": folder}
-        flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if key != "run"]
-        for name in RUNS:
+        flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if key not in ("run", "only")]
+        if args.only:
+            content["runs"] = json.loads((RESULTS / "recovery.json").read_text())["runs"]
+        for name in args.only or RUNS:
             content["runs"][name] = in_fresh_process(__file__, *flags, f"--run={name}")
             print(write("recovery", content), name)
 

@@ -1,12 +1,14 @@
 """
-Slices SmolLM2-135M by the paper's method: time against one dense forward, memory, size and perplexity.
+What slicing SmolLM2-135M takes: time against one dense forward and against the floor, memory, size and perplexity.
 
-    python benchmarks/slicing.py --calibration valid.txt --test test.txt [--dtype bfloat16]
+    python benchmarks/slicing.py --calibration valid.txt --test test.txt [--only NAME ...]
 
-Protocol: a file is one text, tokenised once without special tokens and cut into chunks of 1024; the first 32 chunks of
-one calibrate, the first 32 of the other measure, with weights in bfloat16. Every setting runs in a process of its own,
-in which the dense model's layers run once over the same calibration tokens, before slicing. Writes
-`benchmarks/results/slicing*.json`.
+Protocol: a file is one text, tokenised once without special tokens and cut into chunks of 1024; the first chunks of
+one calibrate, the first 32 of the other measure, with weights in bfloat16. Every run has a process of its own, which
+slices, and then takes the dense layers' forward over 32 chunks in float32. The floor is what no program that slices
+as the paper does can do without, in plain torch calls on the same tokens: that forward in the run's dtype, the
+products for second moments, the eigen-decompositions. The last run is the cheapest way to the quality of the authors'
+code at its size. Writes `benchmarks/results/slicing.json`, where the runs that `--only` does not name are kept.
 """
 
 import argparse
@@ -15,48 +17,85 @@ import time
 from pathlib import Path
 
 import torch
-from common import dense_smollm2, in_fresh_process, peak_gib, write
+from common import RESULTS, dense_smollm2, in_fresh_process, peak_gib, untie, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
 
 
-def measure(args) -> dict:
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    sizes = {"nsamples": args.nsamples, "seqlen": 1024, "batch_size": 8, "seed": None}
-    batches = load_batches(args.calibration, tokenizer, **sizes)
-    # The tokeniser's and the file's memory is no part of slicing; the test text is read once slicing is done.
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    dtype = getattr(torch, args.dtype)
+AUTHORS = {"sparsity": 0.25, "parameters": 140_652_288, "perplexity": 41.07, "slicing_over_float32_forward": 3.0}
+"""The authors' code on the same tokens, with a matrix for the head and shortcuts, which the dense model has not."""
 
-    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        model.model(input_ids=batches.batches[0]["input_ids"][:, :64])  # first-time costs
-        start = time.perf_counter()
-        for batch in batches:
-            model.model(**batch, use_cache=False)
-        forward_s = time.perf_counter() - start
+PAPER = {"rotation": "per_block", "refit": False, "sparsity": 0.25, "nsamples": 32}
+RUNS = {
+    "paper": PAPER | {"dtype": "float32"},
+    "paper, bfloat16": PAPER | {"dtype": "bfloat16"},
+    "shared axes": {"rotation": "shared", "refit": False, "nsamples": 8, "dtype": "bfloat16"},
+}
+"""The last at the parameters of the authors' model, and like it with a matrix for the head."""
+
+
+def measure(args) -> dict:
+    settings = dict(RUNS[args.run])  # `dtype` is that of the model, too
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    sizes = {"seqlen": 1024, "seed": None}
+    full = load_batches(args.calibration, tokenizer, nsamples=32, batch_size=1, **sizes)
+    # The tokeniser's and the file's memory is no part of slicing; the test text is read once slicing is done.
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, settings["dtype"]))
+    dense = model.num_parameters()
+    paper = "sparsity" in settings
+    if not paper:
+        untie(model)
+        settings["parameter_reduction"] = 1 - AUTHORS["parameters"] / model.num_parameters()
+    batches = full.batches[: settings.pop("nsamples")]
 
     start = time.perf_counter()
-    model.compress(
-        SliceGPTConfig(rotation="per_block", refit=False, sparsity=args.sparsity, dataset=batches, dtype=args.dtype)
-    )
+    model.compress(SliceGPTConfig(dataset=batches, **settings))
     slicing_s = time.perf_counter() - start
-    record, peak = model.config.slicegpt, peak_gib()
-    test = load_batches(args.test, tokenizer, **sizes | {"nsamples": 32})
-    result = evaluate_perplexity(model.to(torch.bfloat16), test)
-    return {
-        "sparsity": args.sparsity,
+    found = {
         "width": min(model.config.widths),
-        "parameters": record["parameters_after"],
-        "parameters_dense": record["parameters_before"],
-        "perplexity": result.perplexity,
-        "nll_stderr": result.stderr,
+        "parameters": model.num_parameters(),
+        "parameters_dense": dense,
+        "dtype": settings["dtype"],
+        "calibration_tokens": sum(batch["input_ids"].numel() for batch in batches),
         "slicing_s": slicing_s,
-        "dense_forward_s": forward_s,
-        "slicing_over_forward": slicing_s / forward_s,
-        "seconds_by_phase": record["seconds"],
-        "peak_gib": peak,
+        "seconds_by_phase": model.config.slicegpt["seconds"],
+        "peak_gib": peak_gib(),
     }
+    test = load_batches(args.test, tokenizer, nsamples=32, batch_size=4, **sizes)
+    result = evaluate_perplexity(model.to(torch.bfloat16), test)
+    found |= {"perplexity": result.perplexity, "nll_stderr": result.stderr}
+
+    floor = floor_s(args, full, getattr(torch, settings["dtype"])) if paper else None
+    float32 = floor if floor and settings["dtype"] == "float32" else floor_s(args, full, torch.float32, axes=False)
+    found |= {"float32_forward_s": float32["forward"], "slicing_over_float32_forward": slicing_s / float32["forward"]}
+    if floor:
+        found |= {"floor_s_by_phase": floor, "slicing_over_floor": slicing_s / sum(floor.values())}
+    return found
+
+
+@torch.no_grad()
+def floor_s(args, batches, dtype, axes: bool = True) -> dict[str, float]:
+    """Seconds for the dense layers' forward, and for second moments and axes of as many sites as the model has."""
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).model
+    sites = 2 * model.config.num_hidden_layers + 1
+    model(input_ids=batches.batches[0]["input_ids"][:, :64])  # first-time costs
+
+    start = time.perf_counter()
+    stream = [model(**batch, use_cache=False).last_hidden_state.flatten(0, 1) for batch in batches]
+    seconds = {"forward": time.perf_counter() - start}
+    if not axes:
+        return seconds
+
+    start = time.perf_counter()
+    for _ in range(sites):
+        moment = sum((tokens.T @ tokens).double() for tokens in map(torch.Tensor.float, stream))
+    seconds["second moments"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    for _ in range(sites):
+        torch.linalg.eigh(moment)
+    return seconds | {"axes": time.perf_counter() - start}
 
 
 def dense_perplexity(args) -> float:
@@ -70,27 +109,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibration", required=True, help="text file to calibrate on")
     parser.add_argument("--test", required=True, help="text file to measure on")
-    parser.add_argument("--dtype", default="float32", help="of the calibration pass")
-    parser.add_argument("--nsamples", type=int, default=32)
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--model", help=argparse.SUPPRESS)
-    parser.add_argument("--sparsity", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.sparsity is not None:
+    if args.run:
         print(json.dumps(measure(args)))
         return
     args.model = dense_smollm2()
-    given = [f"--{key}={getattr(args, key)}" for key in ("calibration", "test", "dtype", "nsamples", "model")]
-    runs = [in_fresh_process(__file__, *given, f"--sparsity={sparsity}") for sparsity in (0.1, 0.2, 0.25, 0.3)]
+    given = [f"--{key}={getattr(args, key)}" for key in ("calibration", "test", "model")]
     content = {
         "model": "SmolLM2-135M-Instruct",
-        "calibration": f"{args.nsamples} x 1024 tokens of {Path(args.calibration).name}",
+        "calibration": f"chunks of 1024 tokens of {Path(args.calibration).name}",
         "test": f"32 x 1024 tokens of {Path(args.test).name}",
-        "dtype": args.dtype,
+        "authors": AUTHORS,
         "dense_perplexity": dense_perplexity(args),
-        "runs": runs,
     }
-    name = "slicing" if args.dtype == "float32" else f"slicing_{args.dtype}"
-    print(write(name, content))
+    path = RESULTS / "slicing.json"
+    found = json.loads(path.read_text())["runs"] if path.exists() and args.only != list(RUNS) else {}
+    for name in args.only:
+        found[name] = in_fresh_process(__file__, *given, f"--run={name}")
+        print(name, found[name], flush=True)
+        print(write("slicing", content | {"runs": {key: found[key] for key in RUNS if key in found}}))
 
 
 if __name__ == "__main__":

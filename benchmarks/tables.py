@@ -23,21 +23,28 @@ def results(name: str) -> dict:
 
 def slicing() -> str:
     found = results("slicing")
-    dense = found["runs"][0]["parameters_dense"]
+    authors, runs = found["authors"], found["runs"]
+    dense = next(iter(runs.values()))["parameters_dense"]
     rows = [
-        f"{found['model']}, {found['calibration']}, perplexity on {found['test']} of WikiText-2, weights in bfloat16. "
-        "Time is that of slicing over one forward of the dense model's layers on the same tokens, in "
-        f"{found['dtype']} on {found['machine']['cores']} CPU cores.",
+        f"{found['model']}, calibrated on {found['calibration']}, perplexity on {found['test']} of WikiText-2, "
+        "weights in bfloat16. Time is that of slicing over one forward of the dense layers over 32 such chunks in "
+        "float32, and over the floor: one forward in the run's own dtype, the products for second moments and the "
+        f"eigen-decompositions, in plain torch calls. {found['machine']['threads']} threads on "
+        f"{found['machine']['processor']}. The authors' code makes {authors['parameters'] / 1e6:.1f} M parameters at "
+        f"sparsity {authors['sparsity']:.2f}, perplexity {authors['perplexity']}, in "
+        f"{authors['slicing_over_float32_forward']:.1f} × a forward; shared axes are made of so many, too.",
         "",
-        "| sparsity | width | parameters | against dense | perplexity | slicing time | peak memory |",
-        "|---|---|---|---|---|---|---|",
-        f"| dense | 576 | {dense / 1e6:.1f} M | | {found['dense_perplexity']:.2f} | | |",
+        "| run | tokens | dtype | width | parameters | against dense | perplexity | over a float32 forward "
+        "| over the floor | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| dense | | | 576 | {dense / 1e6:.1f} M | | {found['dense_perplexity']:.2f} | | | |",
     ]
-    for run in found["runs"]:
+    for name, run in runs.items():
+        floor = f"{run['slicing_over_floor']:.2f} ×" if "slicing_over_floor" in run else ""
         rows.append(
-            f"| {run['sparsity']:.2f} | {run['width']} | {run['parameters'] / 1e6:.1f} M "
-            f"| {run['parameters'] / dense - 1:+.1%} | {run['perplexity']:.2f} "
-            f"| {run['slicing_over_forward']:.2f} × | {run['peak_gib']:.2f} GiB |"
+            f"| {name.removesuffix(', bfloat16')} | {run['calibration_tokens']:,} | {run['dtype']} | {run['width']} "
+            f"| {run['parameters'] / 1e6:.1f} M | {run['parameters'] / dense - 1:+.1%} | {run['perplexity']:.2f} "
+            f"| {run['slicing_over_float32_forward']:.2f} × | {floor} | {run['peak_gib']:.2f} GiB |"
         )
     return "\n".join(rows)
 
@@ -126,8 +133,11 @@ def recovery() -> str:
         "|---|---|---|---|---|---|",
     ]
     names = {"dense": "dense", "sliced": "sliced", "recovered": "recovered"}
-    names["distilled"] = "recovered, with the dense model as the teacher"
+    names["distilled"] = "recovered, with the dense model as the teacher (weight 0.5)"
+    names["distilled, 0.1"] = "the same, weight 0.1"
     for name, shown in names.items():
+        if name not in runs:
+            continue
         share = f"{damage(name) / damage('sliced'):.2f}" if name != "dense" else ""
         minutes = f"{runs[name]['minutes']:.0f}" if "steps" in runs[name] else ""
         rows.append(
@@ -230,6 +240,56 @@ def streaming() -> str:
     return "\n".join(rows)
 
 
+def processes() -> str:
+    """What several processes take, against one."""
+    found = results("processes")
+    rows = [
+        f"{found['model']} in float32, {found['nsamples']} x {found['seqlen']} tokens, one thread a process, on "
+        f"{found['machine']['cores']} cores of {found['machine']['processor']}. "
+        "Difference is the largest of any weight, relative to the largest entry of that weight.",
+        "",
+        "| method | processes | slicing | of one process | difference | peak memory of the first |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in found["runs"]:
+        ratio = difference = ""
+        if "time_over_one_process" in run:
+            ratio = f"{run['time_over_one_process']:.2f} ×"
+            difference = f"{run['largest_relative_difference_of_weights']:.1g}"
+        rows.append(
+            f"| {run['method']} | {run['processes']} | {run['slicing_s']:.0f} s | {ratio} | {difference} "
+            f"| {run['peak_gib_of_the_first']:.2f} GiB |"
+        )
+    return "\n".join(rows)
+
+
+def costs() -> str:
+    """What slicing large models is expected to take, from disk to disk."""
+    found = results("scaling")
+    machine, rates = found["machine"], found["H100_flops_per_s"]
+    told = ", ".join(f"{rate / 1e12:.0f} in {dtype}" for dtype, rate in rates.items())
+    errors = [run["predicted_over_measured"] for run in found["runs"]]
+    rows = [
+        f"Streamed in bfloat16, calibrated on {found['calibration']}, with `--max-memory` at "
+        f"{found['max_memory'] / 2**30:.0f} GiB. Hours are of computing alone. On an H100: at {told} TFLOP/s, half of "
+        f"its data sheet; not measured. On {machine['cores']} cores of {machine['processor']}: what `--plan` says "
+        f"there, times {found['taken_over_planned']:.2f}, which was fitted to {len(errors)} runs; each of them, "
+        f"predicted from the others, came out at {min(errors):.2f} to {max(errors):.2f} of what it took.",
+        "",
+        "| model | method | memory | result | beside it | read | hours, H100 | hours, CPU |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for each in found["costs"]:
+        memory, gib = sum(each["memory"].values()), 2**30
+        hours = (each["seconds"][name] / 3600 for name in ("H100", "this machine"))
+        hours = (f"{count:,.0f}" if count >= 10 else f"{count:.2g}" for count in hours)
+        rows.append(
+            f"| {each['model']} | {each['method']} | {memory / gib:,.0f} GiB | {each['bytes_written'] / gib:,.0f} GiB "
+            f"| {each['bytes_beside'] / gib:,.0f} GiB | {each['bytes_read'] / gib:,.0f} GiB | {' | '.join(hours)} |"
+        )
+    return "\n".join(rows)
+
+
 def settings() -> str:
     """README.md's own table of settings, as a page in docs/ has it."""
     section = (ROOT / "README.md").read_text().partition("## Which settings")[2].partition("\n## ")[0]
@@ -238,12 +298,14 @@ def settings() -> str:
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 TABLES = {
+    "costs": costs,
     "quality": quality,
     "sizes": sizes,
     "slicing": slicing,
     "recovery": recovery,
     "quantization": quantization,
     "piqa": piqa,
+    "processes": processes,
     "inference": inference,
     "streaming": streaming,
     "settings": settings,

@@ -1,7 +1,9 @@
-"""Pure mathematics of linear regression for refits, on tensors. Imports torch and nothing of ours."""
+"""Pure mathematics of linear regression for refits, on tensors. Of ours, imports mathematics alone."""
 
 import torch
 from torch import Tensor
+
+from .rotation import add_second_moment_
 
 
 STRENGTHS = (10.0, 1.0, 3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
@@ -53,7 +55,7 @@ class LeastSquares:
         """
         fitted = len(a) - len(a) // HELD_OUT
         for part, tokens in enumerate((slice(fitted), slice(fitted, None))):
-            _add_gram_(self._gram[part], a[tokens].to(torch.promote_types(a.dtype, torch.float32)))
+            add_second_moment_(self._gram[part], a[tokens])
             for inputs, outputs in zip(a[tokens].split(TOKENS_AT_ONCE), y[tokens].split(TOKENS_AT_ONCE), strict=True):
                 self._cross[part] += inputs.T @ outputs
 
@@ -140,12 +142,3 @@ def _cholesky(gram, strength):
     damped = gram.clone()
     damped.diagonal().add_(strength * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     return torch.linalg.cholesky(damped)
-
-
-def _add_gram_(total, a, parts=4):
-    """Adds aᵀa, whose lower triangle repeats the upper one, block by block."""
-    bounds = [len(total) * part // parts for part in range(parts + 1)]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
-        product = (a[:, start:stop].T @ a[:, start:]).to(total)
-        total[start:stop, start:] += product
-        total[stop:, start:stop] += product[:, stop - start :].T

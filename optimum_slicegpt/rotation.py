@@ -9,21 +9,28 @@ from torch import Tensor
 ROWS_AT_ONCE = 2048
 """Rows composed at a time: bounds the float64 copies of a large vocabulary to some 100 MB."""
 
+PARTS = 4
+"""Second moments are taken in so many strips, each from the diagonal on: 10 of 16 blocks of the whole product."""
+
 
 def add_second_moment_(total: Tensor, x: Tensor) -> None:
     """
     Adds xᵀx to a running sum.
 
     The product of one batch is taken in float32 at least, the sum over batches in float64: the eigen-decomposition of
-    sums kept in float32 costs perplexity (SliceGPT, table 4).
+    sums kept in float32 costs perplexity (SliceGPT, table 4). What lies below the diagonal repeats what lies above it
+    and is not computed again.
 
     Args:
         total (`torch.Tensor` of shape `(D, D)`, float64): the running sum, changed in place.
         x (`torch.Tensor` of shape `(tokens, D)`): the signal at a site.
     """
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    total += (x.T @ x).to(total)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    bounds = [len(total) * part // PARTS for part in range(PARTS + 1)]
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        product = (x[:, start:stop].T @ x[:, start:]).to(total)
+        total[start:stop, start:] += product
+        total[stop:, start:stop] += product[:, stop - start :].T
 
 
 def principal_axes(second_moment: Tensor) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,7 @@ def test_streamed_sums_equal_one_sum(dtype):
         add_second_moment_(total, part)
     expected = x.double().T @ x.double()
     torch.testing.assert_close(total, expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-4)
+    torch.testing.assert_close(total, total.T, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-4)
 
 
 def test_random_orthogonal_is_orthogonal_and_leaves_the_global_generator_alone():
