@@ -4,9 +4,9 @@ What a short recovery regains of SmolLM2-135M, alone and with the dense model as
     python benchmarks/recovery.py --train valid.txt --test test.txt --tasks tasks.jsonl [--keep FOLDER [--only NAME]]
 
 Slices as `benchmarks/quality.py` does: the default method, a head of its own, the size to which the paper's method
-leads at sparsity 0.25. Slicing and both recoveries see the training text only, the recoveries as many steps of it as
-each other; their held-out part is a part of it. Perplexities are of the test text and of the others of
-`benchmarks/quality.py`, with weights in bfloat16. Every run is a process of its own. Writes
+leads at sparsity 0.25. Slicing and recoveries see the training text only, the recoveries, and a teacher that is
+adapted to it, as many steps of it as each other; their held-out part is a part of it. Perplexities are of the test
+text and of the others of `benchmarks/quality.py`, with weights in bfloat16. Every run is a process of its own. Writes
 `benchmarks/results/recovery.json` after each, and with `--keep` every model to a folder of its own, from where a later
 run with `--only` takes the sliced one; it keeps all other results.
 """
@@ -26,8 +26,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, load_batches, recover
 
 
-TEACHER_WEIGHTS = {"recovered": None, "distilled": 0.5, "distilled, 0.1": 0.1}
-RUNS = ("dense", "sliced", *TEACHER_WEIGHTS)
+RECOVERIES = {
+    "recovered": {},
+    "distilled": {"distill": True},
+    "distilled, teacher adapted": {"distill": True, "adapt_teacher": True},
+}
+RUNS = ("dense", "sliced", *RECOVERIES)
 METHOD = "shared + refit + neurons"
 
 
@@ -47,7 +51,6 @@ def measure(args) -> dict:
             SliceGPTConfig(parameter_reduction=reduction, dataset=batches, dtype="bfloat16", **METHODS[METHOD])
         )
     else:
-        weight = TEACHER_WEIGHTS[args.run]
         model = AutoModelForCausalLM.from_pretrained(folder / "sliced", dtype=torch.float32)
         config = RecoveryConfig(
             dataset=args.train,
@@ -56,7 +59,7 @@ def measure(args) -> dict:
             held_out=args.held_out,
             eval_steps=args.eval_steps,
             patience=None,
-            **({} if weight is None else {"distill": True, "distill_weight": weight}),
+            **RECOVERIES[args.run],
         )
         recover(model, tokenizer, config, teacher=dense if config.distill else None)
         found = model.config.slicegpt["recovery"]

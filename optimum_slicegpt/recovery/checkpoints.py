@@ -12,18 +12,28 @@ from accelerate.utils import broadcast_object_list
 
 
 RECORD = "recovery.json"
+TEACHER = "teacher"
+"""Folder in that of the checkpoints, for those of a teacher that learns, too."""
 
 
 @contextmanager
-def checkpoint_folder(folder: Path | None, processes: PartialState) -> Iterator[Path]:
-    """The folder, the same for all processes; a temporary one, which goes at the end, where none is given."""
-    if folder is not None:
-        yield folder.resolve()
-        return
-    made = tempfile.TemporaryDirectory(prefix="slicegpt-recovery-") if processes.is_main_process else None
-    (name,) = broadcast_object_list([made and made.name])
+def checkpoint_folder(
+    folder: Path | None, processes: PartialState, made_with: dict[str, Any] | None
+) -> Iterator[Path]:
+    """
+    The folder, the same for all processes; a temporary one, which goes at the end, where none is given. A run that
+    begins notes there what [`check_checkpoints`] is to compare with; one that is resumed has `None`.
+    """
+    made = None
+    if folder is None:
+        made = tempfile.TemporaryDirectory(prefix="slicegpt-recovery-") if processes.is_main_process else None
+        (folder,) = broadcast_object_list([made and made.name])
+    folder = Path(folder).resolve()
     try:
-        yield Path(name)
+        if made_with is not None and processes.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RECORD).write_text(json.dumps(made_with, indent=1) + "\n")
+        yield folder
     finally:
         if made:
             made.cleanup()
@@ -49,7 +59,7 @@ def check_checkpoints(folder: Path | None, made_with: dict[str, Any], resume: bo
             there.
     """
     if not resume:
-        if folder is not None and last_checkpoint(folder):
+        if folder is not None and (last_checkpoint(folder) or last_checkpoint(folder / TEACHER)):
             raise ValueError(
                 f"Checkpoints of an earlier run are in {str(folder)!r}; resume to go on with it, or give another "
                 "folder."
@@ -67,12 +77,6 @@ def check_checkpoints(folder: Path | None, made_with: dict[str, Any], resume: bo
                 f"The recovery in {str(folder)!r} was begun with {key}={begun_with.get(key)!r}, and this one has "
                 f"{value!r}; resume with the same, or begin in another folder."
             )
-
-
-def begin(folder: Path, made_with: dict[str, Any]) -> None:
-    """Notes what [`check_checkpoints`] is to compare with."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).write_text(json.dumps(made_with, indent=1) + "\n")
 
 
 def _is_json(path: Path) -> bool:

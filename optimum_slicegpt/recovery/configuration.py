@@ -53,6 +53,10 @@ class RecoveryConfig:
         patience (`int`, *optional*, defaults to 3):
             Evaluations without a better one before training ends. `None` never ends it early.
         distill (`bool`, defaults to `False`): learn from the dense model, too.
+        adapt_teacher (`bool`, defaults to `False`):
+            Have the dense model learn from the same sequences first, by adapters that go afterwards. Takes about as
+            long again. A teacher that does not know their kind of text holds the student back (Sreenivas et al., 2024,
+            "LLM Pruning and Distillation in Practice", where it is called teacher correction).
         temperature (`float`, defaults to 1.0): divides the logits of both models in the distillation loss.
         distill_weight (`float`, defaults to 0.5): w of the loss (1 - w) * cross-entropy + w * T² * divergence.
         teacher_dtype (`str`, defaults to `"bfloat16"`): of a teacher that is given by name.
@@ -85,6 +89,7 @@ class RecoveryConfig:
     eval_steps: int | float = 0.1
     patience: int | None = 3
     distill: bool = False
+    adapt_teacher: bool = False
     temperature: float = 1.0
     distill_weight: float = 0.5
     teacher_dtype: str = "bfloat16"
@@ -113,6 +118,8 @@ class RecoveryConfig:
         if self.full and (self.keep_adapter or self.shortcuts):
             key = "keep_adapter" if self.keep_adapter else "shortcuts"
             raise ValueError(f"{key}=True with full=True, which trains everything without adapters; leave one out.")
+        if self.adapt_teacher and not self.distill:
+            raise ValueError("adapt_teacher=True with distill=False, which has no teacher; set distill=True.")
         if isinstance(self.teacher_dtype, torch.dtype):
             self.teacher_dtype = str(self.teacher_dtype).removeprefix("torch.")
         self._require("teacher_dtype", self.teacher_dtype in DTYPES, f"choose one of {', '.join(DTYPES)}")

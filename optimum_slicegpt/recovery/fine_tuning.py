@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from ..assembly import evaluating
 from ..calibration import load_batches, within_positions
 from ..model_card import public_name
 from .adapters import lora_config
-from .checkpoints import begin, check_checkpoints, checkpoint_folder, last_checkpoint
-from .configuration import RecoveryConfig
+from .checkpoints import TEACHER, check_checkpoints, checkpoint_folder, last_checkpoint
+from .configuration import LORA_RATE, RecoveryConfig
 from .distillation import find_teacher
 from .packing import PackedSequences, load_sequences
 from .training import RecoveryTrainer, on_cpu
@@ -57,7 +58,7 @@ def recover(
         config ([`RecoveryConfig`], *optional*): how.
         teacher (`PreTrainedModel` or `str`, *optional*):
             With `config.distill`, the dense model. One that is loaded computes where and as it is; it may sit on the
-            CPU in bfloat16. By default, the model on the Hub from which this one was sliced.
+            CPU in bfloat16. By default, the model on the Hub from which this one was sliced. It is left as it is.
         checkpoints (`str` or `os.PathLike`, *optional*):
             Folder for the best checkpoint and the last one. They stay there. By default a temporary one.
         resume (`bool`, defaults to `False`): go on with the run in `checkpoints`, or, if it had no whole checkpoint
@@ -97,23 +98,21 @@ def recover(
     with (
         _seeded(config.seed, processes.device),
         _as_it_was(model),
-        checkpoint_folder(checkpoints, processes) as folder,
+        checkpoint_folder(checkpoints, processes, None if resume else made_with) as folder,
+        evaluating(teacher) if teacher else nullcontext(),
+        _adapted(teacher, config, folder / TEACHER, sequences, resume) as (guide, guide_perplexity),
     ):
-        if processes.is_main_process and not resume:
-            begin(folder, made_with)
         trained = get_peft_model(model, adapter) if adapter else model
         try:
-            with evaluating(teacher) if teacher else nullcontext():
-                trainer = RecoveryTrainer(trained, config, folder, sequences, teacher)
-                seconds = _train(trainer, last_checkpoint(folder) if resume else None)
+            trainer = RecoveryTrainer(trained, config, folder, sequences, guide)
+            seconds = _train(trainer, last_checkpoint(folder) if resume else None)
             before, after = _held_out_losses(trainer.state)
         except BaseException:
             if adapter:
                 _without_adapters(trained, trainable, merge=False)
             raise
         finally:
-            for name in ("forward", "_original_forward"):  # with autocast around it, which accelerate puts there
-                vars(trained).pop(name, None)
+            _without_autocast(trained)
         processes.wait_for_everyone()  # before the folder goes
         if adapter and not config.keep_adapter:
             trained = _without_adapters(trained, trainable, merge=True)
@@ -130,6 +129,7 @@ def recover(
         "perplexity_before": math.exp(before),
         "perplexity_after": math.exp(after),
         "teacher": teacher and public_name(teacher.name_or_path),
+        "teacher_perplexity": guide_perplexity,
         "seconds": round(seconds, 1),
         "processes": processes.num_processes,
         "settings": settings,
@@ -157,6 +157,35 @@ def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
             f"full=True with weights in {model.dtype}, in which small steps are rounded away; load the model with "
             "dtype float32. It is computed in bfloat16 nevertheless (bf16)."
         )
+
+
+@contextmanager
+def _adapted(
+    teacher: PreTrainedModel | None, config: RecoveryConfig, folder: Path, sequences: PackedSequences, resume: bool
+) -> Iterator[tuple[PreTrainedModel | PeftModel | None, float | None]]:
+    """
+    The teacher and, where `config.adapt_teacher` has it learn from the same sequences first, its held-out perplexity
+    by then. What it learns is in adapters, which go at the end.
+    """
+    if teacher is None or not config.adapt_teacher:
+        yield teacher, None
+        return
+    rate = LORA_RATE if config.full else config.learning_rate
+    config = replace(config, full=False, shortcuts=False, learning_rate=rate)
+    device, trainable = teacher.device, [each for each in teacher.parameters() if each.requires_grad]
+    with _as_it_was(teacher):
+        adapted = get_peft_model(teacher, lora_config(teacher, config))
+        try:
+            trainer = RecoveryTrainer(adapted, config, folder, sequences)
+            try:
+                _train(trainer, last_checkpoint(folder) if resume else None)
+            finally:
+                _without_autocast(adapted)
+            _, loss = _held_out_losses(trainer.state)
+            set_seed(config.seed)  # what follows is the same after a run that was cut off here
+            yield adapted.eval().to(device), math.exp(loss)
+        finally:
+            _without_adapters(adapted, trainable, merge=False)
 
 
 def _train(trainer: RecoveryTrainer, checkpoint: Path | None) -> float:
@@ -192,6 +221,12 @@ def _held_out_losses(state: TrainerState) -> tuple[float, float]:
             "with another learning_rate."
         )
     return before, after
+
+
+def _without_autocast(model: torch.nn.Module) -> None:
+    """Takes away the forward with autocast around it, which accelerate has put before the class's own."""
+    for name in ("forward", "_original_forward"):
+        vars(model).pop(name, None)
 
 
 def _without_adapters(adapted: PeftModel, trainable: list[torch.nn.Parameter], *, merge: bool) -> PreTrainedModel:

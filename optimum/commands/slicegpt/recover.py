@@ -119,6 +119,9 @@ class RecoverCommand(SliceGPTSubcommand):
             "--teacher", metavar="NAME", default=None, help="the dense model (default: as the sliced one says)"
         )
         distillation.add_argument(
+            "--adapt-teacher", action="store_true", help="have it learn from the same data first"
+        )
+        distillation.add_argument(
             "--temperature", type=number, metavar="T", help="divides the logits of both (default: 1.0)"
         )
         distillation.add_argument(
