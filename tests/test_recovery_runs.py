@@ -9,9 +9,10 @@ from peft import get_peft_model
 from test_recovery import TEXTS, changed, equal, quick, quick_garbage_collection, sliced, weights  # noqa: F401
 from tiny import build, calibration, paper
 
-from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, recover
+from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, evaluate_perplexity, recover
 from optimum_slicegpt.recovery.adapters import lora_config
 from optimum_slicegpt.recovery.checkpoints import last_checkpoint
+from optimum_slicegpt.recovery.packing import load_sequences
 from optimum_slicegpt.recovery.training import RecoveryTrainer
 
 
@@ -106,6 +107,60 @@ def test_a_temporary_folder_for_checkpoints_is_gone_afterwards(tiny_tokenizer, t
     assert list(tmp_path.iterdir()) == []
 
 
+# A teacher that learns first
+
+
+def adapting(**kwargs):
+    return quick(distill=True, adapt_teacher=True, lora_dropout=0.2, **kwargs)
+
+
+def dense():
+    return build("llama", torch.float32, vocab_size=98)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_a_teacher_that_learns_first_is_left_as_it_was(full, tiny_tokenizer):
+    teacher, model = dense().train(), sliced()
+    before = weights(teacher)
+    recover(model, tiny_tokenizer, adapting(full=full), teacher=teacher)
+    assert teacher.state_dict().keys() == before.keys() and not changed(teacher, before)
+    assert teacher.training and teacher.config.use_cache
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+    held_out = load_sequences(TEXTS, tiny_tokenizer, nsamples=1000, seqlen=16, held_out=4).held_out
+    learned = model.config.slicegpt["recovery"]["teacher_perplexity"]
+    assert learned < (0.99 if full else 0.8) * evaluate_perplexity(teacher, held_out).perplexity
+
+
+def test_the_student_learns_from_what_the_teacher_learned(tiny_tokenizer):
+    after = {}
+    for adapt in (False, True):
+        model = sliced()
+        recover(model, tiny_tokenizer, quick(distill=True, adapt_teacher=adapt, distill_weight=1.0), teacher=dense())
+        after[adapt] = model.config.slicegpt["recovery"]["perplexity_after"]
+    assert after[True] < 0.9 * after[False]
+
+
+@pytest.mark.parametrize("learner", ["teacher", "student"])
+def test_a_run_with_a_teacher_that_learns_is_cut_off(learner, tiny_tokenizer, tmp_path, monkeypatch):
+    undisturbed = recover(sliced(), tiny_tokenizer, adapting(), teacher=dense())
+    train, teacher = RecoveryTrainer.training_step, dense()
+    before = weights(teacher)
+
+    def stops(self, *args):
+        if self.state.global_step == 3 and (self.teacher is None) == (learner == "teacher"):
+            raise KeyboardInterrupt
+        return train(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RecoveryTrainer, "training_step", stops)
+        recover(sliced(), tiny_tokenizer, adapting(), teacher=teacher, checkpoints=tmp_path)
+    assert not changed(teacher, before) and teacher.config.use_cache
+    with pytest.raises(ValueError, match="Checkpoints of an earlier run are in"):
+        recover(sliced(), tiny_tokenizer, adapting(), teacher=teacher, checkpoints=tmp_path)
+    resumed = recover(sliced(), tiny_tokenizer, adapting(), teacher=teacher, checkpoints=tmp_path, resume=True)
+    assert equal(resumed, undisturbed)
+
+
 # What is refused, before anything changes
 
 
@@ -198,6 +253,7 @@ def test_a_tokenizer_of_another_model(tiny_tokenizer):
         ({"seed": -1}, "seed=-1; give a non-negative integer"),
         ({"teacher_dtype": "int8"}, "teacher_dtype='int8'; choose one of float16"),
         ({"teacher_device": "toaster"}, "teacher_device='toaster' is not a torch device"),
+        ({"adapt_teacher": True}, "adapt_teacher=True with distill=False, which has no teacher; set distill=True"),
         ({"full": True, "keep_adapter": True}, "keep_adapter=True with full=True, which trains everything"),
         ({"full": True, "shortcuts": True}, "shortcuts=True with full=True, which trains everything"),
     ],
