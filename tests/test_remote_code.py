@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import fails, run
 from tiny import aligned, build, calibration, paper, tokens
 from transformers import AutoModelForCausalLM
 
@@ -96,3 +97,21 @@ def test_the_files_import_torch_and_transformers_only():
             if line.startswith(("import ", "from ")):
                 root = line.split()[1].split(".")[0]
                 assert root in {"", "torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names, line
+
+
+@pytest.mark.parametrize("more", [[], ["--stream"]])
+@pytest.mark.parametrize("model_type", ["llama", "hostile"])
+def test_code_beside_a_dense_model_is_not_run_unasked(model_type, more, cli_files, tmp_path, capsys):
+    folder, ran = tmp_path / "dense", tmp_path / "ran"
+    shutil.copytree(cli_files / "dense", folder)
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": model_type}
+    config["auto_map"] = {"AutoConfig": "hostile.Config", "AutoModelForCausalLM": "hostile.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "hostile.py").write_text(f"open({str(ran)!r}, 'w').close()")
+    arguments = ["compress", "--model", folder, "--output", tmp_path / "new", "--dataset", cli_files / "train.txt"]
+    arguments += ["--nsamples", 4, "--seqlen", 16, *more]
+    if model_type == "llama":  # which transformers has code of its own for
+        run(*arguments)
+    else:
+        assert "trust" in fails(capsys, *arguments)
+    assert (tmp_path / "new").exists() == (model_type == "llama") and not ran.exists()
