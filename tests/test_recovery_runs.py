@@ -161,6 +161,14 @@ def test_a_run_with_a_teacher_that_learns_is_cut_off(learner, tiny_tokenizer, tm
     assert equal(resumed, undisturbed)
 
 
+def test_a_teacher_that_learns_and_carries_adapters(tiny_tokenizer, tmp_path):
+    teacher = dense()
+    get_peft_model(teacher, lora_config(teacher, quick()))
+    with pytest.raises(ValueError, match="The teacher carries PEFT adapters; call merge_and_unload"):
+        recover(sliced(), tiny_tokenizer, adapting(), teacher=teacher, checkpoints=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 # What is refused, before anything changes
 
 
@@ -205,7 +213,7 @@ def carries_adapters():
     "model, config, message",
     [
         (lambda: build("llama", torch.float32), quick(), "model_type='llama' is not that of a sliced model"),
-        (carries_adapters, quick(), "This model carries PEFT adapters"),
+        (carries_adapters, quick(), "The model carries PEFT adapters"),
         (lambda: sliced(dtype=torch.bfloat16), quick(full=True), "full=True with weights in torch.bfloat16"),
         (
             lambda: build("llama", torch.float32).compress(SliceGPTConfig(sparsity=0.3, dataset=calibration())),

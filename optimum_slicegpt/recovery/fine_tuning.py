@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import set_seed
 from transformers.utils import logging
@@ -93,6 +93,8 @@ def recover(
     made_with["processes"] = processes.num_processes
     check_checkpoints(checkpoints, made_with, resume)
     teacher = find_teacher(teacher, model, config, processes.device)
+    learning = _for_teachers(config)
+    teacher_adapter = lora_config(check_without_adapters(teacher, "teacher"), learning) if learning else None
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with (
@@ -100,7 +102,7 @@ def recover(
         _as_it_was(model),
         checkpoint_folder(checkpoints, processes, None if resume else made_with) as folder,
         evaluating(teacher) if teacher else nullcontext(),
-        _adapted(teacher, config, folder / TEACHER, sequences, resume) as (guide, guide_perplexity),
+        _adapted(teacher, teacher_adapter, learning, folder / TEACHER, sequences, resume) as (guide, guide_perplexity),
     ):
         trained = get_peft_model(model, adapter) if adapter else model
         try:
@@ -150,8 +152,7 @@ def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
             f"model_type={model.config.model_type!r} is not that of a sliced model, which begins with 'sliced_'; "
             "slice the model first, and export it to a stock architecture, if it is to have one, afterwards."
         )
-    if any(hasattr(module, "base_layer") for module in model.modules()):
-        raise ValueError("This model carries PEFT adapters; call merge_and_unload() first, then recover.")
+    check_without_adapters(model, "model")
     if config.full and model.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"full=True with weights in {model.dtype}, in which small steps are rounded away; load the model with "
@@ -159,22 +160,33 @@ def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
         )
 
 
+def _for_teachers(config: RecoveryConfig) -> RecoveryConfig | None:
+    """How a teacher learns first, if it is to: always by adapters, and none where slicing has added layers."""
+    if not config.adapt_teacher:
+        return None
+    rate = LORA_RATE if config.full else config.learning_rate
+    return replace(config, full=False, shortcuts=False, learning_rate=rate)
+
+
 @contextmanager
 def _adapted(
-    teacher: PreTrainedModel | None, config: RecoveryConfig, folder: Path, sequences: PackedSequences, resume: bool
+    teacher: PreTrainedModel | None,
+    adapter: LoraConfig | None,
+    config: RecoveryConfig | None,
+    folder: Path,
+    sequences: PackedSequences,
+    resume: bool,
 ) -> Iterator[tuple[PreTrainedModel | PeftModel | None, float | None]]:
     """
-    The teacher and, where `config.adapt_teacher` has it learn from the same sequences first, its held-out perplexity
-    by then. What it learns is in adapters, which go at the end.
+    The teacher and, where it learns from the same sequences first, its held-out perplexity by then. What it learns is
+    in its adapter, which goes at the end.
     """
-    if teacher is None or not config.adapt_teacher:
+    if adapter is None:
         yield teacher, None
         return
-    rate = LORA_RATE if config.full else config.learning_rate
-    config = replace(config, full=False, shortcuts=False, learning_rate=rate)
     device, trainable = teacher.device, [each for each in teacher.parameters() if each.requires_grad]
     with _as_it_was(teacher):
-        adapted = get_peft_model(teacher, lora_config(teacher, config))
+        adapted = get_peft_model(teacher, adapter)
         try:
             trainer = RecoveryTrainer(adapted, config, folder, sequences)
             try:
@@ -186,6 +198,18 @@ def _adapted(
             yield adapted.eval().to(device), math.exp(loss)
         finally:
             _without_adapters(adapted, trainable, merge=False)
+
+
+def check_without_adapters(model: PreTrainedModel, what: str) -> PreTrainedModel:
+    """
+    The model itself, on which adapters can be put.
+
+    Raises:
+        ValueError: it carries some already.
+    """
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        raise ValueError(f"The {what} carries PEFT adapters; call merge_and_unload() first, then recover.")
+    return model
 
 
 def _train(trainer: RecoveryTrainer, checkpoint: Path | None) -> float:
