@@ -124,13 +124,12 @@ def recovery() -> str:
     rows = [
         f"{found['model']} with a head of its own, sliced to {runs['sliced']['parameters'] / 1e6:.1f} M parameters by "
         f"the default method. LoRA on {trained['sequences']} x {trained['settings']['seqlen']} tokens of "
-        f"{found['train']} of WikiText-2 on {trained['threads']} of {found['machine']['cores']} CPU cores; perplexity "
-        f"on {found['test']}, on "
-        "instructions with answers (tasks) and on Python's documentation (docs), none of which was trained on. Damage "
-        "is ln(perplexity / dense perplexity) on WikiText-2, as a share of the sliced model's.",
+        f"{found['train']} of WikiText-2; perplexity on {found['test']}, on instructions with answers (tasks) and on "
+        "Python's documentation (docs), none of which was trained on. Damage is ln(perplexity / dense perplexity) on "
+        "WikiText-2, as a share of the sliced model's. Minutes on CPU cores.",
         "",
-        "| | WikiText-2 | damage | tasks | docs | minutes |",
-        "|---|---|---|---|---|---|",
+        "| | WikiText-2 | damage | tasks | docs | minutes | cores |",
+        "|---|---|---|---|---|---|---|",
     ]
     names = {"dense": "dense", "sliced": "sliced", "recovered": "recovered"}
     names["distilled"] = "recovered, with the dense model as the teacher"
@@ -139,7 +138,7 @@ def recovery() -> str:
         if name not in runs:
             continue
         share = f"{damage(name) / damage('sliced'):.2f}" if name != "dense" else ""
-        minutes = f"{runs[name]['minutes']:.0f}" if "steps" in runs[name] else ""
+        minutes = f"{runs[name]['minutes']:.0f} | {runs[name]['threads']}" if "steps" in runs[name] else " | "
         rows.append(
             f"| {shown} | {runs[name]['wikitext2']:.2f} | {share} | {runs[name]['tasks']:.1f} "
             f"| {runs[name]['python-docs']:.1f} | {minutes} |"
