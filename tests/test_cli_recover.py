@@ -176,10 +176,14 @@ def config_of(files, tmp_path, monkeypatch):
     return config_of
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(RecoveryConfig)])
+@pytest.mark.parametrize("name", [field.name for field in fields(RecoveryConfig) if field.name != "adapt_teacher"])
 def test_every_field_has_a_flag(config_of, name):
     values, expected = FIELDS[name]
     assert config_of("--" + name.replace("_", "-"), *values) == RecoveryConfig(**{name: expected})
+
+
+def test_a_teacher_that_learns_is_one_that_is_asked(config_of):
+    assert config_of("--distill", "--adapt-teacher") == RecoveryConfig(distill=True, adapt_teacher=True)
 
 
 def test_fields_without_a_flag_keep_their_defaults(config_of):
