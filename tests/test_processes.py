@@ -49,8 +49,8 @@ CASES = {
 }
 """Name -> family, dtype of the model, settings, calibration batches."""
 
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""Of weights: in float32, products round by how many threads take them, and regressions on few tokens amplify that."""
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 5e-4}
+"""Of weights: on so few tokens, regressions make 7e-5 of a change of all weights by float32's rounding, 6e-8."""
 
 
 def sliced(name):
@@ -218,7 +218,7 @@ def test_the_command_in_two_processes(cli_files, arguments, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     assert report["slicegpt"]["calibration"] == expected["slicegpt"]["calibration"]
     for when in ("perplexity_before", "perplexity_after"):
-        assert report[when]["perplexity"] == pytest.approx(expected[when]["perplexity"], rel=1e-4)
+        assert report[when]["perplexity"] == pytest.approx(expected[when]["perplexity"], rel=1e-5)
     two = AutoModelForCausalLM.from_pretrained(tmp_path / "new").state_dict()
     for key, value in one.items():
         assert relative_error(two[key], value) < TOLERANCES[value.dtype], key
