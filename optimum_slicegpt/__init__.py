@@ -6,16 +6,20 @@ Importing this package registers the sliced architectures with the Auto classes,
 with `from_pretrained`, and `compress` on every `PreTrainedModel`.
 """
 
+from typing import TYPE_CHECKING
+
 from .calibration import load_batches
 from .configuration import SliceGPTConfig
 from .evaluation import evaluate_losses, evaluate_perplexity
 from .modeling.families import FAMILIES
 from .quantizer import SliceGPTQuantizer
-from .recovery import RecoveryConfig, recover
 from .registration import register
 from .streaming import compress_checkpoint
 from .widths import SlicePlan
 
+
+if TYPE_CHECKING:
+    from .recovery import RecoveryConfig, recover
 
 __version__ = "0.1.0"
 
@@ -33,3 +37,12 @@ __all__ = [
 ]
 
 register()
+
+
+def __getattr__(name: str):
+    # Brings transformers' Trainer and `datasets` with it, some 100 MB that slicing does without.
+    if name in ("RecoveryConfig", "recover"):
+        from . import recovery
+
+        return getattr(recovery, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

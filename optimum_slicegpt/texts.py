@@ -1,4 +1,10 @@
-"""Texts to calibrate on and to evaluate on: named datasets, files, or the documents themselves."""
+"""
+Texts to calibrate on and to evaluate on: named datasets, files, or the documents themselves.
+
+`datasets` takes some 80 MB, so it is imported where it is used.
+"""
+
+from __future__ import annotations
 
 import difflib
 import json
@@ -7,13 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import pyarrow.parquet
 from huggingface_hub.utils import get_session, httpx
 from transformers.utils import logging
 
+
+if TYPE_CHECKING:
+    import datasets
 
 logger = logging.get_logger(__name__)
 
@@ -106,6 +113,8 @@ def _read_named(name: str, split: str, text_column: str | None) -> list[str]:
     if row.path is None:
         return [topics[topic] for i, topic in enumerate(sorted(topics)) if (i % 5 == 4) == (split == "test")]
 
+    import datasets
+
     hub_split = row.splits[split]
     data_files = {hub_split: row.data_files[split]} if row.data_files else None
     # `datasets` retries an unreachable Hub for half a minute; when told that it is offline, it looks into its cache.
@@ -123,6 +132,8 @@ def _read_named(name: str, split: str, text_column: str | None) -> list[str]:
 
 
 def _hub_answers() -> bool:
+    import datasets
+
     try:
         get_session().head(datasets.config.HF_ENDPOINT, timeout=5)
     except (httpx.TransportError, OSError):
@@ -145,6 +156,9 @@ def read_table(path: Path) -> datasets.Dataset:
     Raises:
         ValueError: the file holds something else.
     """
+    import datasets
+    import pyarrow.parquet
+
     try:
         if path.suffix == ".parquet":
             return datasets.Dataset(pyarrow.parquet.read_table(path))

@@ -63,3 +63,18 @@ def test_optimum_cli_finds_the_command(kind, wheel, tmp_path):
         python, optimum_cli, "slicegpt", "--help", cwd=tmp_path
     )
     assert "--sparsity" in run(python, optimum_cli, "slicegpt", "compress", "--help", cwd=tmp_path)
+
+
+SLICES_TOKENS = """
+import sys, torch, transformers, optimum_slicegpt
+from transformers import LlamaConfig, LlamaForCausalLM
+sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+model = LlamaForCausalLM(LlamaConfig(**sizes))
+batch = {"input_ids": torch.arange(64).view(2, 32)}
+model.compress(optimum_slicegpt.SliceGPTConfig(sparsity=0.25, round_to=1, dataset=[batch]))
+print(*sorted(sys.modules.keys() & {"datasets", "pandas", "pyarrow", "matplotlib", "transformers.trainer"}))
+"""
+
+
+def test_slicing_tokens_imports_no_library_of_texts_training_or_pictures():
+    assert run(sys.executable, "-c", SLICES_TOKENS, cwd=ROOT).split() == []
