@@ -21,7 +21,7 @@ from .modeling.weights import Reader, Writer
 from .processes import Processes
 from .rotation import compose
 from .signals import first_signal
-from .storage import InMemory
+from .storage import InMemory, release_freed_memory
 from .widths import SlicePlan
 
 
@@ -95,6 +95,7 @@ class Walk:
             for count, step in enumerate(self.progress(steps[done:]), done + 1):
                 step()
                 self.storage.commit(self, count)
+                release_freed_memory()
         return SlicedResult(self.sliced, self.energy_kept, dict(self.seconds))
 
     def start(self) -> None:
