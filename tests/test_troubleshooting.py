@@ -19,7 +19,8 @@ def messages(tree):
     """Expressions of everything that is raised with a message or logged as a warning."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-            yield node.exc.args[0]
+            if ast.unparse(node.exc.func) != "AttributeError":  # a module's `__getattr__`, in Python's words
+                yield node.exc.args[0]
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in WARNINGS:
             yield node.args[0]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "_require":
