@@ -6,7 +6,8 @@ memory.
 
 Protocol: a file is one text, tokenised once without special tokens and cut into chunks of 1024; the first 32 chunks of
 one calibrate, the first 32 of the other measure, with weights in bfloat16. The other texts are instructions with their
-answers, and Python's documentation. Every setting runs in a process of its own, in bfloat16. Two series:
+answers, and Python's documentation. Every setting runs in a process of its own, in bfloat16. Widths are any number,
+not multiples of 8 as by default, or sizes would not be equal. Two series:
 
 - `untied`: the head has a matrix of its own, as a stock architecture wants it. Sizes are those to which the paper's
   method, as its authors wrote it, brings this model at sparsity 0.1 (larger than dense), 0.2, 0.25 and 0.3.
@@ -86,7 +87,7 @@ def measure(args) -> dict:
     settings = {
         "parameter_reduction": 1 - args.parameters / model.num_parameters(),
         "dataset": args.calibration,
-        **{"nsamples": 32, "seqlen": 1024, "batch_size": 8, "seed": None, "dtype": "bfloat16"},
+        **{"nsamples": 32, "seqlen": 1024, "batch_size": 2, "seed": None, "dtype": "bfloat16", "round_to": 1},
     }
     start = time.perf_counter()
     model.compress(SliceGPTConfig(**settings | METHODS[args.method]), tokenizer)
