@@ -1,7 +1,5 @@
 """Pure mathematics of linear regression for refits, on tensors. Of ours, imports mathematics alone."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -10,9 +8,8 @@ from .rotation import add_second_moment_
 
 STRENGTHS = (10.0, 1.0, 3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
 """
-Strengths of the ridge, in units of the mean diagonal of the Gram matrix. They are tried from the middle on, whichever
-way is better, until they get worse. Weaker ones would be no match for the rounding of products in float32, where
-tokens are all alike.
+Strengths of the ridge that are tried until they get worse, in units of the mean diagonal of the Gram matrix. Weaker
+ones would be no match for the rounding of products in float32, where tokens are all alike.
 """
 
 HELD_OUT = 8
@@ -91,19 +88,14 @@ class LeastSquares:
         judged = torch.arange(0, outputs, max(1, outputs // JUDGED_OUTPUTS), device=prior.device)
         (gram, judge), prior = self._gram, prior[:, judged]
         missing, wanted = self._cross[..., judged] - self._gram @ prior
-
-        @cache
-        def loss(position):
-            if not 0 <= position < len(STRENGTHS):
-                return float("inf")
-            change = ridge(gram, missing, STRENGTHS[position])
-            return ((judge @ change - 2 * wanted) * change).sum().item()
-
-        best = len(STRENGTHS) // 2
-        step = 1 if loss(best + 1) < loss(best) else -1
-        while loss(best + step) < loss(best):
-            best += step
-        return STRENGTHS[best] if loss(best) < 0 else None
+        best, best_loss = None, 0.0
+        for strength in STRENGTHS:
+            change = ridge(gram, missing, strength)
+            loss = ((judge @ change - 2 * wanted) * change).sum().item()
+            if loss >= best_loss:
+                break
+            best, best_loss = strength, loss
+        return best
 
     def without(self, candidates: slice, count: int, weight: Tensor) -> tuple[Tensor, Tensor]:
         """
