@@ -68,11 +68,11 @@ def quality() -> str:
 
     rows = [
         f"{found['model']} with a head of its own, at the {paper['parameters'] / 1e6:.1f} M parameters to which the "
-        f"paper's method at sparsity 0.25 leads. Calibrated on {found['calibration']} of WikiText-2 (64 x 1024 where "
-        "it says so), perplexity in bfloat16; tasks are instructions with answers, docs is Python's documentation. "
-        "Damage is ln(perplexity / dense perplexity) on WikiText-2, as a share of the paper's. Time is relative to "
-        f"the paper's method, both in bfloat16 on {found['machine']['cores']} CPU cores; none is given where a run "
-        "had another number of threads.",
+        f"paper's method at sparsity 0.25 leads. Calibrated on {found['calibration']} of WikiText-2, or on as many "
+        "chunks as it says, perplexity in bfloat16; tasks are instructions with answers, docs is Python's "
+        "documentation. Damage is ln(perplexity / dense perplexity) on WikiText-2, as a share of the paper's. "
+        f"Time is relative to the paper's method, both in bfloat16 on {found['machine']['cores']} CPU cores; none is "
+        "given where a run had another number of threads.",
         "",
         "| method | width | neurons | WikiText-2 | damage | tasks | docs | time | peak memory |",
         "|---|---|---|---|---|---|---|---|---|",

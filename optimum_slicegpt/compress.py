@@ -87,14 +87,16 @@ class PaperWalk(Walk):
         axes, padding = self.kept(self.site), nullcontext()
         if block.keeps_width:
             axes, padding = self.rotation, padded(getattr(sliced, self.family.mlp[0]), self.plan.hidden_size - width)
+        # What writes all dimensions is for the forward that follows, and gone after it: no float64 for that.
         wide = torch.empty(0, dtype=self.dtype, device=self.device)
+        rotation = self.rotation.to(torch.promote_types(self.dtype, torch.float32))
         with self.phase("compose"):
             for norm, _ in block.reads:
                 self.set_norm(sliced, norm, width)
             for target, source, norm in readers:
                 self.set_reader(target, source, dense.get_submodule(norm), axes, scale)
             for target, source in writers:
-                self.set_writer(target, source, self.rotation, scale, like=wide)
+                self.set_writer(target, source, rotation, scale, like=wide)
 
         with self.phase("forward"), placed(sliced, self.device, self.dtype), padding:
             for signal in self.signals:
