@@ -96,7 +96,7 @@ def _has_bias(norm):
     return getattr(norm, "bias", None) is not None
 
 
-class ProjectedRMSNorm(nn.RMSNorm):
+class ProjectedNorm(nn.RMSNorm):
     """The final norm of a model whose head shares the embedding's matrix: it leads the stream back to D dimensions."""
 
     def __init__(self, width, out_features, bias, eps, device=None, dtype=None):
@@ -116,7 +116,7 @@ def _resize_norm(parent, name, width, family, like, out_features=None):
     if out_features is None:
         new = nn.RMSNorm(width, **placement)
     else:
-        new = ProjectedRMSNorm(width, out_features, _has_bias(old), **placement)
+        new = ProjectedNorm(width, out_features, _has_bias(old), **placement)
     # Gemma would fill it with zeros, because its own norms multiply by 1 + weight. It holds ones already.
     new._is_hf_initialized = True
     setattr(parent, name, new)
