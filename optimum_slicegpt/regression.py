@@ -6,10 +6,10 @@ from torch import Tensor
 from .rotation import add_second_moment_
 
 
-STRENGTHS = (10.0, 1.0, 3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
+STRENGTHS = (10.0, 3.0, 1.0, 3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
 """
-Strengths of the ridge that are tried until they get worse, in units of the mean diagonal of the Gram matrix. Weaker
-ones would be no match for the rounding of products in float32, where tokens are all alike.
+Strengths of the ridge that are tried until they get worse, in units of each input's own sum of squares. Weaker ones
+would be no match for the rounding of products in float32, where tokens are all alike.
 """
 
 HELD_OUT = 8
@@ -66,10 +66,11 @@ class LeastSquares:
 
     def solve(self, prior: Tensor) -> Tensor:
         """
-        The W that minimises `|y - a W|² + strength · |W - prior|²` over all tokens.
+        The W that minimises `|y - a W|² + strength · |N (W - prior)|²` over all tokens, N the inputs' norms.
 
-        The strength is the one whose solution without the tokens held out serves these best. Where none serves them
-        better than the prior, that is returned: too few tokens cannot do harm.
+        So inputs of little energy may change as much, in what they do, as others: a ridge alike for all would leave
+        them where they are. The strength is the one whose solution without the tokens held out serves these best.
+        Where none serves them better than the prior, that is returned: too few tokens cannot do harm.
 
         Args:
             prior (`torch.Tensor` of shape `(inputs, outputs)`, float64).
@@ -129,7 +130,7 @@ class LeastSquares:
 
 def ridge(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
     """
-    Solves `(gram + strength · mean diag(gram) · I) W = cross`.
+    Solves `(gram + strength · diag(gram)) W = cross`.
 
     Args:
         gram (`torch.Tensor` of shape `(n, n)`), cross (`torch.Tensor` of shape `(n, k)`): float64.
@@ -140,5 +141,5 @@ def ridge(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
 
 def _cholesky(gram, strength):
     damped = gram.clone()
-    damped.diagonal().add_(strength * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
+    damped.diagonal().mul_(1 + strength).add_(torch.finfo(gram.dtype).tiny)
     return torch.linalg.cholesky(damped)

@@ -19,7 +19,7 @@ from .widths import SlicePlan
 LIBRARIES = 500 * 2**20
 """Bytes of resident memory once everything is imported."""
 
-TRIED_STRENGTHS = 5
+TRIED_STRENGTHS = 6
 """Factorizations for a regression: of the strengths that are tried, and of the one that is taken."""
 
 PROBE = 1024

@@ -67,6 +67,20 @@ def test_a_ridge_leads_to_the_prior():
     assert strong.abs().max() < 1e-6
 
 
+def test_units_of_an_input_do_not_matter():
+    a, y, weight = problem(noise=1.0)
+    units = torch.logspace(-3, 3, 12)
+    prior = weight + torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, scaled = fit(a, y).solve(prior), fit(a * units, y).solve(prior / units[:, None].double())
+    torch.testing.assert_close(scaled * units[:, None].double(), found, rtol=1e-3, atol=1e-3)
+
+
+def test_an_input_that_is_never_used_keeps_its_weight():
+    a, y, weight = problem()
+    a[:, 3] = 0
+    assert torch.equal(fit(a, y).solve(2 * weight)[3], 2 * weight[3])
+
+
 def loss(a, weight, left, indices):
     return (a.double() @ weight - a[:, indices].double() @ left).square().sum()
 
