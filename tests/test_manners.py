@@ -90,7 +90,8 @@ def test_an_interruption_ends_with_130_and_leaves_nothing(name, every_command, t
 
 
 SAVES_FOR_A_MINUTE = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background hands down to ignore it
 sys.path.insert(0, sys.argv[1])
 from command_line import run
 from transformers import PreTrainedModel
