@@ -12,6 +12,9 @@ Strengths of the ridge that are tried until they get worse, in units of each inp
 would be no match for the rounding of products in float32, where tokens are all alike.
 """
 
+ROUNDING = 1e-6
+"""Share of the mean energy below which an input's is taken for rounding errors of bfloat16, and the ridge for more."""
+
 HELD_OUT = 8
 """One token in so many is held out to choose the strength by."""
 
@@ -130,7 +133,7 @@ class LeastSquares:
 
 def ridge(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
     """
-    Solves `(gram + strength · diag(gram)) W = cross`.
+    Solves `(gram + strength · diag(gram)) W = cross`, where the ridge is nowhere next to none.
 
     Args:
         gram (`torch.Tensor` of shape `(n, n)`), cross (`torch.Tensor` of shape `(n, k)`): float64.
@@ -141,5 +144,6 @@ def ridge(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
 
 def _cholesky(gram, strength):
     damped = gram.clone()
-    damped.diagonal().mul_(1 + strength).add_(torch.finfo(gram.dtype).tiny)
+    energies = gram.diagonal()
+    damped.diagonal().add_(strength * energies.clamp_min(ROUNDING * energies.mean()) + torch.finfo(gram.dtype).tiny)
     return torch.linalg.cholesky(damped)
