@@ -13,7 +13,7 @@ would be no match for the rounding of products in float32, where tokens are all 
 """
 
 ROUNDING = 1e-6
-"""Share of the mean energy below which an input's is taken for rounding errors of bfloat16, and the ridge for more."""
+"""Share of the mean energy that the ridge supposes of every input: bfloat16's rounding errors have as much."""
 
 HELD_OUT = 8
 """One token in so many is held out to choose the strength by."""
@@ -133,7 +133,7 @@ class LeastSquares:
 
 def ridge(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
     """
-    Solves `(gram + strength · diag(gram)) W = cross`, where the ridge is nowhere next to none.
+    Solves `(gram + strength · diag(gram)) W = cross`, on the ridge's diagonal at least `ROUNDING` of its mean.
 
     Args:
         gram (`torch.Tensor` of shape `(n, n)`), cross (`torch.Tensor` of shape `(n, k)`): float64.
