@@ -1,5 +1,6 @@
 """Several processes that slice one model: which batches each of them has, and what they add up."""
 
+import atexit
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -15,6 +16,21 @@ from torch import Tensor
 
 PATIENCE = timedelta(days=1)
 """How long the others wait for one, which may have a perplexity to measure. One that has died is noticed at once."""
+
+
+def joined(cpu: bool) -> PartialState:
+    """
+    What accelerate knows of this process, which has joined those of its launcher by then. It leaves them when it ends:
+    threads of gloo that are still at work would end it with SIGABRT, even after a success.
+
+    Args:
+        cpu (`bool`): whether it computes on the CPU.
+    """
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
+    # With NCCL, leaving waits for the others, which may have failed.
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        atexit.register(state.destroy_process_group)
+    return state
 
 
 class Processes:
@@ -35,7 +51,7 @@ class Processes:
     def __init__(self, device: torch.device | str):
         device = torch.device(device)
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():  # as launchers say it
-            PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
+            joined(cpu=device.type == "cpu")
         self.rank, self.count = 0, 1
         if dist.is_available() and dist.is_initialized():
             self.rank, self.count = dist.get_rank(), dist.get_world_size()

@@ -116,6 +116,8 @@ def work(rank, port, folder):
     except BaseException:
         (folder / f"traceback-{rank}.txt").write_text(traceback.format_exc())
         raise
+    finally:
+        dist.destroy_process_group()  # or threads of gloo may end this process with SIGABRT
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +227,9 @@ def test_the_command_in_two_processes(cli_files, arguments, tmp_path, capsys):
 
 
 FAILS = """
-import os, sys
+import atexit, os, sys
+import torch.distributed as dist
+atexit.register(lambda: print("in a group:", dist.is_initialized(), file=sys.stderr))  # after what is registered later
 sys.path.insert(0, {tests!r})
 from command_line import run
 from optimum_slicegpt.walk import Walk
@@ -243,6 +247,7 @@ def test_a_command_of_which_one_process_fails(arguments, tmp_path):
     done = launch(tmp_path / "fails.py", *arguments)
     assert done.returncode != 0 and done.stdout == ""
     assert "error: The second one cannot go on." in done.stderr
+    assert "in a group: False" in done.stderr and "in a group: True" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["fails.py"]
 
 

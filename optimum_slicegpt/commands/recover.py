@@ -4,10 +4,9 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from accelerate import PartialState
-
 from ..console import print_json, print_table
 from ..model_card import model_card
+from ..processes import joined
 from ..recovery import RecoveryConfig, recover
 from ..recovery.training import on_cpu
 from ..writing import check_output, written_aside
@@ -35,7 +34,7 @@ def run(args: Namespace) -> None:
     config = RecoveryConfig(
         **{field.name: given[field.name] for field in fields(RecoveryConfig) if field.name in given}
     )
-    processes = PartialState(cpu=on_cpu(config))
+    processes = joined(cpu=on_cpu(config))
     if not processes.is_main_process:
         silence()
     check_device(config.teacher_device)

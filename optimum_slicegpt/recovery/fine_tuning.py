@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer_utils import set_seed
@@ -22,6 +21,7 @@ from transformers.utils import logging
 from ..assembly import evaluating
 from ..calibration import load_batches, within_positions
 from ..model_card import public_name
+from ..processes import joined
 from .adapters import lora_config
 from .checkpoints import TEACHER, check_checkpoints, checkpoint_folder, last_checkpoint
 from .configuration import LORA_RATE, RecoveryConfig
@@ -76,7 +76,7 @@ def recover(
     checkpoints = None if checkpoints is None else Path(checkpoints)
     check_recoverable(model, config)
     adapter = None if config.full else lora_config(model, config)
-    processes = PartialState(cpu=on_cpu(config))
+    processes = joined(cpu=on_cpu(config))
     with processes.main_process_first():  # which may download
         sequences = load_sequences(
             config.dataset,
