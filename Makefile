@@ -33,7 +33,7 @@ docs: install
 	@echo "Open site/index.html"
 
 test: install
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 check: install
 	@$(VENV)/bin/ruff format --check .
