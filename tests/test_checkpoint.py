@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import fails, run
+from command_line import fails
 from safetensors.torch import load_file, save_file
 from tiny import TINY, build
 from transformers import AutoModelForCausalLM
@@ -289,44 +289,3 @@ def test_what_does_not_fit_is_not_written(written, tmp_path):
         shards.write("lm_head.weight", torch.ones(2, 3))
     with pytest.raises(ValueError, match="lm_head.weight is not finite once it is sliced; calibrate with"):
         shards.write("lm_head.weight", torch.full((97, 48), torch.nan))
-
-
-@pytest.mark.parametrize(
-    "more, message",
-    [
-        (["--resume"], r"--resume is for --stream; give both, or neither"),
-        (["--max-memory", "1GiB"], r"--max-memory is for --stream; give both, or neither"),
-        (["--max-shard-size", "large"], r"'large' is no size; give a number with a unit"),
-        (["--stream", "--max-memory", "5"], r"'5' is no size"),
-        (["--stream", "--push-to-hub", "me/it"], r"--push-to-hub wants the whole model in memory"),
-        (["--stream", "--eval-dataset", "python-docs"], r"--eval-dataset wants the whole model in memory"),
-        (["--stream", "--dataset", "self"], r"dataset='self' has the whole model write text"),
-    ],
-)
-def test_flags_that_do_not_go_together(cli_files, tmp_path, capsys, more, message):
-    data = ("--dataset", cli_files / "train.txt", "--nsamples", 8, "--seqlen", 16)
-    model = ("--model", cli_files / "dense", "--output", tmp_path / "sliced")
-    assert message in fails(capsys, "compress", *model, *data, *more)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("more", [[], ["--stream"]])
-def test_a_plan_alone(cli_files, tmp_path, capsys, more):
-    arguments = ["compress", "--model", cli_files / "dense", "--output", tmp_path / "sliced", "--plan", *more]
-    run(*arguments, "--nsamples", 8, "--seqlen", 16)
-    printed = capsys.readouterr().out
-    assert "passes over the weights: 2 (second moments of all sites, slicing)" in printed
-    assert "memory, estimated: " in printed and "time, estimated: " in printed
-    assert ("saved after each layer" in printed) == bool(more)
-    run(*arguments, "--json")
-    assert json.loads(capsys.readouterr().out)["passes"]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_streaming_tells_its_plan_first_and_what_became_of_it(cli_files, tmp_path, capsys):
-    arguments = ["compress", "--model", cli_files / "dense", "--output", tmp_path / "sliced", "--stream"]
-    run(*arguments, "--dataset", cli_files / "train.txt", "--nsamples", 8, "--seqlen", 16)
-    printed = capsys.readouterr().out
-    assert printed.index("passes over the weights") < printed.index("The model shrank")
-    names = {path.name for path in (tmp_path / "sliced").iterdir()}
-    assert names >= {"README.md", "config.json", "model.safetensors", "tokenizer.json", "modeling_sliced.py"}

@@ -1,17 +1,14 @@
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from command_line import fails, optimum_cli, run
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma2Config, PreTrainedModel
 
-from optimum_slicegpt import evaluate_perplexity, load_batches
 from optimum_slicegpt.commands import compress, loading
-from optimum_slicegpt.evaluation import Perplexity, evaluate_losses
+from optimum_slicegpt.evaluation import Perplexity
 from optimum_slicegpt.modeling.modeling_sliced import SlicedModelMixin
 
 
@@ -113,57 +110,6 @@ def test_compress_pushes_where_asked(arguments, monkeypatch):
     assert kwargs.keys() == {"tokenizer"} and kwargs["tokenizer"]("w5").input_ids == [97, 5]
 
 
-def test_eval_measures_the_first_sequences(cli_files, tiny_tokenizer, capsys):
-    dense, text = cli_files / "dense", cli_files / "test.txt"
-    run("eval", "--model", dense, "--dataset", text, "--nsamples", 3, "--seqlen", 1000, "--device", "cpu")
-    names, row = capsys.readouterr().out.splitlines()
-    # sequences no longer than the model's 64 positions
-    batches = load_batches(text, tiny_tokenizer, nsamples=3, seqlen=64, seed=None)
-    expected = evaluate_perplexity(AutoModelForCausalLM.from_pretrained(dense), batches)
-    assert names.split() == ["dataset", "model", "tokens", "perplexity", "nll"]
-    figures = f"189  {expected.perplexity:.2f}  {expected.nll:.4f} ± {expected.stderr:.4f}"
-    assert row.split() == ["test.txt", str(dense), *figures.split()]
-
-
-def test_eval_beside_a_baseline_on_several_datasets(cli_files, arguments, tiny_tokenizer, tmp_path, capsys):
-    run(*arguments, "--json")
-    capsys.readouterr()
-    dense, sliced, texts = cli_files / "dense", tmp_path / "sliced", [cli_files / "test.txt", cli_files / "more.txt"]
-    both = ("--dataset", texts[0], "--dataset", texts[1], texts[0], "--nsamples", 5, "--seqlen", 16)
-    command = ("eval", "--model", sliced, "--baseline", dense, *both, "--batch-size", 3)
-    run(*command, "--json")
-    report = json.loads(capsys.readouterr().out)
-    assert (report["model"], report["baseline"]) == (str(sliced), str(dense))
-    assert [result["dataset"] for result in report["results"]] == ["test.txt", "more.txt, test.txt"]
-    batches = load_batches(texts[0], tiny_tokenizer, nsamples=5, seqlen=16, seed=None)
-    own, other = (evaluate_losses(AutoModelForCausalLM.from_pretrained(name), batches) for name in (sliced, dense))
-    for found, expected in (
-        (report["results"][0], own.perplexity()),
-        (report["results"][0]["baseline"], other.perplexity()),
-        (report["results"][0]["difference"], own.difference(other)),
-    ):
-        assert {key: found[key] for key in asdict(expected)} == pytest.approx(asdict(expected), rel=1e-5)
-
-    run(*command)
-    names, *rows, note = capsys.readouterr().out.splitlines()
-    assert names.split() == ["dataset", "model", "tokens", "perplexity", "nll", "difference"]
-    assert [str(dense) in row for row in rows] == [True, False, True, False]
-    assert re.search(r"[+-]\d\.\d{4} ± \d\.\d{4}$", rows[1]) and rows[0].endswith("-")
-    assert "Its standard error is paired" in note
-
-
-def test_eval_with_a_stride(cli_files, tiny_tokenizer, capsys):
-    dense, text = cli_files / "dense", cli_files / "test.txt"
-    options = ("--nsamples", 3, "--seqlen", 20, "--stride", 6, "--json")
-    run("eval", "--model", dense, "--dataset", text, *options)
-    report = json.loads(capsys.readouterr().out)
-    batches = load_batches(text, tiny_tokenizer, nsamples=1, seqlen=60, seed=None)
-    expected = evaluate_perplexity(AutoModelForCausalLM.from_pretrained(dense), batches, seqlen=20, stride=6)
-    assert expected.ntokens == 59
-    assert report["results"] == [{"dataset": "test.txt"} | asdict(expected)]
-    assert (report["seqlen"], report["stride"]) == (20, 6)
-
-
 def test_json_has_no_nan(cli_files, capsys):
     run("eval", "--model", cli_files / "dense", "--dataset", cli_files / "test.txt", "--nsamples", 1, "--json")
     (found,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["results"]
@@ -248,29 +194,6 @@ def test_families_are_refused_before_a_model_is_loaded(arguments, cli_files, tmp
 def test_datasets_that_cannot_be_read(arguments, tmp_path, capsys, dataset, message):
     assert message in fails(capsys, *arguments, "--dataset", *dataset)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "more, message",
-    [
-        (["--dataset", "python-docs", "--split", "dev"], "Unknown split='dev'"),
-        (["--stride", 2048], "stride=2048 must be at least 1 and less than seqlen=64"),
-        (["--batch-size", 0], "batch_size=0 must be at least 1"),
-        (["--device", "cuda:99"], "device='cuda:99' is not available here"),
-        (["--baseline", "no/such/model"], "no/such/model"),
-    ],
-)
-def test_errors_of_eval(cli_files, capsys, monkeypatch, more, message):
-    monkeypatch.setattr(
-        loading.AutoModelForCausalLM, "from_pretrained", lambda *args, **kwargs: pytest.fail("weights are read")
-    )
-    assert message in fails(capsys, "eval", "--model", cli_files / "dense", *more)
-
-
-def test_a_baseline_of_another_vocabulary_is_refused(cli_files, tmp_path, capsys):
-    tiny.build("llama", torch.float32, vocab_size=90).save_pretrained(tmp_path)
-    message = fails(capsys, "eval", "--model", cli_files / "dense", "--baseline", tmp_path)
-    assert "--baseline has a vocabulary of 90 tokens and --model one of 98. Only models that read the same" in message
 
 
 def test_wrong_usage_exits_with_2(capsys):

@@ -11,12 +11,12 @@ import pytest
 import torch
 from command_line import fails, run
 from matplotlib.image import imread
-from tiny import TINY, build, calibration, paper
+from tiny import build, calibration, paper
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.commands import inspect
 from optimum_slicegpt.figures import DPI, WIDTH_INCHES
-from optimum_slicegpt.sizes import PARTS, parameters_by_part
+from optimum_slicegpt.sizes import PARTS
 
 
 LOADING = {"src", "srcset", "data", "poster", "background"}
@@ -290,23 +290,3 @@ def test_data_where_there_is_nothing_or_too_little_to_measure(cli_files, sliced,
     assert message in fails(capsys, "inspect", *measuring(cli_files), "--device", "cuda:99")
     run("inspect", *measuring(cli_files), "--nsamples", 2)
     assert "32 calibration tokens for a hidden size of 48: fewer tokens than dimensions" in caplog.text
-
-
-# Parameters by part
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", TINY)
-def test_parts_add_up(name, tied):
-    dense = build(name, torch.float32, tie_word_embeddings=tied)
-    before, total = parameters_by_part(dense), dense.num_parameters()
-    sliced = dense.compress(paper(sparsity=1 / 3, dataset=calibration(1), embeddings="auto"))
-    record = sliced.config.slicegpt["parameters_by_part"]
-    assert record == {"before": before, "after": parameters_by_part(sliced)}
-    assert tuple(before) == tuple(record["after"]) == PARTS
-    assert sum(before.values()) == total == sliced.config.slicegpt["parameters_before"]
-    assert sum(record["after"].values()) == sliced.num_parameters()
-    assert (before["head"] < dense.config.vocab_size * 48) == tied and before["shortcuts"] == 0
-    shortcuts = [each for key, each in sliced.named_parameters() if "shortcut" in key]
-    assert record["after"]["shortcuts"] == sum(each.numel() for each in shortcuts) > 0
-    assert before["attention"] > record["after"]["attention"] and before["mlp"] > record["after"]["mlp"]

@@ -3,17 +3,10 @@
 import hashlib
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
-from command_line import ROOT, fails, run
 from tiny import build, calibration
 from torch import float32
 
@@ -207,118 +200,3 @@ def test_a_second_run_into_the_same_folder_is_refused(dense, tmp_path):
     with locked(tmp_path / "sliced"), pytest.raises(BlockingIOError, match="Another run is writing to .*sliced"):
         compress_checkpoint(dense, tmp_path / "sliced", config_of("refit"))
     assert list(tmp_path.iterdir()) == []
-
-
-# Processes
-
-
-@pytest.mark.parametrize("more", [[], ["--stream"]])
-def test_a_second_command_into_the_same_folder_is_refused(cli_files, tmp_path, capsys, more):
-    arguments = ["--model", cli_files / "dense", "--dataset", cli_files / "train.txt", "--output", tmp_path / "sliced"]
-    with locked(tmp_path / "sliced"):
-        line = fails(capsys, "compress", *arguments, "--nsamples", 8, "--seqlen", 16, "--json", *more)
-    assert "Another run is writing to" in line
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def streaming(cli_files, tmp_path):
-    """Arguments of a quick run."""
-    return [
-        *("compress", "--model", cli_files / "dense", "--output", tmp_path / "sliced", "--stream", "--json"),
-        *("--dataset", cli_files / "train.txt", "--nsamples", 8, "--seqlen", 16, "--sparsity", 0.25),
-    ]
-
-
-@pytest.fixture
-def start():
-    """Starts a run in a process of its own; gives its id, and a function that waits for its exit status."""
-    command = [sys.executable, Path(__file__).with_name("killing.py")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as server:
-
-        def start(*arguments):
-            print(json.dumps([str(argument) for argument in arguments]), file=server.stdin, flush=True)
-            return int(server.stdout.readline()), lambda: int(server.stdout.readline())
-
-        yield start
-        server.stdin.close()
-
-
-def test_killed_at_many_moments(streaming, tmp_path, start):
-    _, status = start(*streaming)
-    assert status() == 0
-    expected = hashes(tmp_path / "sliced")
-    shutil.rmtree(tmp_path / "sliced")
-    moments, killed = random.Random(0), 0
-    for _ in range(4):
-        while not (tmp_path / "sliced").exists():
-            done = steps_done(tmp_path)
-            process, status = start(*streaming, "--resume")
-            steps = moments.randrange(4)
-            with suppress(ProcessLookupError):  # it was quicker
-                while steps_done(tmp_path) < done + steps:
-                    time.sleep(0.005)
-                    os.kill(process, 0)
-                time.sleep(moments.uniform(0, 0.1))
-                os.kill(process, signal.SIGKILL)
-            ended = status()
-            assert ended in (0, -signal.SIGKILL)
-            killed += ended != 0
-        assert hashes(tmp_path / "sliced") == expected
-        shutil.rmtree(tmp_path / "sliced")
-    assert killed >= 4
-
-
-def steps_done(folder):
-    """By a run into `sliced`."""
-    if (folder / "sliced").exists():
-        return 100
-    with suppress(FileNotFoundError):
-        return json.loads((folder / ".sliced.slicegpt" / "state.json").read_text())["done"]
-    return 0
-
-
-def test_ctrl_c_keeps_the_state_and_says_so(streaming, tmp_path, capsys, caplog, monkeypatch):
-    with monkeypatch.context() as patch:
-        dying(patch, OnDisk, "commit", 3, KeyboardInterrupt)
-        with pytest.raises(SystemExit) as exit:
-            run(*streaming)
-    assert exit.value.code == 130
-    assert "With resume=True, --resume on the command line, the same run goes on" in caplog.text
-    run(*streaming, "--resume")
-    assert json.loads(capsys.readouterr().out)["widths"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk, and a function that changes its size."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk]
-    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small disk is not allowed here")
-    yield disk, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
-    subprocess.run(["umount", disk], check=True)
-
-
-def test_a_disk_too_small_for_the_result_is_found_at_the_start(streaming, small_disk, capsys):
-    disk, _ = small_disk
-    assert "No space left on device" in fails(capsys, *streaming, "--output", disk / "sliced")
-    assert list(disk.iterdir()) == []
-
-
-def test_a_disk_that_fills_up(streaming, small_disk, tmp_path, capsys):
-    disk, resize = small_disk
-    run(*streaming)
-    capsys.readouterr()
-    weights = (tmp_path / "sliced" / "model.safetensors").stat().st_size
-    resize(f"{weights // 1024 + 200}k")
-    assert "No space left on device" in fails(capsys, *streaming, "--output", disk / "sliced", "--max-memory", "1KiB")
-    state = json.loads((disk / ".sliced.slicegpt" / "state.json").read_text())
-    assert 1 <= state["done"] < 7
-    resize("4m")
-    run(*streaming, "--output", disk / "sliced", "--resume")
-    assert hashes(disk / "sliced") == hashes(tmp_path / "sliced")
-    assert [path.name for path in disk.iterdir()] == ["sliced"]

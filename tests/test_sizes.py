@@ -1,0 +1,24 @@
+"""How large the parts of a model are, before and after slicing."""
+
+import pytest
+import torch
+from tiny import TINY, build, calibration, paper
+
+from optimum_slicegpt.sizes import PARTS, parameters_by_part
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", TINY)
+def test_parts_add_up(name, tied):
+    dense = build(name, torch.float32, tie_word_embeddings=tied)
+    before, total = parameters_by_part(dense), dense.num_parameters()
+    sliced = dense.compress(paper(sparsity=1 / 3, dataset=calibration(1), embeddings="auto"))
+    record = sliced.config.slicegpt["parameters_by_part"]
+    assert record == {"before": before, "after": parameters_by_part(sliced)}
+    assert tuple(before) == tuple(record["after"]) == PARTS
+    assert sum(before.values()) == total == sliced.config.slicegpt["parameters_before"]
+    assert sum(record["after"].values()) == sliced.num_parameters()
+    assert (before["head"] < dense.config.vocab_size * 48) == tied and before["shortcuts"] == 0
+    shortcuts = [each for key, each in sliced.named_parameters() if "shortcut" in key]
+    assert record["after"]["shortcuts"] == sum(each.numel() for each in shortcuts) > 0
+    assert before["attention"] > record["after"]["attention"] and before["mlp"] > record["after"]["mlp"]
