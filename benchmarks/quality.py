@@ -31,6 +31,8 @@ from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
 
 PAPER = {"rotation": "per_block", "refit": False, "metric": "none"}
 SHARED = {"rotation": "shared", "refit": True, "metric": "none"}
+HALF_OWN = {"beside": "self"}
+"""As many sequences of the one as of the other."""
 METHODS = {
     "paper": PAPER,
     "per_block + refit": PAPER | {"refit": True, "mlp_sparsity": 0.0},
@@ -41,6 +43,8 @@ METHODS = {
     "shared + refit + neurons, 64 chunks": SHARED | {"nsamples": 64},
     "shared + refit + neurons, 128 chunks": SHARED | {"nsamples": 128},
     "shared + refit + neurons, own text": SHARED | {"dataset": "self"},
+    "shared + refit + neurons, half own text": SHARED | HALF_OWN,
+    "shared + refit, fisher, half own text": SHARED | {"metric": "fisher", "mlp_sparsity": 0.0} | HALF_OWN,
 }
 SERIES = {"untied": {0.1: 163_708_928, 0.2: 147_489_984, 0.25: 140_652_288, 0.3: 131_641_088}}
 """Parameters of the authors' models at their sparsities, whose perplexities were, on the same tokens:"""
@@ -88,9 +92,12 @@ def measure(args) -> dict:
         "parameter_reduction": 1 - args.parameters / model.num_parameters(),
         "dataset": args.calibration,
         **{"nsamples": 32, "seqlen": 1024, "batch_size": 2, "seed": None, "dtype": "bfloat16", "round_to": 1},
+        **METHODS[args.method],
     }
+    if "beside" in settings:
+        settings["dataset"] = [settings["dataset"], settings.pop("beside")]
     start = time.perf_counter()
-    model.compress(SliceGPTConfig(**settings | METHODS[args.method]), tokenizer)
+    model.compress(SliceGPTConfig(**settings), tokenizer)
     found = {
         "width": min(model.config.widths),
         "neurons": model.config.intermediate_size,

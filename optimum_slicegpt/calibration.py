@@ -3,7 +3,7 @@
 import itertools
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from .texts import load_texts
+from .texts import NAMES, load_texts
 
 
 logger = logging.get_logger(__name__)
@@ -111,6 +111,36 @@ def load_batches(
                 "The tokenizer probably does not belong to this model: load both from the same checkpoint."
             )
     return TokenBatches(batches, source)
+
+
+def sources_of(dataset: Any) -> list[Any]:
+    """
+    What a mixture is made of: the names of datasets, and the paths, of a list that holds at least one name. Anything
+    else is one source.
+
+    Raises:
+        ValueError: something else in such a list.
+    """
+    if not isinstance(dataset, list | tuple) or not any(isinstance(item, str) and item in NAMES for item in dataset):
+        return [dataset]
+    strangers = {type(item).__name__ for item in dataset if not isinstance(item, str | os.PathLike)}
+    if strangers:
+        raise ValueError(
+            f"A mixture of datasets has names and paths; got {' and '.join(sorted(strangers))} among them."
+        )
+    return list(dataset)
+
+
+def mixed(parts: Sequence[TokenBatches], batch_size: int) -> TokenBatches:
+    """The sequences of several datasets, one of each in turn, and `batch_size` of a length in a batch."""
+    sequences = [[row for batch in part for row in batch["input_ids"]] for part in parts]
+    in_turn = [row for turn in itertools.zip_longest(*sequences) for row in turn if row is not None]
+    batches = [
+        {"input_ids": batch}
+        for _, alike in itertools.groupby(in_turn, len)
+        for batch in torch.stack(list(alike)).split(batch_size)
+    ]
+    return TokenBatches(batches, ", ".join(part.source for part in parts))
 
 
 def within_positions(seqlen: int, model_config) -> int:

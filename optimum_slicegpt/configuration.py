@@ -62,7 +62,8 @@ class SliceGPTConfig(QuantizationConfigMixin):
             that the model itself writes, a path or list of paths to txt, json, jsonl or parquet files, a list of
             strings, or tokenised batches (mappings with `input_ids` of shape `(B, T)` and perhaps `attention_mask`),
             used as they are. `"auto"` is `"wikitext2"` where the Hub or its cache answers and otherwise
-            `"python-docs"`, which needs no network.
+            `"python-docs"`, which needs no network. A list of names, or of names and paths, is a mixture, to which
+            each gives the same number of sequences.
         text_column (`str`, *optional*): column of a table that holds the text. `"text"`, or the only one, by default.
         nsamples (`int`, defaults to 128): number of calibration sequences.
         seqlen (`int`, defaults to 2048): tokens per sequence, at most what the model's positions allow.

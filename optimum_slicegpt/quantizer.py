@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from .assembly import become, sliced_class_of
-from .calibration import TokenBatches, load_batches, within_positions
+from .calibration import TokenBatches, load_batches, mixed, sources_of, within_positions
 from .compress import compress
 from .configuration import SliceGPTConfig
 from .export import export_obstacle
@@ -99,23 +99,31 @@ class SliceGPTQuantizer:
 
     def _batches(self, model, tokenizer) -> TokenBatches:
         config = self.config
-        if isinstance(config.dataset, str) and config.dataset == "self":
-            return sampled_batches(
-                model,
-                nsamples=config.nsamples,
-                seqlen=within_positions(config.seqlen, model.config),
-                batch_size=config.batch_size,
-                seed=config.seed,
-            )
+        sources = sources_of(config.dataset)
+        if config.nsamples < len(sources):
+            raise ValueError(f"nsamples={config.nsamples} is less than the number of datasets to mix, {len(sources)}.")
+        parts = [
+            self._batches_of(source, len(range(first, config.nsamples, len(sources))), model, tokenizer)
+            for first, source in enumerate(sources)
+        ]
+        return parts[0] if len(parts) == 1 else mixed(parts, config.batch_size)
+
+    def _batches_of(self, source, nsamples, model, tokenizer) -> TokenBatches:
+        config = self.config
+        sizes = {
+            "nsamples": nsamples,
+            "seqlen": within_positions(config.seqlen, model.config),
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+        }
+        if isinstance(source, str) and source == "self":
+            return sampled_batches(model, **sizes)
         return load_batches(
-            config.dataset,
+            source,
             tokenizer or config.tokenizer or model.name_or_path,
             text_column=config.text_column,
-            nsamples=config.nsamples,
-            seqlen=within_positions(config.seqlen, model.config),
-            batch_size=config.batch_size,
-            seed=config.seed,
             vocab_size=model.config.vocab_size,
+            **sizes,
         )
 
     def _record(self, model, plan, batches: TokenBatches, result: SlicedResult) -> dict[str, Any]:

@@ -52,6 +52,9 @@ DATASETS = {
     "python-docs": NamedDataset(None),
 }
 
+NAMES = ("auto", "self", *DATASETS)
+"""What `SliceGPTConfig.dataset` knows by name."""
+
 TABLES = (".json", ".jsonl", ".parquet")
 _EXTENSIONS = (".txt", *TABLES)
 
@@ -84,6 +87,11 @@ def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = 
             logger.warning(f"Using dataset='python-docs': 'wikitext2' is out of reach. {error.__cause__}")
             dataset = "python-docs"
     items = [dataset] if isinstance(dataset, str | os.PathLike) else list(dataset)
+    if not isinstance(dataset, str) and (names := [item for item in items if item in NAMES]):
+        raise ValueError(
+            f"{names} among {len(items)} texts: names of datasets, which only slicing mixes (SliceGPTConfig.dataset). "
+            "Give one name, or paths, or texts."
+        )
     if isinstance(dataset, str) and (dataset in DATASETS or not _is_path(dataset)):
         documents, source = _read_named(dataset, split, text_column), dataset
     elif all(_is_path(item) for item in items):

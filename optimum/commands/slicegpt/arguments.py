@@ -31,10 +31,13 @@ class SliceGPTSubcommand(BaseOptimumCLICommand):
 
 
 class Dataset(Action):
-    """One value is a name or a path; several are paths."""
+    """One value is a name or a path; several are as well, and no texts."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, values[0] if len(values) == 1 else [Path(value) for value in values])
+        from optimum_slicegpt.texts import NAMES
+
+        several = [value if value in NAMES else Path(value) for value in values]
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else several)
 
 
 class Datasets(Dataset):
@@ -75,8 +78,8 @@ def add_text_arguments(
         action=action,
         nargs="+",
         metavar="DATA",
-        help="wikitext2, ptb, c4, alpaca or python-docs; to slice also self, text that the model writes; or paths of "
-        f"txt, json, jsonl or parquet files (default: {default})",
+        help="wikitext2, ptb, c4, alpaca or python-docs; or paths of txt, json, jsonl or parquet files; to slice also "
+        f"self, text that the model writes, and several names, of which each gives its share (default: {default})",
     )
     group.add_argument(
         "--text-column", metavar="NAME", help="column that holds the text (default: text, or the only one of strings)"
