@@ -44,6 +44,7 @@ METHODS = {
     "shared + refit + neurons, 128 chunks": SHARED | {"nsamples": 128},
     "shared + refit + neurons, own text": SHARED | {"dataset": "self"},
     "shared + refit + neurons, half own text": SHARED | HALF_OWN,
+    "shared + refit + neurons, 64 chunks, half own text": SHARED | {"nsamples": 64} | HALF_OWN,
     "shared + refit, fisher, half own text": SHARED | {"metric": "fisher", "mlp_sparsity": 0.0} | HALF_OWN,
 }
 SERIES = {"untied": {0.1: 163_708_928, 0.2: 147_489_984, 0.25: 140_652_288, 0.3: 131_641_088}}
@@ -121,7 +122,8 @@ def plot(all_runs: list[dict]) -> Path:
         for index, method in enumerate(METHODS):
             points = sorted((run["parameters"] / 1e6, run["wikitext2"]) for run in runs if run["method"] == method)
             if points:
-                axis.plot(*zip(*points, strict=True), marker="o", color=f"C{index}", label=method, linewidth=1.5)
+                style = {"color": f"C{index % 10}", "marker": "os"[index // 10], "linewidth": 1.5}
+                axis.plot(*zip(*points, strict=True), label=method, **style)
         axis.plot(dense["parameters"] / 1e6, dense["wikitext2"], "k*", markersize=10, label="dense")
         axis.set(title=f"head {series}", xlabel="parameters, M", yscale="log")
         axis.yaxis.set_major_formatter(ScalarFormatter())
