@@ -52,7 +52,9 @@ SERIES = {"untied": {0.1: 163_708_928, 0.2: 147_489_984, 0.25: 140_652_288, 0.3:
 AUTHORS = {0.1: 27.13, 0.2: 36.35, 0.25: 41.07, 0.3: 49.36}
 TIED_REDUCTIONS = (0.2, 0.1, 0.3, 0.25)
 EVERYWHERE = ("paper", "shared + refit + neurons")
-"""Methods that are run at every size; the others at 0.25 of the first series."""
+"""Methods that are run at every size; the others at 0.25 of the first series, but for one of them:"""
+WITH_GRADIENTS = "shared + refit + neurons, fisher"
+"""At every size of that series."""
 
 
 def load(args, dtype):
@@ -186,7 +188,8 @@ def main():
     SERIES["tied"] = {share: round((1 - share) * dense["parameters"]) for share in TIED_REDUCTIONS}
     untied = run("untied", "dense")
     dense_of = {"untied": untied, "tied": dense}
-    settings = [("untied", method, size) for method in reversed(EVERYWHERE) for size in SERIES["untied"]]
+    at_every_size = (*reversed(EVERYWHERE), WITH_GRADIENTS)
+    settings = [("untied", method, size) for method in at_every_size for size in SERIES["untied"]]
     settings += [("tied", method, size) for method in reversed(EVERYWHERE) for size in SERIES["tied"]]
     settings += [("untied", method, 0.25) for method in METHODS]
     for series, method, sparsity in settings:
