@@ -117,7 +117,7 @@ def plot(all_runs: list[dict]) -> Path:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import ScalarFormatter
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharey=True, layout="constrained")
     for axis, series in zip(axes, ("untied", "tied"), strict=True):
         runs = [run for run in all_runs if run["series"] == series]
         dense = next(run for run in runs if run["method"] == "dense")
@@ -132,7 +132,7 @@ def plot(all_runs: list[dict]) -> Path:
         axis.yaxis.set_minor_formatter(ScalarFormatter())
         axis.grid(alpha=0.3, which="both")
     axes[0].set(ylabel="perplexity on WikiText-2 test")
-    axes[0].legend(fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     path = RESULTS / "quality.png"
     figure.savefig(path, dpi=150)
     return path
