@@ -189,7 +189,12 @@ def test_families_are_refused_before_a_model_is_loaded(arguments, cli_files, tmp
 
 
 @pytest.mark.parametrize(
-    "dataset, message", [(["missing.txt"], "missing.txt"), (["wikitext2", "ptb"], "Unknown extension of 'wikitext2'")]
+    "dataset, message",
+    [
+        (["missing.txt"], "missing.txt"),
+        (["one.csv", "two.csv"], "Unknown extension of 'one.csv'"),
+        (["python-docs", "two.csv"], "Unknown extension of 'two.csv'"),
+    ],
 )
 def test_datasets_that_cannot_be_read(arguments, tmp_path, capsys, dataset, message):
     assert message in fails(capsys, *arguments, "--dataset", *dataset)
