@@ -131,6 +131,11 @@ def sources_of(dataset: Any) -> list[Any]:
     return list(dataset)
 
 
+def is_own_text(source: Any) -> bool:
+    """Whether the model is to write it."""
+    return isinstance(source, str) and source == "self"
+
+
 def mixed(parts: Sequence[TokenBatches], batch_size: int) -> TokenBatches:
     """The sequences of several datasets, one of each in turn, and `batch_size` of a length in a batch."""
     sequences = [[row for batch in part for row in batch["input_ids"]] for part in parts]

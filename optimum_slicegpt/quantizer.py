@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from .assembly import become, sliced_class_of
-from .calibration import TokenBatches, load_batches, mixed, sources_of, within_positions
+from .calibration import TokenBatches, is_own_text, load_batches, mixed, sources_of, within_positions
 from .compress import compress
 from .configuration import SliceGPTConfig
 from .export import export_obstacle
@@ -102,11 +102,11 @@ class SliceGPTQuantizer:
         sources = sources_of(config.dataset)
         if config.nsamples < len(sources):
             raise ValueError(f"nsamples={config.nsamples} is less than the number of datasets to mix, {len(sources)}.")
-        parts = [
-            self._batches_of(source, len(range(first, config.nsamples, len(sources))), model, tokenizer)
-            for first, source in enumerate(sources)
-        ]
-        return parts[0] if len(parts) == 1 else mixed(parts, config.batch_size)
+        parts = {}
+        for first, source in sorted(enumerate(sources), key=lambda each: is_own_text(each[1])):  # which takes longest
+            nsamples = len(range(first, config.nsamples, len(sources)))
+            parts[first] = self._batches_of(source, nsamples, model, tokenizer)
+        return parts[0] if len(parts) == 1 else mixed([parts[first] for first in sorted(parts)], config.batch_size)
 
     def _batches_of(self, source, nsamples, model, tokenizer) -> TokenBatches:
         config = self.config
@@ -116,7 +116,7 @@ class SliceGPTQuantizer:
             "batch_size": config.batch_size,
             "seed": config.seed,
         }
-        if isinstance(source, str) and source == "self":
+        if is_own_text(source):
             return sampled_batches(model, **sizes)
         return load_batches(
             source,

@@ -12,7 +12,7 @@ from accelerate.utils import convert_file_size_to_int
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .calibration import find_tokenizer, sources_of
+from .calibration import find_tokenizer, is_own_text, sources_of
 from .checkpoint import Checkpoint
 from .compress import compress
 from .configuration import SliceGPTConfig
@@ -114,7 +114,7 @@ class StreamedRun:
             )
         self.output = Path(output).resolve()
         check_output(self.output)
-        if any(isinstance(source, str) and source == "self" for source in sources_of(config.dataset)):
+        if any(map(is_own_text, sources_of(config.dataset))):
             raise ValueError(
                 "dataset='self' has the whole model write text, and streaming never holds it; give other data, or "
                 "slice in memory."

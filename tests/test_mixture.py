@@ -73,6 +73,12 @@ def test_what_is_no_mixture(model, tiny_tokenizer, datasets, message):
         batches_of(model, tiny_tokenizer, *datasets)
 
 
+def test_nothing_is_written_before_the_rest_is_found(model, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(model, "generate", lambda *args, **kwargs: pytest.fail("text is written"))
+    with pytest.raises(FileNotFoundError, match="missing.txt"):
+        batches_of(model, tiny_tokenizer, "self", "missing.txt")
+
+
 def test_names_are_no_texts():
     with pytest.raises(ValueError, match=r"\['c4'\] among 2 texts: names of datasets, which only slicing mixes"):
         load_texts(["c4", "A document."])
