@@ -100,7 +100,7 @@ class DensePass:
                 streams = layer_streams(layer, walk.family, hidden, each.layer_kwargs[index])
                 streams = [hidden] * len(first) + at_site(streams, walk.family, hidden)
                 for total, stream in zip(sums, map(each.tokens, streams), strict=True):
-                    add_second_moment_(total, stream / root_mean_square(stream))
+                    add_second_moment_(total, stream, 1 / root_mean_square(stream))
                 after.append(walk.keep(streams[-1]))
             walk.processes.add_up(*sums)
         for site, total in enumerate(sums, len(self.moments["signal"])):
@@ -118,7 +118,7 @@ class DensePass:
             for batch, each, stream in zip(self.batches, self.signals, self.moments["inputs"].pop(), strict=True):
                 hidden = stream.to(walk.device)
                 slope = loss_gradient(walk.dense, batch, hidden, walk.device, walk.dtype)
-                add_second_moment_(total, each.tokens(slope) * root_mean_square(each.tokens(hidden)))
+                add_second_moment_(total, each.tokens(slope), root_mean_square(each.tokens(hidden)))
                 self.moments["slopes"].append(walk.keep(slope))
             walk.processes.add_up(total)
         self.moments["gradient"].append(walk.keep(total))
@@ -138,7 +138,7 @@ class DensePass:
                 slopes = at_site(slopes, walk.family, start)
                 for total, *pair in zip(sums, streams, slopes, strict=True):
                     stream, slope = map(each.tokens, pair)
-                    add_second_moment_(total, slope * root_mean_square(stream))
+                    add_second_moment_(total, slope, root_mean_square(stream))
                 before.append(walk.keep(slopes[0]))
             walk.processes.add_up(*sums)
         self.moments["gradient"][:0] = map(walk.keep, sums)

@@ -113,7 +113,7 @@ class RefitWalk(Walk):
                 moment = torch.zeros(size, size, dtype=torch.float64, device=self.device)
                 for signal, stream in zip(self.signals, streams, strict=True):
                     stream = signal.tokens(stream.to(self.device))
-                    add_second_moment_(moment, stream / root_mean_square(stream))
+                    add_second_moment_(moment, stream, 1 / root_mean_square(stream))
                 self.processes.add_up(moment)
             self.check_finite(moment, self.site)
         with self.phase("axes"):
@@ -198,7 +198,7 @@ class RefitWalk(Walk):
             for signal, dense, sliced in zip(self.signals, before, self.streams, strict=True):
                 pair = [signal.tokens(stream.to(self.device)) for stream in (sliced, dense)]
                 fit.add(*(nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair))
-            self.processes.add_up(*fit.sums)
+            self.processes.add_up(fit.sums)
         with self.phase("solve"):
             return self.processes.agreed(fit.solve(prior.T).T)
 
@@ -223,7 +223,7 @@ class RefitWalk(Walk):
                 weight = 1 / root_mean_square(target)
                 given = signal.tokens(given.to(self.device))
                 fit.add(given * weight.to(given), (wanted * weight).to(given))
-            self.processes.add_up(*fit.sums)
+            self.processes.add_up(fit.sums)
 
         with self.phase("solve"):
             fitted, stays = self.processes.agreed(fit.solve(torch.cat(rows))), None

@@ -1,16 +1,21 @@
 """Pure mathematics of linear regression for refits, on tensors. Of ours, imports mathematics alone."""
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from .rotation import add_second_moment_
+from .rotation import add_products_, mirror_
 
 
 STRENGTHS = (10.0, 3.0, 1.0, 3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
 """
-Strengths of the ridge that are tried until they get worse, in units of each input's own sum of squares. Weaker ones
-would be no match for the rounding of products in float32, where tokens are all alike.
+Strengths of the ridge, in units of each input's own sum of squares. Weaker ones would be no match for the rounding of
+products in float32, where tokens are all alike.
 """
+
+FIRST_STRENGTH = 0.3
+"""Where the search for the best one starts."""
 
 ROUNDING = 1e-6
 """Share of the mean energy that the ridge supposes of every input: bfloat16's rounding errors have as much."""
@@ -21,8 +26,8 @@ HELD_OUT = 8
 JUDGED_OUTPUTS = 64
 """So many outputs, evenly spaced, are enough to choose the strength by."""
 
-TOKENS_AT_ONCE = 1024
-"""Products of so many tokens are rounded, and then summed in float64: in bfloat16, roundings are to cancel out."""
+TOKENS_AT_ONCE = 2048
+"""Products are taken of so many tokens, once they have come together."""
 
 COMPENSATION = 1e-3
 """Strength of the ridge where inputs that are deleted are expressed by those that stay."""
@@ -42,30 +47,41 @@ class LeastSquares:
     """
 
     def __init__(self, inputs: int, outputs: int, device: torch.device):
-        # First of the tokens that are fitted, second of those that are held out.
-        self._gram = torch.zeros(2, inputs, inputs, dtype=torch.float64, device=device)
-        self._cross = torch.zeros(2, inputs, outputs, dtype=torch.float64, device=device)
+        # Products of inputs with inputs and, behind them, outputs: first of the tokens that are fitted, second of
+        # those that are held out.
+        self._sums = torch.zeros(2, inputs, inputs + outputs, dtype=torch.float64, device=device)
+        self._waiting = [], []
 
     def add(self, a: Tensor, y: Tensor) -> None:
         """
-        Adds the products of some tokens, of which the last are held out.
-
-        Those of inputs with outputs are taken in the tokens' dtype, those of inputs with each other in float32 at
-        least: rounded, they would not be positive definite.
+        Adds some tokens, of which the last are held out.
 
         Args:
             a (`torch.Tensor` of shape `(tokens, inputs)`), y (`torch.Tensor` of shape `(tokens, outputs)`): one dtype.
         """
         fitted = len(a) - len(a) // HELD_OUT
-        for part, tokens in enumerate((slice(fitted), slice(fitted, None))):
-            add_second_moment_(self._gram[part], a[tokens])
-            for inputs, outputs in zip(a[tokens].split(TOKENS_AT_ONCE), y[tokens].split(TOKENS_AT_ONCE), strict=True):
-                self._cross[part] += inputs.T @ outputs
+        for tokens, waiting in zip((slice(fitted), slice(fitted, None)), self._waiting, strict=True):
+            waiting.append(torch.cat([a[tokens], y[tokens]], -1))
+        self._take(TOKENS_AT_ONCE)
+
+    def _take(self, least: int) -> None:
+        for total, waiting in zip(self._sums, self._waiting, strict=True):
+            if waiting and sum(map(len, waiting)) >= least:
+                add_products_(total, torch.cat(waiting))
+                waiting.clear()
 
     @property
-    def sums(self) -> tuple[Tensor, Tensor]:
+    def sums(self) -> Tensor:
         """All that is kept of the tokens: regressions of other tokens are joined by adding theirs, in place."""
-        return self._gram, self._cross
+        self._take(1)
+        return self._sums
+
+    def gram_and_cross(self) -> tuple[Tensor, Tensor]:
+        """Products of inputs with inputs `(2, n, n)`, and of inputs with outputs `(2, n, k)`: views of the sums."""
+        for total in self.sums:
+            mirror_(total)
+        inputs = self._sums.shape[1]
+        return self._sums[..., :inputs], self._sums[..., inputs:]
 
     def solve(self, prior: Tensor) -> Tensor:
         """
@@ -81,25 +97,12 @@ class LeastSquares:
         Returns:
             `torch.Tensor` of shape `(inputs, outputs)`, float64.
         """
-        strength = self._best_strength(prior)
+        gram, cross = self.gram_and_cross()
+        strength = best_strength(gram, cross, prior)
         if strength is None:
             return prior
-        gram = self._gram.sum(0)
-        return prior + ridge(gram, self._cross.sum(0) - gram @ prior, strength)
-
-    def _best_strength(self, prior):
-        outputs = prior.shape[1]
-        judged = torch.arange(0, outputs, max(1, outputs // JUDGED_OUTPUTS), device=prior.device)
-        (gram, judge), prior = self._gram, prior[:, judged]
-        missing, wanted = self._cross[..., judged] - self._gram @ prior
-        best, best_loss = None, 0.0
-        for strength in STRENGTHS:
-            change = ridge(gram, missing, strength)
-            loss = ((judge @ change - 2 * wanted) * change).sum().item()
-            if loss >= best_loss:
-                break
-            best, best_loss = strength, loss
-        return best
+        gram = gram.sum(0)
+        return prior + ridge(gram, cross.sum(0) - gram @ prior, strength)
 
     def without(self, candidates: slice, count: int, weight: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -113,27 +116,57 @@ class LeastSquares:
         Returns:
             `tuple`: weights of the inputs that stay, `(inputs - count, outputs)`, and their indices, ascending.
         """
-        gram = self._gram.sum(0)
+        gram = self.gram_and_cross()[0].sum(0)
         fixed = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
         fixed[candidates] = False
         stays = torch.arange(len(gram), device=gram.device)
+        inverse = torch.cholesky_inverse(_cholesky(gram, COMPENSATION))
         for done in range(ROUNDS):
-            inverse = torch.cholesky_inverse(_cholesky(gram[stays][:, stays], COMPENSATION))
             cost = weight.square().sum(1) / inverse.diagonal()
             cost[fixed[stays]] = float("inf")
-            cheapest = cost.argsort()[: count * (done + 1) // ROUNDS - count * done // ROUNDS]
-            left = torch.ones_like(stays, dtype=torch.bool)
-            left[cheapest] = False
-            # Of what the deleted ones did, the others take over what they can.
-            kept = stays[left]
-            weight = ridge(gram[kept][:, kept], gram[kept][:, stays] @ weight, COMPENSATION)
-            stays = kept
+            order = cost.argsort()
+            deleted, left = order.tensor_split([count * (done + 1) // ROUNDS - count * done // ROUNDS])
+            left = left.sort().values
+            # Of what the deleted ones did, the others take over what they can; so it is with what each costs.
+            to_others = torch.linalg.solve(inverse[deleted][:, deleted], inverse[deleted][:, left]).T
+            weight = weight[left] - to_others @ weight[deleted]
+            inverse = inverse[left][:, left] - to_others @ inverse[deleted][:, left]
+            stays = stays[left]
         return weight, stays
+
+
+def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
+    """
+    Among [`STRENGTHS`], that of the ridge that serves tokens which were held out best, or `None` if the prior does.
+
+    Args:
+        gram (`torch.Tensor` of shape `(2, n, n)`), cross (`torch.Tensor` of shape `(2, n, k)`):
+            Sums over tokens that are fitted, and over those that are held out; float64.
+        prior (`torch.Tensor` of shape `(n, k)`, float64): what the ridge leads to.
+    """
+    judged = torch.arange(0, prior.shape[1], max(1, prior.shape[1] // JUDGED_OUTPUTS), device=prior.device)
+    # In units of each input, which float32 is enough for.
+    unit = energies(gram[0]).sqrt()[:, None]
+    missing, wanted = ((cross[..., judged] - gram @ prior[:, judged]) / unit).float()
+    gram, judge = (gram / unit / unit.T).float()
+
+    @cache
+    def loss(index):
+        damped = gram.clone()
+        damped.diagonal().add_(STRENGTHS[index])
+        change = torch.cholesky_solve(missing, torch.linalg.cholesky(damped))
+        return ((judge @ change - 2 * wanted) * change).sum().item()
+
+    best = STRENGTHS.index(FIRST_STRENGTH)
+    for step in (-1, 1):
+        while 0 <= best + step < len(STRENGTHS) and loss(best + step) < loss(best):
+            best += step
+    return STRENGTHS[best] if loss(best) < 0 else None
 
 
 def ridge(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
     """
-    Solves `(gram + strength · diag(gram)) W = cross`, on the ridge's diagonal at least `ROUNDING` of its mean.
+    Solves `(gram + strength · N²) W = cross`, N² the inputs' [`energies`].
 
     Args:
         gram (`torch.Tensor` of shape `(n, n)`), cross (`torch.Tensor` of shape `(n, k)`): float64.
@@ -142,8 +175,13 @@ def ridge(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
     return torch.cholesky_solve(cross, _cholesky(gram, strength))
 
 
+def energies(gram: Tensor) -> Tensor:
+    """Each input's own sum of squares `(n,)`, as the ridge has it: more than 0."""
+    own = gram.diagonal()
+    return own.clamp_min(ROUNDING * own.mean()) + torch.finfo(gram.dtype).tiny
+
+
 def _cholesky(gram, strength):
     damped = gram.clone()
-    energies = gram.diagonal()
-    damped.diagonal().add_(strength * energies.clamp_min(ROUNDING * energies.mean()) + torch.finfo(gram.dtype).tiny)
+    damped.diagonal().add_(strength * energies(gram))
     return torch.linalg.cholesky(damped)

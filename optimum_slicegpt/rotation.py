@@ -1,6 +1,8 @@
 """Pure mathematics of rotations, on tensors. Imports torch and nothing of ours."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,24 +15,65 @@ PARTS = 4
 """Second moments are taken in so many strips, each from the diagonal on: 10 of 16 blocks of the whole product."""
 
 
-def add_second_moment_(total: Tensor, x: Tensor) -> None:
+def add_second_moment_(total: Tensor, x: Tensor, factor: Tensor | None = None) -> None:
     """
     Adds xᵀx to a running sum.
 
     The product of one batch is taken in float32 at least, the sum over batches in float64: the eigen-decomposition of
-    sums kept in float32 costs perplexity (SliceGPT, table 4). What lies below the diagonal repeats what lies above it
-    and is not computed again.
+    sums kept in float32 costs perplexity (SliceGPT, table 4).
 
     Args:
         total (`torch.Tensor` of shape `(D, D)`, float64): the running sum, changed in place.
         x (`torch.Tensor` of shape `(tokens, D)`): the signal at a site.
+        factor (`torch.Tensor` of shape `(tokens, 1)`, *optional*): by which every token counts in x.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    bounds = [len(total) * part // PARTS for part in range(PARTS + 1)]
-    for start, stop in zip(bounds, bounds[1:], strict=False):
-        product = (x[:, start:stop].T @ x[:, start:]).to(total)
-        total[start:stop, start:] += product
-        total[stop:, start:stop] += product[:, stop - start :].T
+    if factor is not None:  # float16 might not hold it
+        x = (x * factor).to(torch.bfloat16 if x.dtype == torch.bfloat16 else factor.dtype)
+    add_products_(total, x)
+    mirror_(total)
+
+
+def add_products_(total: Tensor, x: Tensor) -> None:
+    """
+    Adds the products of the first columns of x with all to a running sum, but for those that [`mirror_`] finds again.
+
+    Args:
+        total (`torch.Tensor` of shape `(rows, columns)`, float64): the running sum, changed in place.
+        x (`torch.Tensor` of shape `(tokens, columns)`): products are those of its dtype, in float32 at least.
+    """
+    with float32_products_of(x.dtype):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        for start, stop in strips(len(total)):
+            total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+
+
+def mirror_(total: Tensor) -> None:
+    """Fills in, below the diagonal `(rows, columns)`, what repeats what lies above it."""
+    for start, stop in strips(len(total)):
+        total[stop:, start:stop] = total[start:stop, stop : len(total)].T
+
+
+def strips(rows: int) -> Iterator[tuple[int, int]]:
+    """Where each of [`PARTS`] strips starts and ends."""
+    return pairwise(rows * part // PARTS for part in range(PARTS + 1))
+
+
+@contextmanager
+def float32_products_of(dtype: torch.dtype) -> Iterator[None]:
+    """
+    For the time of a computation, products of float32 matrices need be right for values that `dtype` can hold.
+
+    Where these are bfloat16's, a processor that multiplies them into float32 sums is twice as fast, and loses nothing.
+    """
+    backend = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and later
+    if dtype != torch.bfloat16 or backend is None:
+        yield
+        return
+    before, backend.fp32_precision = backend.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
 
 
 def principal_axes(second_moment: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +160,7 @@ def shared_axes(
     second_moments: Sequence[Tensor],
     metrics: Sequence[Tensor] | Sequence[None],
     width: int,
-    steps: int = 60,
+    steps: int = 30,
     progress: Callable = iter,
 ) -> Tensor:
     """
@@ -125,13 +168,14 @@ def shared_axes(
 
     Without metrics, each site counts by the share of its energy that is lost, and the answer is an
     eigen-decomposition. With metrics M, the loss `Σ tr(M E C E)`, where E projects onto what is deleted, is lowered
-    from there by steepest descent on the Stiefel manifold. Matrices are asked for one at a time.
+    from there by L-BFGS, over maps Z that lead the deleted axes V into the span of `V + U Z`, U what was kept: a chart
+    of the Grassmann manifold. Z is in units of the loss's curvature, roughly. Matrices are asked for one at a time.
 
     Args:
         second_moments (`Sequence[torch.Tensor]` of shape `(D, D)`, float64): sum of xᵀx at every site, C.
         metrics (`Sequence[torch.Tensor]` of shape `(D, D)`, float64, or of `None`): how each site weighs deviations.
         width (`int`): number of axes, k.
-        steps (`int`, defaults to 60): at most so many.
+        steps (`int`, defaults to 30): the loss is evaluated at most so often.
         progress (callable, *optional*): wraps the range of steps.
 
     Returns:
@@ -140,10 +184,25 @@ def shared_axes(
     size = len(second_moments[0])
     if width == size:
         return torch.eye(size, dtype=torch.float64, device=second_moments[0].device)
-    axes = principal_axes(sum(moment / moment.trace() for moment in second_moments))[1]
+    energy = sum(moment / moment.trace() for moment in second_moments)
+    axes = principal_axes(energy)[1]
     if metrics[0] is None:
         return axes[:, :width]
-    deleted = axes[:, width:]
+
+    def diagonalised(axes, matrix):
+        return axes @ torch.linalg.eigh(axes.T @ matrix @ axes)[1]
+
+    def quadratic_forms(matrix, axes):
+        return ((matrix @ axes) * axes).sum(0)
+
+    # Along axes of energy and metric together, the curvature of the loss is near enough to diagonal.
+    both = energy / energy.trace() + sum(metric / metric.trace() for metric in metrics) / len(metrics)
+    kept, deleted = diagonalised(axes[:, :width], both), diagonalised(axes[:, width:], both)
+    curvature = sum(
+        torch.outer(quadratic_forms(one, kept), quadratic_forms(other, deleted))
+        for pair in zip(second_moments, metrics, strict=True)
+        for one, other in (pair, reversed(pair))
+    )
 
     def loss_and_slope(deleted):
         loss, slope = 0.0, torch.zeros_like(deleted)
@@ -152,17 +211,24 @@ def shared_axes(
             inner, outer = deleted.T @ moved, deleted.T @ weighed
             loss += (inner * outer).sum()
             slope += 2 * (weighed @ inner + moved @ outer)
-        return loss, slope - deleted @ (deleted.T @ slope)
+        return loss, slope
 
-    rate = 1.0
-    loss, slope = loss_and_slope(deleted)
-    for _ in progress(range(steps)):
-        while rate > 1e-6:
-            trial = torch.linalg.qr(deleted - rate * slope / slope.norm())[0]
-            trial_loss, trial_slope = loss_and_slope(trial)
-            if trial_loss < loss:
-                deleted, loss, slope = trial, trial_loss, trial_slope
-                rate *= 1.6
-                break
-            rate /= 2
-    return torch.linalg.qr(deleted, mode="complete")[0][:, size - width :]
+    first = loss_and_slope(deleted)[0].clamp_min(torch.finfo(deleted.dtype).tiny)
+    unit = (first / curvature.clamp_min(1e-9 * curvature.mean())).sqrt()
+    z = torch.zeros_like(unit, requires_grad=True)
+    search = torch.optim.LBFGS([z], max_iter=steps, max_eval=steps, history_size=10, line_search_fn="strong_wolfe")
+    ticks = iter(progress(range(steps)))
+
+    def turned():
+        return torch.linalg.qr(deleted + kept @ (z * unit))[0]
+
+    def closure():
+        next(ticks, None)
+        search.zero_grad()
+        axes = turned()
+        loss, slope = loss_and_slope(axes.detach())
+        axes.backward(slope / first)
+        return loss / first
+
+    search.step(closure)
+    return torch.linalg.qr(turned().detach(), mode="complete")[0][:, size - width :]

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from optimum_slicegpt.regression import COMPENSATION, HELD_OUT, LeastSquares, ridge
+from optimum_slicegpt.regression import (
+    COMPENSATION,
+    FIRST_STRENGTH,
+    HELD_OUT,
+    STRENGTHS,
+    LeastSquares,
+    best_strength,
+    ridge,
+)
 
 
 def problem(tokens=4000, inputs=12, outputs=5, noise=0.1):
@@ -24,14 +32,30 @@ def fit(a, y, batches=4):
 def test_sums_over_batches_are_those_of_all_tokens():
     a, y, _ = problem(inputs=13)
     fitted = fit(a, y)
-    torch.testing.assert_close(fitted._gram.sum(0), a.double().T @ a.double(), rtol=1e-5, atol=1e-2)
-    torch.testing.assert_close(fitted._cross.sum(0), a.double().T @ y.double(), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(fitted.gram_and_cross()[0].sum(0), a.double().T @ a.double(), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(fitted.gram_and_cross()[1].sum(0), a.double().T @ y.double(), rtol=1e-5, atol=1e-2)
 
 
 def test_one_token_in_eight_is_held_out():
     a = torch.ones(16, 1)
     fitted = fit(a, a, batches=1)
-    assert fitted._gram.flatten().tolist() == [16 - 16 // HELD_OUT, 16 // HELD_OUT]
+    assert fitted.gram_and_cross()[0].flatten().tolist() == [16 - 16 // HELD_OUT, 16 // HELD_OUT]
+
+
+def test_the_strength_is_the_best_of_all_for_tokens_held_out():
+    """Also where the search must leave its start in either direction, and in float32 units of each input."""
+    found = set()
+    for noise, tokens in ((0.0, 4000), (3.0, 400), (30.0, 300), (100.0, 200)):
+        a, y, weight = problem(tokens=tokens, inputs=64, noise=noise)
+        gram, cross = fit(a, y, batches=1).gram_and_cross()
+        prior = 0.5 * weight
+        missing, wanted = cross - gram @ prior
+        changes = {strength: ridge(gram[0], missing, strength) for strength in STRENGTHS}
+        losses = {key: ((gram[1] @ change - 2 * wanted) * change).sum() for key, change in changes.items()}
+        best = min(losses, key=losses.get)
+        assert best_strength(gram, cross, prior) == (best if losses[best] < 0 else None)
+        found.add(best)
+    assert min(found) < FIRST_STRENGTH < max(found)
 
 
 def test_with_many_tokens_the_prior_does_not_matter():
@@ -107,6 +131,16 @@ def test_only_candidates_are_deleted():
     assert left.shape == (7, 5)
     assert {0, 1, 2, 9, 10, 11} < set(indices.tolist())
     assert indices.tolist() == sorted(indices.tolist())
+
+
+def test_in_several_rounds_others_take_over_as_in_one_solution():
+    a, y, weight = problem(tokens=400, inputs=24)
+    fitted = fit(a, y)
+    left, indices = fitted.without(slice(0, 24), 9, weight)
+    gram = fitted.gram_and_cross()[0].sum(0)
+    out = sorted(set(range(24)) - set(indices.tolist()))
+    compensation = ridge(gram[indices][:, indices], gram[indices][:, out] @ weight[out], COMPENSATION)
+    torch.testing.assert_close(left, weight[indices] + compensation)
 
 
 def test_others_take_over_what_a_copy_did():

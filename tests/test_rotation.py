@@ -5,6 +5,7 @@ from optimum_slicegpt.rotation import (
     ROWS_AT_ONCE,
     add_second_moment_,
     compose,
+    float32_products_of,
     principal_axes,
     random_orthogonal,
     shared_axes,
@@ -51,6 +52,37 @@ def test_streamed_sums_equal_one_sum(dtype):
     expected = x.double().T @ x.double()
     torch.testing.assert_close(total, expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-4)
     torch.testing.assert_close(total, total.T, rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-4)
+
+
+def test_every_token_counts_by_its_factor():
+    x, factor = random(60, 8), random(60, 1).abs()
+    total = torch.zeros(8, 8, dtype=torch.float64)
+    add_second_moment_(total, x, factor)
+    torch.testing.assert_close(total, (x * factor).T @ (x * factor))
+
+
+def test_factors_may_be_larger_than_float16_holds():
+    total = torch.zeros(8, 8, dtype=torch.float64)
+    add_second_moment_(total, torch.ones(4, 8, dtype=torch.float16), torch.full((4, 1), 1e5))
+    torch.testing.assert_close(total, torch.full((8, 8), 4e10, dtype=torch.float64))
+
+
+def test_products_of_bfloat16_are_as_exact_as_those_of_float32():
+    x = random(4000, 64).bfloat16()
+    exact = x.double().T @ x.double()
+    total = torch.zeros(64, 64, dtype=torch.float64)
+    add_second_moment_(total, x)
+    assert (total - exact).abs().max() < 1e-5 * exact.abs().max()
+
+
+def test_the_precision_of_products_is_what_it_was_before():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with pytest.raises(RuntimeError, match="within"), float32_products_of(torch.bfloat16):
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+        raise RuntimeError("within")
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    with float32_products_of(torch.float32):
+        assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
 def test_random_orthogonal_is_orthogonal_and_leaves_the_global_generator_alone():
@@ -126,6 +158,35 @@ def test_shared_axes_descend_in_the_metrics():
     torch.testing.assert_close(found.T @ found, torch.eye(8, dtype=torch.float64))
     assert loss(found) < 0.9 * loss(start)
     assert loss(shared_axes(moments, metrics, 8, steps=120)) <= loss(found)
+
+
+def test_shared_axes_are_at_a_minimum():
+    """No small rotation that mixes a kept with a deleted axis lowers the loss."""
+    moments, metrics = ([positive(12, seed + shift) for seed in range(3)] for shift in (0, 10))
+    axes = torch.linalg.qr(shared_axes(moments, metrics, 8, steps=200), mode="complete")[0]
+
+    def loss(deleted):
+        pairs = zip(moments, metrics, strict=True)
+        return sum(((deleted.T @ moment @ deleted) * (deleted.T @ metric @ deleted)).sum() for moment, metric in pairs)
+
+    least = loss(axes[:, 8:])
+    for kept in range(8):
+        for out in range(8, 12):
+            turned = axes[:, 8:].clone()
+            turned[:, out - 8] = (axes[:, out] + 0.03 * axes[:, kept]) / (1 + 0.03**2) ** 0.5
+            assert loss(turned) > least
+
+
+@pytest.mark.parametrize("rank", [3, 9])
+def test_shared_axes_of_few_tokens(rank):
+    """Nothing is lost where the axes that are kept hold all energy."""
+    x = random(rank, 12)
+    moments = [x.T @ x] * 2
+    metrics = [positive(12, 1), positive(12, 2)]
+    axes = shared_axes(moments, metrics, 8)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(8, dtype=torch.float64))
+    if rank <= 8:
+        torch.testing.assert_close(x @ axes @ axes.T, x)
 
 
 def test_all_axes_are_left_as_they_are():
