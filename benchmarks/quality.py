@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import RESULTS, dense_smollm2, in_fresh_process, peak_gib, untie, write
+from common import RESULTS, dense_smollm2, environment, in_fresh_process, peak_gib, untie, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
@@ -166,7 +166,7 @@ def main():
             found = in_fresh_process(
                 __file__, *given, f"--series={series}", f"--method={method}", f"--parameters={parameters}"
             )
-            runs.append(key | found)
+            runs.append(key | {"commit": environment()["commit"]} | found)
             write("quality", about | {"runs": runs})
         return next((other for other in runs if key.items() <= other.items()), None)
 

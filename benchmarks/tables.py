@@ -62,7 +62,7 @@ def quality() -> str:
     def time(run):
         return (
             f"{run['slicing_s'] / paper['slicing_s']:.1f}\N{NO-BREAK SPACE}×"
-            if run["threads"] == paper["threads"]
+            if (run.get("commit"), run["threads"]) == (paper.get("commit"), paper["threads"])
             else ""
         )
 
@@ -72,7 +72,7 @@ def quality() -> str:
         "chunks as it says, perplexity in bfloat16; tasks are instructions with answers, docs is Python's "
         "documentation. Damage is ln(perplexity / dense perplexity) on WikiText-2, as a share of the paper's. "
         f"Time is relative to the paper's method, both in bfloat16 on {found['machine']['cores']} CPU cores; none is "
-        "given where a run had another number of threads.",
+        "given where a run was of another commit or had another number of threads.",
         "",
         "| method | width | neurons | WikiText-2 | damage | tasks | docs | time | peak memory |",
         "|---|---|---|---|---|---|---|---|---|",
