@@ -116,11 +116,10 @@ class LeastSquares:
         Returns:
             `tuple`: weights of the inputs that stay, `(inputs - count, outputs)`, and their indices, ascending.
         """
-        gram = self.gram_and_cross()[0].sum(0)
-        fixed = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
+        inverse = torch.cholesky_inverse(_cholesky(self.gram_and_cross()[0].sum(0), COMPENSATION))
+        stays = torch.arange(len(inverse), device=inverse.device)
+        fixed = torch.ones_like(stays, dtype=torch.bool)
         fixed[candidates] = False
-        stays = torch.arange(len(gram), device=gram.device)
-        inverse = torch.cholesky_inverse(_cholesky(gram, COMPENSATION))
         for done in range(ROUNDS):
             cost = weight.square().sum(1) / inverse.diagonal()
             cost[fixed[stays]] = float("inf")
@@ -128,9 +127,11 @@ class LeastSquares:
             deleted, left = order.tensor_split([count * (done + 1) // ROUNDS - count * done // ROUNDS])
             left = left.sort().values
             # Of what the deleted ones did, the others take over what they can; so it is with what each costs.
-            to_others = torch.linalg.solve(inverse[deleted][:, deleted], inverse[deleted][:, left]).T
+            shared = inverse[deleted][:, left]
+            to_others = torch.linalg.solve(inverse[deleted][:, deleted], shared).T
             weight = weight[left] - to_others @ weight[deleted]
-            inverse = inverse[left][:, left] - to_others @ inverse[deleted][:, left]
+            inverse = inverse[left[:, None], left]
+            inverse -= to_others @ shared
             stays = stays[left]
         return weight, stays
 
@@ -148,7 +149,7 @@ def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
     # In units of each input, which float32 is enough for.
     unit = energies(gram[0]).sqrt()[:, None]
     missing, wanted = ((cross[..., judged] - gram @ prior[:, judged]) / unit).float()
-    gram, judge = (gram / unit / unit.T).float()
+    gram, judge = ((each / unit / unit.T).float() for each in gram)
 
     @cache
     def loss(index):
