@@ -167,6 +167,8 @@ def main():
                 __file__, *given, f"--series={series}", f"--method={method}", f"--parameters={parameters}"
             )
             runs.append(key | {"commit": environment()["commit"]} | found)
+            order = ("dense", *METHODS)
+            runs.sort(key=lambda each: (each["series"], order.index(each["method"]), each["sparsity"] or 0))
             write("quality", about | {"runs": runs})
         return next((other for other in runs if key.items() <= other.items()), None)
 
