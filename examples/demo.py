@@ -8,6 +8,7 @@ fresh process, and lets it write.
 """
 
 import argparse
+import copy
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import torch
 from smollm2 import load_smollm2
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
+from optimum_slicegpt.benchmark import benchmark
 
 
 IN_A_FRESH_PROCESS = """
@@ -31,27 +33,12 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 PROMPT = "The Python programming language is"
 
 
-@torch.no_grad()
-def tokens_per_s(model, tokens=512, repeats=10) -> float:
-    """Throughput of reading a prompt; the best of a few runs."""
-    ids = torch.arange(100, 100 + tokens)[None]
-    model(ids)
-
-    def seconds():
-        start = time.perf_counter()
-        model(ids, use_cache=False, logits_to_keep=1)
-        return time.perf_counter() - start
-
-    return tokens / min(seconds() for _ in range(repeats))
-
-
 def measure(model, batches) -> dict[str, float]:
     """Perplexity in bfloat16, which is also how the model is saved."""
     return {
         "perplexity": evaluate_perplexity(model, batches, progress=sys.stderr.isatty()).perplexity,
         "parameters, M": model.num_parameters() / 1e6,
         "size, MB": sum(parameter.nbytes for parameter in model.parameters()) / 1e6,
-        "prompt, tokens/s": tokens_per_s(model),
     }
 
 
@@ -69,7 +56,7 @@ def main():
     held_out = load_batches(
         "python-docs", tokenizer, split="test", nsamples=args.eval_nsamples, seqlen=args.seqlen, seed=None
     )
-    before = measure(model, held_out)
+    dense = copy.deepcopy(model)
 
     print(f"Slicing {args.reduction:.0%} of its parameters away ...")
     start = time.perf_counter()
@@ -78,7 +65,9 @@ def main():
     )
     model.compress(config, tokenizer=tokenizer)
     seconds = time.perf_counter() - start
-    after = measure(model, held_out)
+    before, after = measure(dense, held_out), measure(model, held_out)
+    for found, speed in zip((before, after), benchmark({"dense": dense, "sliced": model}).speeds, strict=True):
+        found |= {"prompt, tokens/s": speed.prefill.tokens_per_s, "writing, tokens/s": speed.decode.tokens_per_s}
 
     print(f"\n{'':20}{'dense':>10}{'sliced':>10}{'change':>10}")
     for name, old in before.items():
