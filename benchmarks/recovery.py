@@ -5,10 +5,11 @@ What a short recovery regains of SmolLM2-135M, alone and with the dense model as
 
 Slices as `benchmarks/quality.py` does: the default method, a head of its own, the size to which the paper's method
 leads at sparsity 0.25. Slicing and recoveries see the training text only, the recoveries, and a teacher that is
-adapted to it, as many steps of it as each other; their held-out part is a part of it. Perplexities are of the test
-text and of the others of `benchmarks/quality.py`, with weights in bfloat16. Every run is a process of its own. Writes
-`benchmarks/results/recovery.json` after each, and with `--keep` every model to a folder of its own, from where a later
-run with `--only` takes the sliced one; it keeps all other results.
+adapted to it, as many steps of it as each other; their held-out part is a part of it. So few steps want longer ones
+than the default learning rate makes. Perplexities are of the test text and of the others of `benchmarks/quality.py`,
+with weights in bfloat16. Every run is a process of its own. Writes `benchmarks/results/recovery.json` after each, and
+with `--keep` every model to a folder of its own, from where a later run with `--only` takes the sliced one; it keeps
+all other results.
 """
 
 import argparse
@@ -58,6 +59,7 @@ def measure(args) -> dict:
             seqlen=args.seqlen,
             held_out=args.held_out,
             eval_steps=args.eval_steps,
+            learning_rate=args.learning_rate,
             patience=None,
             **RECOVERIES[args.run],
         )
@@ -87,6 +89,7 @@ def main():
     parser.add_argument("--seqlen", type=int, default=1024)
     parser.add_argument("--held-out", type=int, default=16)
     parser.add_argument("--eval-steps", type=int, default=10)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--only", nargs="+", choices=RUNS, help="run these, with the sliced model in --keep")
     parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     args = parser.parse_args()

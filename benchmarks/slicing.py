@@ -8,11 +8,15 @@ one calibrate, the first 32 of the other measure, with weights in bfloat16. Ever
 slices, and then takes the dense layers' forward over 32 chunks in float32. The floor is what no program that slices
 as the paper does can do without, in plain torch calls on the same tokens: that forward in the run's dtype, the
 products for second moments, the eigen-decompositions. The last run is the cheapest way to the quality of the authors'
-code at its size. Writes `benchmarks/results/slicing.json`, where the runs that `--only` does not name are kept.
+code at its size. What bfloat16 does to the perplexity is compared on several parts of the calibration text, because
+any other rounding changes that of a single model by some 0.3 %. Writes `benchmarks/results/slicing.json`, where the
+runs that `--only` does not name are kept.
 """
 
 import argparse
 import json
+import math
+import statistics
 import time
 from pathlib import Path
 
@@ -33,6 +37,9 @@ RUNS = {
     "shared axes": {"rotation": "shared", "refit": False, "nsamples": 8, "dtype": "bfloat16"},
 }
 """The last at the parameters of the authors' model, and like it with a matrix for the head."""
+ROUNDING = "rounding"
+PARTS = 6
+"""Of the calibration text, 32 chunks each, on which dtypes are compared."""
 
 
 def measure(args) -> dict:
@@ -74,6 +81,31 @@ def measure(args) -> dict:
     return found
 
 
+def rounding(args) -> dict:
+    """Perplexities of models sliced in either dtype on parts of the text, and the mean of their log ratios."""
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    sizes = {"seqlen": 1024, "seed": None}
+    batches = load_batches(args.calibration, tokenizer, nsamples=32 * PARTS, batch_size=1, **sizes).batches
+    test = load_batches(args.test, tokenizer, nsamples=32, batch_size=4, **sizes)
+
+    def perplexity(dtype, part):
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
+        settings = {key: value for key, value in PAPER.items() if key != "nsamples"}
+        model.compress(SliceGPTConfig(dataset=batches[32 * part : 32 * part + 32], **settings))
+        return evaluate_perplexity(model.to(torch.bfloat16), test).perplexity
+
+    float32, bfloat16 = (
+        [perplexity(dtype, part) for part in range(PARTS)] for dtype in (torch.float32, torch.bfloat16)
+    )
+    changes = [math.log(ours / other) for ours, other in zip(bfloat16, float32, strict=True)]
+    return {
+        "float32": float32,
+        "bfloat16": bfloat16,
+        "change": statistics.mean(changes),
+        "change_stderr": statistics.stdev(changes) / PARTS**0.5,
+    }
+
+
 @torch.no_grad()
 def floor_s(args, batches, dtype, axes: bool = True) -> dict[str, float]:
     """Seconds for the dense layers' forward, and for second moments and axes of as many sites as the model has."""
@@ -109,12 +141,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibration", required=True, help="text file to calibrate on")
     parser.add_argument("--test", required=True, help="text file to measure on")
-    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--only", nargs="+", choices=(*RUNS, ROUNDING), default=[*RUNS, ROUNDING])
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
-        print(json.dumps(measure(args)))
+        print(json.dumps(rounding(args) if args.run == ROUNDING else measure(args)))
         return
     args.model = dense_smollm2()
     given = [f"--{key}={getattr(args, key)}" for key in ("calibration", "test", "model")]
@@ -126,11 +158,13 @@ def main():
         "dense_perplexity": dense_perplexity(args),
     }
     path = RESULTS / "slicing.json"
-    found = json.loads(path.read_text())["runs"] if path.exists() and args.only != list(RUNS) else {}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    found = before.get("runs", {}) | {ROUNDING: before.get(ROUNDING)}
     for name in args.only:
         found[name] = in_fresh_process(__file__, *given, f"--run={name}")
         print(name, found[name], flush=True)
-        print(write("slicing", content | {"runs": {key: found[key] for key in RUNS if key in found}}))
+        runs = {key: found[key] for key in RUNS if key in found}
+        print(write("slicing", content | {"runs": runs, ROUNDING: found[ROUNDING]}))
 
 
 if __name__ == "__main__":

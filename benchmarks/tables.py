@@ -23,7 +23,7 @@ def results(name: str) -> dict:
 
 def slicing() -> str:
     found = results("slicing")
-    authors, runs = found["authors"], found["runs"]
+    authors, runs, rounding = found["authors"], found["runs"], found["rounding"]
     dense = next(iter(runs.values()))["parameters_dense"]
     rows = [
         f"{found['model']}, calibrated on {found['calibration']}, perplexity on {found['test']} of WikiText-2, "
@@ -32,7 +32,10 @@ def slicing() -> str:
         f"eigen-decompositions, in plain torch calls. {found['machine']['threads']} threads on "
         f"{found['machine']['processor']}. The authors' code makes {authors['parameters'] / 1e6:.1f} M parameters at "
         f"sparsity {authors['sparsity']:.2f}, perplexity {authors['perplexity']}, in "
-        f"{authors['slicing_over_float32_forward']:.1f} × a forward; shared axes are made of so many, too.",
+        f"{authors['slicing_over_float32_forward']:.1f} × a forward; shared axes are made of so many, too. On each of "
+        f"{len(rounding['float32'])} parts of that text, of 32 chunks, once in either dtype: bfloat16 changes "
+        f"perplexity by {100 * rounding['change']:+.2f} % on average, with a standard error of "
+        f"{100 * rounding['change_stderr']:.2f}.",
         "",
         "| run | tokens | dtype | width | parameters | against dense | perplexity | over a float32 forward "
         "| over the floor | peak memory |",
@@ -124,7 +127,8 @@ def recovery() -> str:
     rows = [
         f"{found['model']} with a head of its own, sliced to {runs['sliced']['parameters'] / 1e6:.1f} M parameters by "
         f"the default method. LoRA on {trained['sequences']} x {trained['settings']['seqlen']} tokens of "
-        f"{found['train']} of WikiText-2; perplexity on {found['test']}, on instructions with answers (tasks) and on "
+        f"{found['train']} of WikiText-2, learning rate {trained['settings']['learning_rate']}; "
+        f"perplexity on {found['test']}, on instructions with answers (tasks) and on "
         "Python's documentation (docs), none of which was trained on. Damage is ln(perplexity / dense perplexity) on "
         "WikiText-2, as a share of the sliced model's. Minutes on CPU cores.",
         "",
