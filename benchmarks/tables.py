@@ -24,7 +24,7 @@ def results(name: str) -> dict:
 def slicing() -> str:
     found = results("slicing")
     authors, runs, rounding = found["authors"], found["runs"], found["rounding"]
-    dense = next(iter(runs.values()))["parameters_dense"]
+    dense = found["dense"]["parameters"]
     rows = [
         f"{found['model']}, calibrated on {found['calibration']}, perplexity on {found['test']} of WikiText-2, "
         "weights in bfloat16. Time is that of slicing over one forward of the dense layers over 32 such chunks in "
@@ -40,7 +40,7 @@ def slicing() -> str:
         "| run | tokens | dtype | width | parameters | against dense | perplexity | over a float32 forward "
         "| over the floor | peak memory |",
         "|---|---|---|---|---|---|---|---|---|---|",
-        f"| dense | | | 576 | {dense / 1e6:.1f} M | | {found['dense_perplexity']:.2f} | | | |",
+        f"| dense | | | 576 | {dense / 1e6:.1f} M | | {found['dense']['perplexity']:.2f} | | | |",
     ]
     for name, run in runs.items():
         floor = f"{run['slicing_over_floor']:.2f} ×" if "slicing_over_floor" in run else ""
