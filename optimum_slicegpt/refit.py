@@ -278,6 +278,7 @@ class RefitWalk(Walk):
         for name in self.family.mlp_readers:
             reader = Reader(sliced, name)
             rows = torch.cat([kept + start for start in range(0, reader.weight.shape[-2], count)])
+            rows = rows.to(reader.weight.device)
             bias = None if reader.bias is None else reader.bias[rows]
             reader.set(reader.weight[rows], bias, like=reader.weight)
 
