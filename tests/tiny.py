@@ -28,6 +28,9 @@ TINY = {
     "qwen3": GROUPED,
     "smollm3": GROUPED | {"no_rope_layers": [1, 0]},
     "phi3": GROUPED,
+    "phi3-longrope": COMMON
+    | {"intermediate_size": 40, "num_attention_heads": 4, "original_max_position_embeddings": 32}
+    | {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.1] * 6, "long_factor": [2.0] * 6}},
     "granite": GROUPED
     | {"embedding_multiplier": 12, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 8},
     "gemma": GROUPED,

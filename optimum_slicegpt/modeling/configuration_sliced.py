@@ -56,6 +56,10 @@ class SlicedConfigMixin:
                 f"hidden_size={self.hidden_size}; it must equal the width of the last hidden state, {last}."
             )
 
+    def validate_rope(self):
+        with self.dense_sizes():  # heads are as large as they were
+            super().validate_rope()
+
     @contextmanager
     def dense_sizes(self):
         """The dense model's sizes, for the time in which the family's own constructors run."""
