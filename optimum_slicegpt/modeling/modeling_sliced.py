@@ -9,7 +9,6 @@ narrows every linear layer that touches the stream, swaps the norms, and gives e
 import inspect
 import sys
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -50,8 +49,9 @@ class SlicedLayerMixin:
         return output * getattr(self, multiplier) if multiplier else output
 
     def _attn(self, normed, kwargs):
-        output = getattr(self, self._family.attn)(hidden_states=normed, **kwargs)
-        return self._added(output[0], self._family.attn_dropout)
+        """What attention adds to the stream, and its weights if it has kept them."""
+        output, weights, *_ = getattr(self, self._family.attn)(hidden_states=normed, **kwargs)
+        return self._added(output, self._family.attn_dropout), weights
 
     def _mlp(self, normed):
         for name in self._family.mlp:
@@ -70,26 +70,32 @@ class SlicedLayerMixin:
         Returns:
             `torch.Tensor` of shape `(batch, tokens, width of the writers)`.
         """
+        return self._block(kind, hidden_states, kwargs)[0]
+
+    def _block(self, kind, hidden_states, kwargs):
+        """What a block adds to the stream, and the weights of its attention if it has some and kept them."""
         family = self._family
         if kind == "mlp":
-            return self._mlp(getattr(self, family.mlp_norm)(hidden_states))
+            return self._mlp(getattr(self, family.mlp_norm)(hidden_states)), None
         normed = getattr(self, family.attn_norm)(hidden_states)
-        output = self._attn(normed, kwargs)
+        output, weights = self._attn(normed, kwargs)
         if kind == "attn":
-            return output
+            return output, weights
         if family.mlp_norm is not None:
             normed = getattr(self, family.mlp_norm)(hidden_states)
-        return output + self._mlp(normed)
+        return output + self._mlp(normed), weights
 
     def forward(self, hidden_states, *args, **kwargs):
         kwargs.update(zip(self._argument_names, args, strict=False))
         if self.embedding_projection is not None:
             hidden_states = self.embedding_projection(hidden_states)
+        weights = None
         for block in self._blocks:
-            output = self.block_output(block.kind, hidden_states, kwargs)
+            output, seen = self._block(block.kind, hidden_states, kwargs)
+            weights = seen if weights is None else weights
             shortcut = getattr(self, block.shortcut)
             hidden_states = (hidden_states if shortcut is None else shortcut(hidden_states)) + output
-        return (hidden_states, None) if self._family.returns_tuple else hidden_states
+        return (hidden_states, weights) if self._family.returns_tuple else hidden_states
 
 
 def _has_bias(norm):
@@ -184,9 +190,8 @@ class SlicedModelMixin:
             Writer(layer, writer).resize(width_out)
 
     def get_correct_experts_implementation(self, requested_experts):
-        # Grouped products take rows of whole 16 bytes. Models are built with their dtype as the default one.
-        size = torch.get_default_dtype().itemsize
-        if requested_experts in (None, "grouped_mm") and any(width * size % 16 for width in self.config.widths or ()):
+        # Grouped products take rows of whole 16 bytes, of which half precision, to come or not, has 8 numbers.
+        if requested_experts in (None, "grouped_mm") and any(width % 8 for width in self.config.widths or ()):
             requested_experts = "eager"
         return super().get_correct_experts_implementation(requested_experts)
 
