@@ -1,7 +1,9 @@
 """Calibration text that a model writes itself: no data is needed, and no domain is chosen."""
 
+from contextlib import contextmanager
+
 import torch
-from transformers import LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.utils import logging
 
 from .assembly import evaluating
@@ -12,7 +14,7 @@ GREEDY_TOKENS = 4
 """Tokens after the first that are the most probable ones: a random start becomes text (LLM-QAT, section 3.1)."""
 
 FREELY = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-"""From the whole distribution, whatever the model's own generation settings say."""
+"""From the whole distribution."""
 
 SEQUENCES = 32
 """Written at a time: a token takes about as long for many sequences as for one."""
@@ -44,7 +46,7 @@ def sampled_batches(
         bar.update(len(ids))
         return scores
 
-    with torch.random.fork_rng(devices), evaluating(model), bar:
+    with torch.random.fork_rng(devices), evaluating(model), without_settings(model), bar:
         torch.manual_seed(seed or 0)
         for count in [SEQUENCES] * (nsamples // SEQUENCES) + [nsamples % SEQUENCES] * bool(nsamples % SEQUENCES):
             ids = torch.randint(vocab_size, (count, 1), device=device)
@@ -63,3 +65,13 @@ def sampled_batches(
                     )
             written.append(ids.cpu())
     return TokenBatches([{"input_ids": part} for part in torch.cat(written).split(batch_size)], "self")
+
+
+@contextmanager
+def without_settings(model: PreTrainedModel):
+    """For the time of a computation, a model has none of its own settings for generation: no penalties, no beams."""
+    settings, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = settings

@@ -49,5 +49,8 @@ def test_slicing_needs_no_text_and_no_tokenizer():
 def test_the_models_own_generation_settings_do_not_count():
     model = build("llama", torch.float32)
     written = sample(model).batches[0]["input_ids"]
-    model.generation_config.update(temperature=0.01, top_k=1, top_p=0.1)
+    model.generation_config.update(temperature=0.01, top_k=1, top_p=0.1, repetition_penalty=1.5, num_beams=2)
+    model.generation_config.update(no_repeat_ngram_size=2, return_dict_in_generate=True, max_time=0.0)
+    settings = model.generation_config
     assert torch.equal(sample(model).batches[0]["input_ids"], written)
+    assert model.generation_config is settings
