@@ -111,6 +111,15 @@ def test_families_whose_weights_are_no_linear_layers_recover(name, tiny_tokenize
     assert ("lora_dropout=0.05 is left out: PEFT trains mlp.gate.weight, mlp.experts" in caplog.text) == experts
 
 
+def test_a_mixture_of_experts_that_reports_its_routing(tiny_tokenizer):
+    model = sliced("mixtral")
+    model.config.output_router_logits = model.config.output_hidden_states = True
+    recover(model, tiny_tokenizer, quick(lora_dropout=0))
+    found = model.config.slicegpt["recovery"]
+    assert found["perplexity_after"] < found["perplexity_before"]
+    assert model.config.output_router_logits
+
+
 def test_shortcuts_by_choice(tiny_tokenizer):
     model = sliced()
     before, expected = weights(model), table_weights(model)

@@ -8,6 +8,7 @@ import torch
 from peft import get_peft_model
 from test_recovery import TEXTS, changed, equal, quick, quick_garbage_collection, sliced, weights  # noqa: F401
 from tiny import build, calibration, paper
+from transformers import AutoModelForSequenceClassification
 
 from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, evaluate_perplexity, recover
 from optimum_slicegpt.recovery.adapters import lora_config
@@ -192,6 +193,27 @@ def test_runs_are_not_mixed(kwargs, resume, message, begun, tiny_tokenizer):
         recover(sliced(), tiny_tokenizer, quick(**{"max_steps": 1} | kwargs), checkpoints=begun, resume=resume)
 
 
+def test_another_model_or_another_teacher_does_not_go_on(begun, tiny_tokenizer, tmp_path):
+    other = sliced()
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] += 1
+    with pytest.raises(ValueError, match="was begun with model='.*', and this one has '.*'; resume with the same"):
+        recover(other, tiny_tokenizer, quick(max_steps=1), checkpoints=begun, resume=True)
+
+    config, teachers = quick(max_steps=1, distill=True), [build("llama", vocab_size=98) for _ in range(2)]
+    recover(sliced(), tiny_tokenizer, config, teacher=teachers[0], checkpoints=tmp_path / "taught")
+    with torch.no_grad():
+        teachers[1].lm_head.weight[0, 0] += 1
+    with pytest.raises(ValueError, match="was begun with teacher='"):
+        recover(sliced(), tiny_tokenizer, config, teacher=teachers[1], checkpoints=tmp_path / "taught", resume=True)
+
+
+def test_a_damaged_record_is_none(begun, tiny_tokenizer):
+    (begun / "recovery.json").write_text("{")
+    with pytest.raises(ValueError, match="No recovery was begun in '.*begun'"):
+        recover(sliced(), tiny_tokenizer, quick(max_steps=1), checkpoints=begun, resume=True)
+
+
 @pytest.mark.parametrize(
     "checkpoints, message",
     [(None, "resume=True without checkpoints"), ("absent", "No recovery was begun in '.*absent'; give its folder")],
@@ -209,6 +231,10 @@ def carries_adapters():
     return model
 
 
+def classifier():
+    return AutoModelForSequenceClassification.from_config(sliced().config)
+
+
 @pytest.mark.parametrize(
     "model, config, message",
     [
@@ -220,6 +246,7 @@ def carries_adapters():
             quick(shortcuts=True),
             "shortcuts=True, and this model has none",
         ),
+        (classifier, quick(), "Cannot recover a SlicedLlamaForSequenceClassification; load"),
         (sliced, quick(dataset=["w1 w2"]), "makes 0 sequences of 16 tokens"),
         (sliced, quick(distill=True), "distill=True needs a teacher"),
     ],
@@ -243,6 +270,7 @@ def test_a_tokenizer_of_another_model(tiny_tokenizer):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
+        ({"dataset": None}, "dataset=None; give a name, paths, texts or conversations"),
         ({"nsamples": 0}, "nsamples=0; give a positive integer"),
         ({"seqlen": 1.5}, "seqlen=1.5; give a positive integer"),
         ({"lora_rank": True}, "lora_rank=True; give a positive integer"),

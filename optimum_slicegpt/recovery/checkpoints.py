@@ -10,6 +10,8 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from ..writing import write_durably
+
 
 RECORD = "recovery.json"
 TEACHER = "teacher"
@@ -32,7 +34,7 @@ def checkpoint_folder(
     try:
         if made_with is not None and processes.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / RECORD).write_text(json.dumps(made_with, indent=1) + "\n")
+            write_durably(folder / RECORD, json.dumps(made_with, indent=1) + "\n")
         yield folder
     finally:
         if made:
@@ -68,7 +70,7 @@ def check_checkpoints(folder: Path | None, made_with: dict[str, Any], resume: bo
     if folder is None:
         raise ValueError("resume=True without checkpoints; give the folder that holds those of the earlier run.")
     record = folder / RECORD
-    if not record.is_file():
+    if not record.is_file() or not _is_json(record):
         raise ValueError(f"No recovery was begun in {str(folder)!r}; give its folder, or do not resume.")
     begun_with = json.loads(record.read_text())
     for key, value in json.loads(json.dumps(made_with)).items():

@@ -99,6 +99,7 @@ class RecoveryConfig:
     seed: int = 0
 
     def __post_init__(self):
+        self._require("dataset", self.dataset is not None, "give a name, paths, texts or conversations")
         for key in ("nsamples", "seqlen", "lora_rank", "batch_size", "gradient_accumulation"):
             self._require(key, _is_count(getattr(self, key)), "give a positive integer")
         for key, default in (("max_steps", "as many as epochs says"), ("patience", "no early end")):

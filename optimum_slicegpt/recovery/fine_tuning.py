@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..assembly import evaluating
 from ..calibration import load_batches, within_positions
 from ..model_card import public_name
+from ..modeling.families import family_of
 from ..processes import joined
 from .adapters import lora_config
 from .checkpoints import TEACHER, check_checkpoints, checkpoint_folder, last_checkpoint
@@ -31,6 +32,9 @@ from .training import RecoveryTrainer, on_cpu
 
 
 logger = logging.get_logger(__name__)
+
+VALUES_SEEN = 1024
+"""So many values of a parameter, about, tell it from others."""
 
 
 def recover(
@@ -91,8 +95,9 @@ def recover(
     load_batches(sequences.train + sequences.held_out, vocab_size=model.config.vocab_size)
     made_with = config.to_dict() | {"dataset": sequences.source, "data": _fingerprint(sequences)}
     made_with["processes"] = processes.num_processes
-    check_checkpoints(checkpoints, made_with, resume)
     teacher = find_teacher(teacher, model, config, processes.device)
+    made_with |= {"model": _fingerprint_of(model), "teacher": teacher and _fingerprint_of(teacher)}
+    check_checkpoints(checkpoints, made_with, resume)
     learning = _for_teachers(config)
     teacher_adapter = lora_config(check_without_adapters(teacher, "teacher"), learning) if learning else None
 
@@ -152,6 +157,8 @@ def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
             f"model_type={model.config.model_type!r} is not that of a sliced model, which begins with 'sliced_'; "
             "slice the model first, and export it to a stock architecture, if it is to have one, afterwards."
         )
+    if not hasattr(model, family_of(model.config).head):
+        raise ValueError(f"Cannot recover a {type(model).__name__}; load the checkpoint with AutoModelForCausalLM.")
     check_without_adapters(model, "model")
     if config.full and model.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
@@ -290,4 +297,14 @@ def _fingerprint(sequences: PackedSequences) -> str:
         digest.update(f"{len(part)} ".encode())
         for sequence in part:
             digest.update(torch.stack([sequence["input_ids"], sequence["labels"]]).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint_of(model: PreTrainedModel) -> str:
+    """Of names and shapes, and of some values of every parameter: all of a large model would take long."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        some = values[:: max(1, len(values) // VALUES_SEEN)]
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode() + some.double().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -16,6 +16,9 @@ from .packing import UNLABELLED, PackedSequences
 
 logger = logging.get_logger(__name__)
 
+BESIDE_LOGITS = ["aux_loss", "past_key_values", "hidden_states", "attentions", "router_logits"]
+"""What causal language models may give beside their loss and logits."""
+
 
 def training_arguments(config: RecoveryConfig, folder: Path) -> TrainingArguments:
     """
@@ -90,6 +93,9 @@ class RecoveryTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.teacher, self.temperature, self.distill_weight = teacher, config.temperature, config.distill_weight
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=BESIDE_LOGITS)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.teacher is None or not model.training:  # what is held out is measured alike with and without
