@@ -90,6 +90,8 @@ def load_batches(
     for name, value in {"nsamples": nsamples, "seqlen": seqlen, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
+    if dataset is None:
+        dataset = ()
     items = [dataset] if isinstance(dataset, str | os.PathLike | Mapping) else list(dataset)
     if not items:
         raise ValueError("The dataset is empty. Give a name, paths, texts or tokenised batches.")

@@ -4,6 +4,7 @@ import copy
 import difflib
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -47,7 +48,8 @@ class SliceGPTConfig(QuantizationConfigMixin):
             How deviations of the stream are weighed: `"none"` weighs all directions alike, `"fisher"` by the second
             moment of the loss gradient, which takes a backward pass.
         round_to (`int`, defaults to 8):
-            Widths are rounded down to a multiple of this, which GPUs want.
+            Widths and neurons are multiples of this, which GPUs want: rounded down, or with `parameter_reduction` the
+            best ones, and if none come near enough, widths are not, with a warning.
         slice_head (`bool`, defaults to `False`):
             Whether the last site is sliced too. By default the head reads all D dimensions, as in the paper.
         embeddings (`str`, defaults to `"auto"`):
@@ -129,8 +131,10 @@ class SliceGPTConfig(QuantizationConfigMixin):
                         f"determines the widths, so leave {key} out."
                     )
         if self.widths is not None:
-            self.widths = list(self.widths)
-            if not self.widths or not all(_is_int(width) and width >= 1 for width in self.widths):
+            if isinstance(self.widths, Iterable):
+                self.widths = list(self.widths)
+            listed = isinstance(self.widths, list) and len(self.widths) > 0
+            if not listed or not all(_is_int(width) and width >= 1 for width in self.widths):
                 raise ValueError(f"widths={self.widths}; give one positive integer per site.")
             if self.rotation == "shared" and len(set(self.widths)) > 1:
                 raise ValueError(

@@ -13,13 +13,14 @@ from copy import deepcopy
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from .assembly import LEFT_BEHIND, build_sliced
 from .modeling.families import family_of
 from .modeling.weights import Reader, Writer
 from .rotation import compose
+from .sizes import on_meta
 from .widths import SlicePlan
 
 
@@ -95,9 +96,7 @@ def stock_obstacle(model_config, plan: SlicePlan) -> str | None:
     Returns:
         `str`: the message with which [`export_stock`] would refuse, or `None` if it would not.
     """
-    with torch.device("meta"):
-        dense = AutoModelForCausalLM.from_config(model_config)
-    return export_obstacle(build_sliced(dense, plan))
+    return export_obstacle(build_sliced(on_meta(model_config), plan))
 
 
 # What can be exported

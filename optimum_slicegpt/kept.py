@@ -97,7 +97,7 @@ class Kept:
         if self._path is None:
             self._write(self._tensor)
         if not self._saved:
-            with open(self._path, "rb") as file:
+            with open(self._path, "r+b") as file:
                 os.fsync(file.fileno())
             self._saved = True
         return {"name": self._path.name, "shape": list(self.shape), "dtype": str(self.dtype).removeprefix("torch.")}

@@ -44,7 +44,8 @@ class SliceGPTQuantizer:
         Slices a model in place: the object becomes an instance of its family's sliced class.
 
         Everything that can be refused is refused before anything changes. Several processes that each call this, with
-        the same arguments, share out the calibration batches, and each gets the result.
+        the same arguments, share out the calibration batches, and each gets the result. Like a model that was loaded,
+        it has no gradient checkpointing enabled and no parameters frozen, whatever the dense one had.
 
         Args:
             model (`PreTrainedModel`): a dense causal language model of a supported family.

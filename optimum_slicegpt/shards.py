@@ -128,7 +128,7 @@ class Shards:
     def sync(self) -> None:
         """Makes sure that what has been written survives a loss of power."""
         for path in self._written:
-            with open(path, "rb") as file:
+            with open(path, "r+b") as file:
                 os.fsync(file.fileno())
         self._written.clear()
 

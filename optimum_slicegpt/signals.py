@@ -99,7 +99,15 @@ def _moved(layer_kwargs: list[dict], device: torch.device, dtype: torch.dtype) -
         if not isinstance(value, Tensor):
             return value
         if id(value) not in moved:
-            moved[id(value)] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+            moved[id(value)] = within(value, dtype).to(device) if value.is_floating_point() else value.to(device)
         return moved[id(value)]
 
     return [{key: move(value) for key, value in kwargs.items()} for kwargs in layer_kwargs]
+
+
+def within(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another dtype, without infinities where that is narrower: a mask's least number stays a number."""
+    bounds = torch.finfo(dtype)
+    if bounds.max < torch.finfo(value.dtype).max:
+        value = value.clamp(bounds.min, bounds.max)
+    return value.to(dtype)

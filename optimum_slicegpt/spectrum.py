@@ -14,6 +14,7 @@ from .configuration import SliceGPTConfig
 from .dense_pass import DensePass
 from .inspection import Inspection
 from .modeling.families import family_of
+from .quantizer import check_sliceable
 from .rotation import principal_axes
 from .storage import InMemory
 from .walk import Walk
@@ -61,8 +62,9 @@ def measure_spectrum(
         dtype (`torch.dtype`, *optional*): of the pass. The model's own by default.
 
     Raises:
-        ValueError: activations are not finite.
+        ValueError: the model is sliced already, or of no family that can be; activations are not finite.
     """
+    check_sliceable(model)
     full = [model.config.hidden_size] * family_of(model.config).num_sites(model.config)
     config = SliceGPTConfig(widths=full, dtype=dtype, device=device)
     walk = Walk(model, SlicePlan.from_config(config, model.config), batches.batches, config, InMemory(model, config))

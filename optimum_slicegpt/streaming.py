@@ -239,7 +239,7 @@ class StreamedRun:
         verify_checkpoint(weights, model)
         for path in [*weights.rglob("*")]:
             if path.is_file():
-                with open(path, "rb") as file:
+                with open(path, "r+b") as file:  # Windows wants it writable
                     os.fsync(file.fileno())
         sync_folder(weights)
         move_into_place(weights, self.output)

@@ -77,6 +77,10 @@ class Walk:
         self.sliced_layers = getattr(self.sliced_body, self.family.layers)
         self.body_name = ".".join(filter(None, (model.base_model_prefix, self.family.body)))
         self.device = torch.device(config.device or storage.home)
+        if self.device.type == "mps":
+            raise ValueError(
+                "Cannot slice on device='mps', which has no float64 for sums over tokens; use device='cpu'."
+            )
         self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
         self.processes = Processes(self.device)
         self.batch_tokens = [batch["input_ids"].numel() for batch in batches]  # of all processes
@@ -191,7 +195,7 @@ class Walk:
         if not moment.isfinite().all():
             raise ValueError(
                 f"Activations at {self.site_name(site)} are not finite in {self.dtype}; the model is unchanged. "
-                "Calibrate with dtype='bfloat16' or dtype='float32'."
+                "Calibrate with a wider dtype, or look for weights that are not finite."
             )
 
     # Writing weights. `axes` are columns `(D, k)`: orthonormal ones, or what was fitted in their place.

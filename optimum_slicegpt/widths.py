@@ -98,6 +98,12 @@ class SlicePlan:
                 f"parameter_reduction={config.parameter_reduction}: the nearest that whole dimensions allow is "
                 f"{found:.2%}."
             )
+        uneven = sorted({width for width in widths if width % config.round_to and width != hidden_size})
+        if uneven:
+            logger.warning(
+                f"Widths of {', '.join(map(str, uneven))} are no multiples of round_to={config.round_to}, of which "
+                f"none come near enough to parameter_reduction={config.parameter_reduction}. Give widths, or sparsity."
+            )
         return cls(hidden_size, tuple(widths), tied, shortcuts, inner if inner < neurons else None)
 
     def num_parameters(self, model) -> int:

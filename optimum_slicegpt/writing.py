@@ -93,7 +93,7 @@ def write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    aside.rename(path)
+    aside.replace(path)
     sync_folder(path.parent)
 
 

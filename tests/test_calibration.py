@@ -145,6 +145,7 @@ def test_token_batches_pass_through():
         ({"dataset": ["w1 w2"], "batch_size": -1}, "batch_size=-1 must be at least 1"),
         ({"dataset": ["w95 w90"], "vocab_size": 95}, r"ids from 90 to 95 are not all in \[0, 95\).* does not belong"),
         ({"dataset": [{"input_ids": [-1, 2]}], "vocab_size": 95}, r"ids from -1 to 2 are not all in \[0, 95\)"),
+        ({"dataset": None}, "The dataset is empty"),
         ({"dataset": []}, "The dataset is empty. Give a name, paths, texts or tokenised batches"),
         ({"dataset": iter(())}, "The dataset is empty"),
         (

@@ -90,6 +90,7 @@ def test_deepcopy_keeps_data_and_tokenizer_by_reference():
         ({"widths": [8, 16], "rotation": "shared"}, r"widths=\[8, 16\]; with rotation='shared' all sites"),
         ({"rotation": "none"}, "rotation='none'; choose one of per_block, shared"),
         ({"metric": "l2"}, "metric='l2'; choose one of none, fisher"),
+        ({"widths": 40}, "widths=40; give one positive integer per site"),
         ({"widths": []}, r"widths=\[\]; give one positive integer per site"),
         ({"widths": [8, 0]}, r"widths=\[8, 0\]; give one positive integer per site"),
         ({"widths": [8, 2.5]}, r"widths=\[8, 2.5\]; give one positive integer per site"),

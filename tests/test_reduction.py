@@ -97,6 +97,16 @@ def test_neurons_are_rounded_less_before_widths():
     assert list(halvings(10)) == [10, 5, 2, 1]
 
 
+def test_widths_that_are_no_multiples_are_told(caplog):
+    kwargs = {"embeddings": "sliced", "refit": False, "round_to": 72}
+    plan = solve(SMOL, 0.2, rotation="shared", **kwargs)
+    assert plan.widths[0] % 72
+    assert f"Widths of {plan.widths[0]} are no multiples of round_to=72, of which none" in caplog.text
+    caplog.clear()
+    solve(SMOL, 0.2, rotation="shared", embeddings="sliced", round_to=72)  # neurons make up for the step
+    assert not caplog.text
+
+
 def test_a_tied_head_stays_tied_unless_it_is_to_be_sliced():
     assert solve(SMOL).tied and solve(SMOL, embeddings="tied").tied
     plan = solve(SMOL, embeddings="sliced")

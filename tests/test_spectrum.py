@@ -3,7 +3,7 @@
 import pytest
 import torch
 from test_reduction import tiny
-from tiny import build, calibration, tokens
+from tiny import build, calibration, paper, tokens
 
 from optimum_slicegpt import load_batches
 from optimum_slicegpt.inspection import inspect_dense
@@ -90,3 +90,9 @@ def test_every_way_of_slicing_is_told_what_it_keeps():
         ]
         assert each.energy_kept == pytest.approx(expected)
     assert {bool(each.error) for each in found.sliced} == {True, False}
+
+
+def test_sliced_models_are_refused():
+    model = build("llama", torch.float32).compress(paper(sparsity=0.3, dataset=calibration()))
+    with pytest.raises(ValueError, match="This model is already sliced"):
+        measure_spectrum(model, load_batches(calibration()))
