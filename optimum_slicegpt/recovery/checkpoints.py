@@ -1,5 +1,6 @@
 """Where a recovery was cut off, and whether it can go on from there."""
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
@@ -7,15 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel
 
 from ..writing import write_durably
+from .packing import PackedSequences
 
 
 RECORD = "recovery.json"
 TEACHER = "teacher"
 """Folder in that of the checkpoints, for those of a teacher that learns, too."""
+VALUES_SEEN = 1024
+"""So many values of a parameter, about, tell it from others."""
 
 
 @contextmanager
@@ -79,6 +85,26 @@ def check_checkpoints(folder: Path | None, made_with: dict[str, Any], resume: bo
                 f"The recovery in {str(folder)!r} was begun with {key}={begun_with.get(key)!r}, and this one has "
                 f"{value!r}; resume with the same, or begin in another folder."
             )
+
+
+def data_fingerprint(sequences: PackedSequences) -> str:
+    """Of all tokens and labels, in order."""
+    digest = hashlib.sha256()
+    for part in (sequences.train, sequences.held_out):
+        digest.update(f"{len(part)} ".encode())
+        for sequence in part:
+            digest.update(torch.stack([sequence["input_ids"], sequence["labels"]]).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """Of names and shapes, and of some values of every parameter: all of a large model would take long."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        some = values[:: max(1, len(values) // VALUES_SEEN)]
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode() + some.cpu().double().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _is_json(path: Path) -> bool:

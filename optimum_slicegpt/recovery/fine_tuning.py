@@ -1,6 +1,5 @@
 """[`recover`]: everything around the training itself."""
 
-import hashlib
 import math
 import os
 import random
@@ -24,7 +23,14 @@ from ..model_card import public_name
 from ..modeling.families import family_of
 from ..processes import joined
 from .adapters import lora_config
-from .checkpoints import TEACHER, check_checkpoints, checkpoint_folder, last_checkpoint
+from .checkpoints import (
+    TEACHER,
+    check_checkpoints,
+    checkpoint_folder,
+    data_fingerprint,
+    last_checkpoint,
+    model_fingerprint,
+)
 from .configuration import LORA_RATE, RecoveryConfig
 from .distillation import find_teacher
 from .packing import PackedSequences, load_sequences
@@ -32,9 +38,6 @@ from .training import RecoveryTrainer, on_cpu
 
 
 logger = logging.get_logger(__name__)
-
-VALUES_SEEN = 1024
-"""So many values of a parameter, about, tell it from others."""
 
 
 def recover(
@@ -93,10 +96,10 @@ def recover(
             mask_prompts=config.mask_prompts,
         )
     load_batches(sequences.train + sequences.held_out, vocab_size=model.config.vocab_size)
-    made_with = config.to_dict() | {"dataset": sequences.source, "data": _fingerprint(sequences)}
+    made_with = config.to_dict() | {"dataset": sequences.source, "data": data_fingerprint(sequences)}
     made_with["processes"] = processes.num_processes
     teacher = find_teacher(teacher, model, config, processes.device)
-    made_with |= {"model": _fingerprint_of(model), "teacher": teacher and _fingerprint_of(teacher)}
+    made_with |= {"model": model_fingerprint(model), "teacher": teacher and model_fingerprint(teacher)}
     check_checkpoints(checkpoints, made_with, resume)
     learning = _for_teachers(config)
     teacher_adapter = lora_config(check_without_adapters(teacher, "teacher"), learning) if learning else None
@@ -289,22 +292,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
-
-
-def _fingerprint(sequences: PackedSequences) -> str:
-    digest = hashlib.sha256()
-    for part in (sequences.train, sequences.held_out):
-        digest.update(f"{len(part)} ".encode())
-        for sequence in part:
-            digest.update(torch.stack([sequence["input_ids"], sequence["labels"]]).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _fingerprint_of(model: PreTrainedModel) -> str:
-    """Of names and shapes, and of some values of every parameter: all of a large model would take long."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        some = values[:: max(1, len(values) // VALUES_SEEN)]
-        digest.update(f"{name} {tuple(parameter.shape)} ".encode() + some.double().cpu().numpy().tobytes())
-    return digest.hexdigest()
