@@ -35,8 +35,12 @@ SIZED_BY_HIDDEN = ("phi", "gpt_neox", "stablelm", "opt", "gpt2", "falcon")
 """Families whose classes derive the size of heads, or of their norms, from the hidden size."""
 PHI = {"qk_layernorm": False}
 """With which Phi derives nothing any more."""
-WIDTHS = {name: 47 if name.split("-")[0] in SIZED_BY_HIDDEN else 28 for name in TINY} | {"phi3-longrope": 48}
-"""Hidden size 48 is the only one that fits some. The others get one that no other size equals."""
+WIDTHS = {name: 47 if name.split("-")[0] in SIZED_BY_HIDDEN else 28 for name in TINY}
+WIDTHS |= {"phi3-longrope": 48, "mixtral": 24, "qwen3_moe": 24}
+"""
+Hidden size 48 is the only one that fits some. The others get one that no other size equals; with experts a multiple of
+8, for which both classes compute them alike.
+"""
 
 
 def planned(name, width, dtype=torch.float64, overrides=None, **changes):
