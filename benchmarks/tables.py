@@ -23,7 +23,7 @@ def results(name: str) -> dict:
 
 def slicing() -> str:
     found = results("slicing")
-    authors, runs, rounding = found["authors"], found["runs"], found["rounding"]
+    authors, runs = found["authors"], found["runs"]
     dense = found["dense"]["parameters"]
     rows = [
         f"{found['model']}, calibrated on {found['calibration']}, perplexity on {found['test']} of WikiText-2, "
@@ -32,10 +32,8 @@ def slicing() -> str:
         f"eigen-decompositions, in plain torch calls. {found['machine']['threads']} threads on "
         f"{found['machine']['processor']}. The authors' code makes {authors['parameters'] / 1e6:.1f} M parameters at "
         f"sparsity {authors['sparsity']:.2f}, perplexity {authors['perplexity']}, in "
-        f"{authors['slicing_over_float32_forward']:.1f} × a forward; shared axes are made of so many, too. On each of "
-        f"{len(rounding['float32'])} parts of that text, of 32 chunks, once in either dtype: bfloat16 changes "
-        f"perplexity by {100 * rounding['change']:+.2f} % on average, with a standard error of "
-        f"{100 * rounding['change_stderr']:.2f}.",
+        f"{authors['slicing_over_float32_forward']:.1f} × a forward; shared axes are made of so many, too."
+        + (of_rounding(found["rounding"]) if found.get("rounding") else ""),
         "",
         "| run | tokens | dtype | width | parameters | against dense | perplexity | over a float32 forward "
         "| over the floor | peak memory |",
@@ -50,6 +48,14 @@ def slicing() -> str:
             f"| {run['slicing_over_float32_forward']:.2f} × | {floor} | {run['peak_gib']:.2f} GiB |"
         )
     return "\n".join(rows)
+
+
+def of_rounding(rounding: dict) -> str:
+    return (
+        f" On each of {len(rounding['float32'])} parts of that text, of 32 chunks, once in either dtype: bfloat16 "
+        f"changes perplexity by {100 * rounding['change']:+.2f} % on average, with a standard error of "
+        f"{100 * rounding['change_stderr']:.2f}."
+    )
 
 
 def quality() -> str:
