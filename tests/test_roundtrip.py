@@ -132,6 +132,18 @@ def test_hidden_states_and_kept_logits(name):
     assert [state.shape[-1] for state in outputs.hidden_states] == widths
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_attention_weights(name):
+    model = sliced(name)
+    model.set_attn_implementation("eager")
+    seen = model(tokens(), output_attentions=True).attentions
+    for weights in seen:
+        assert weights.shape == (2, model.config.num_attention_heads, 24, 24)
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    assert len(seen) == 2
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("name", TINY)
 def test_gradient_checkpointing_gives_the_same_gradients(name, reentrant):
