@@ -132,7 +132,7 @@ class PaperWalk(Walk):
             moment = torch.zeros(size, size, dtype=torch.float64, device=self.device)
             for signal in self.signals:
                 add_second_moment_(moment, signal.tokens(signal.hidden.to(self.device)))
-            self.processes.add_up(moment)
+            self.add_up(moment)
         self.check_finite(moment, site)
         with self.phase("axes"):
             energy, axes = principal_axes(moment)

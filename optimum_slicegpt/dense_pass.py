@@ -102,7 +102,7 @@ class DensePass:
                 for total, stream in zip(sums, map(each.tokens, streams), strict=True):
                     add_second_moment_(total, stream, 1 / root_mean_square(stream))
                 after.append(walk.keep(streams[-1]))
-            walk.processes.add_up(*sums)
+            walk.add_up(*sums)
         for site, total in enumerate(sums, len(self.moments["signal"])):
             walk.check_finite(total, site)
         self.moments["signal"] += map(walk.keep, sums)
@@ -120,7 +120,7 @@ class DensePass:
                 slope = loss_gradient(walk.dense, batch, hidden, walk.device, walk.dtype)
                 add_second_moment_(total, each.tokens(slope), root_mean_square(each.tokens(hidden)))
                 self.moments["slopes"].append(walk.keep(slope))
-            walk.processes.add_up(total)
+            walk.add_up(total)
         self.moments["gradient"].append(walk.keep(total))
 
     def backward(self, index: int) -> None:
@@ -140,7 +140,7 @@ class DensePass:
                     stream, slope = map(each.tokens, pair)
                     add_second_moment_(total, slope, root_mean_square(stream))
                 before.append(walk.keep(slopes[0]))
-            walk.processes.add_up(*sums)
+            walk.add_up(*sums)
         self.moments["gradient"][:0] = map(walk.keep, sums)
         self.moments["slopes"] = before
 

@@ -114,7 +114,7 @@ class RefitWalk(Walk):
                 for signal, stream in zip(self.signals, streams, strict=True):
                     stream = signal.tokens(stream.to(self.device))
                     add_second_moment_(moment, stream, 1 / root_mean_square(stream))
-                self.processes.add_up(moment)
+                self.add_up(moment)
             self.check_finite(moment, self.site)
         with self.phase("axes"):
             metric = self.metric(self.site)

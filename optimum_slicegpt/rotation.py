@@ -17,7 +17,7 @@ PARTS = 4
 
 def add_second_moment_(total: Tensor, x: Tensor, factor: Tensor | None = None) -> None:
     """
-    Adds xᵀx to a running sum.
+    Adds xᵀx to a running sum, but for what [`mirror_`] fills in once all is added.
 
     The product of one batch is taken in float32 at least, the sum over batches in float64: the eigen-decomposition of
     sums kept in float32 costs perplexity (SliceGPT, table 4).
@@ -30,7 +30,6 @@ def add_second_moment_(total: Tensor, x: Tensor, factor: Tensor | None = None) -
     if factor is not None:  # float16 might not hold it
         x = (x * factor).to(torch.bfloat16 if x.dtype == torch.bfloat16 else factor.dtype)
     add_products_(total, x)
-    mirror_(total)
 
 
 def add_products_(total: Tensor, x: Tensor) -> None:

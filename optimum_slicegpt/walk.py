@@ -19,7 +19,7 @@ from .fusion import reader_bias, reader_map, writer_map
 from .modeling.families import family_of
 from .modeling.weights import Reader, Writer
 from .processes import Processes
-from .rotation import compose
+from .rotation import compose, mirror_
 from .signals import first_signal
 from .storage import InMemory, release_freed_memory
 from .widths import SlicePlan
@@ -184,6 +184,12 @@ class Walk:
 
     def site_name(self, site: int) -> str:
         return f"site {site} ({self.family.site_name(site, self.dense.config)})"
+
+    def add_up(self, *moments: Tensor) -> None:
+        """Makes second moments of this process's tokens, in place, those of all, and whole."""
+        self.processes.add_up(*moments)
+        for moment in moments:
+            mirror_(moment)
 
     def check_finite(self, moment: Tensor, site: int) -> None:
         """
