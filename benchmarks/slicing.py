@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 
 import torch
-from common import RESULTS, dense_smollm2, in_fresh_process, peak_gib, untie, write
+from common import RESULTS, dense_smollm2, environment, in_fresh_process, peak_gib, untie, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
@@ -165,7 +165,7 @@ def main():
     before = json.loads(path.read_text()) if path.exists() else {}
     found = before.get("runs", {}) | {ROUNDING: before.get(ROUNDING)}
     for name in args.only:
-        found[name] = in_fresh_process(__file__, *given, f"--run={name}")
+        found[name] = {"commit": environment()["commit"]} | in_fresh_process(__file__, *given, f"--run={name}")
         print(name, found[name], flush=True)
         runs = {key: found[key] for key in RUNS if key in found}
         print(write("slicing", content | {"runs": runs, ROUNDING: found[ROUNDING]}))
