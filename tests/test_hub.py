@@ -2,15 +2,12 @@
 
 import inspect
 import json
-import os
 import re
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from hub_client import HubClient
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 from test_model_card import OTHER, described, licence, sliced
@@ -20,36 +17,6 @@ from transformers.utils.hub import PushToHubMixin
 
 from optimum_slicegpt.hub import push_to_hub
 from optimum_slicegpt.model_card import OURS, TAGS
-
-
-# What a process that talks to the server runs: one script after another, each in a fork that has imported everything
-# and done nothing. HF_ENDPOINT is read when huggingface_hub is imported, so it cannot be this process.
-CLIENT = """
-import json, os, sys, time, traceback
-import torch
-from optimum_slicegpt import SliceGPTConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-time.sleep = lambda seconds: None  # between retries
-for line in sys.stdin:
-    script, log = json.loads(line)
-    if os.fork() == 0:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        status = 0
-        try:
-            exec(script)
-        except SystemExit as exit:
-            status = exit.code
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -74,28 +41,9 @@ def server():
 
 @pytest.fixture(scope="module")
 def run_client(server, folder):
-    """Runs a script against the server: its exit code and what it printed."""
-    settings = {
-        "HF_ENDPOINT": server.endpoint,
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_TOKEN": "hf_loopback",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    client = subprocess.Popen([sys.executable, "-c", CLIENT], cwd=folder, env=os.environ | settings, **pipes)
-
-    def run(script):
-        client.stdin.write(json.dumps([textwrap.dedent(script), str(folder / "log.txt")]) + "\n")
-        client.stdin.flush()
-        code = client.stdout.readline()
-        assert code, "the client died"
-        return int(code), (folder / "log.txt").read_text()
-
-    yield run
-    client.communicate()
+    client = HubClient(server.endpoint, folder)
+    yield client.run
+    client.close()
 
 
 @pytest.fixture
