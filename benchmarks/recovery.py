@@ -5,11 +5,11 @@ What a short recovery regains of SmolLM2-135M, alone and with the dense model as
 
 Slices as `benchmarks/quality.py` does: the default method, a head of its own, the size to which the paper's method
 leads at sparsity 0.25. Slicing and recoveries see the training text only, the recoveries, and a teacher that is
-adapted to it, as many steps of it as each other; their held-out part is a part of it. So few steps want longer ones
-than the default learning rate makes. Perplexities are of the test text and of the others of `benchmarks/quality.py`,
-with weights in bfloat16. Every run is a process of its own. Writes `benchmarks/results/recovery.json` after each, and
-with `--keep` every model to a folder of its own, from where a later run with `--only` takes the sliced one; it keeps
-all other results.
+adapted to it, as many steps of it as each other; their held-out part is a part of it. Most see every sequence once,
+those on few sequences see a quarter as many four times. So few steps want longer ones than the default learning rate
+makes. Perplexities are of the test text and of the others of `benchmarks/quality.py`, with weights in bfloat16. Every
+run is a process of its own. Writes `benchmarks/results/recovery.json` after each, and with `--keep` every model to a
+folder of its own, from where a later run with `--only` takes the sliced one; it keeps all other results.
 """
 
 import argparse
@@ -27,10 +27,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, load_batches, recover
 
 
+ADAPTED = {"distill": True, "adapt_teacher": True}
 RECOVERIES = {
     "recovered": {},
     "distilled": {"distill": True},
-    "distilled, teacher adapted": {"distill": True, "adapt_teacher": True},
+    "distilled, teacher adapted": ADAPTED,
+    "recovered, few sequences": {"epochs": 4},
+    "distilled, teacher adapted, few sequences": {"epochs": 4} | ADAPTED,
 }
 RUNS = ("dense", "sliced", *RECOVERIES)
 METHOD = "shared + refit + neurons"
@@ -53,15 +56,16 @@ def measure(args) -> dict:
         )
     else:
         model = AutoModelForCausalLM.from_pretrained(folder / "sliced", dtype=torch.float32)
+        settings = RECOVERIES[args.run]
         config = RecoveryConfig(
             dataset=args.train,
-            nsamples=args.nsamples,
+            nsamples=args.held_out + (args.nsamples - args.held_out) // settings.get("epochs", 1),
             seqlen=args.seqlen,
             held_out=args.held_out,
             eval_steps=args.eval_steps,
             learning_rate=args.learning_rate,
             patience=None,
-            **RECOVERIES[args.run],
+            **settings,
         )
         recover(model, tokenizer, config, teacher=dense if config.distill else None)
         found = model.config.slicegpt["recovery"]

@@ -150,6 +150,11 @@ def recovery() -> str:
     names = {"dense": "dense", "sliced": "sliced", "recovered": "recovered"}
     names["distilled"] = "recovered, with the dense model as the teacher"
     names["distilled, teacher adapted"] = "the same, the teacher adapted to the text first"
+    few = "recovered, few sequences"
+    if few in runs:
+        sequences, epochs = runs[few]["sequences"], runs[few]["settings"]["epochs"]
+        names[few] = f"{sequences} of the sequences, {epochs} times each: recovered"
+        names["distilled, teacher adapted, few sequences"] = "the same, with a teacher adapted to these first"
     for name, shown in names.items():
         if name not in runs:
             continue
