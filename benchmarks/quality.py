@@ -6,8 +6,9 @@ memory.
 
 Protocol: a file is one text, tokenised once without special tokens and cut into chunks of 1024; the first 32 chunks of
 one calibrate, the first 32 of the other measure, with weights in bfloat16. The other texts are instructions with their
-answers, and Python's documentation. Every setting runs in a process of its own, in bfloat16. Widths are any number,
-not multiples of 8 as by default, or sizes would not be equal. Two series:
+answers, and Python's documentation. Every setting runs in a process of its own, and computes in bfloat16 unless
+`--dtype` says float32, which is faster on processors that have no bfloat16 products. Widths are any number, not
+multiples of 8 as by default, or sizes would not be equal. Two series:
 
 - `untied`: the head has a matrix of its own, as a stock architecture wants it. Sizes are those to which the paper's
   method, as its authors wrote it, brings this model at sparsity 0.1 (larger than dense), 0.2, 0.25 and 0.3.
@@ -40,6 +41,8 @@ METHODS = {
     "shared + refit": SHARED | {"mlp_sparsity": 0.0},
     "shared + refit + neurons": SHARED,
     "shared + refit + neurons, fisher": SHARED | {"metric": "fisher"},
+    "shared + refit + neurons by layer": SHARED | {"schedule": "energy"},
+    "shared + refit + neurons by layer, fisher": SHARED | {"schedule": "energy", "metric": "fisher"},
     "shared + refit, fisher": SHARED | {"metric": "fisher", "mlp_sparsity": 0.0},
     "shared + refit + neurons, 64 chunks": SHARED | {"nsamples": 64},
     "shared + refit + neurons, 128 chunks": SHARED | {"nsamples": 128},
@@ -53,9 +56,11 @@ SERIES = {"untied": {0.1: 163_708_928, 0.2: 147_489_984, 0.25: 140_652_288, 0.3:
 AUTHORS = {0.1: 27.13, 0.2: 36.35, 0.25: 41.07, 0.3: 49.36}
 TIED_REDUCTIONS = (0.2, 0.1, 0.3, 0.25)
 EVERYWHERE = ("paper", "shared + refit + neurons")
-"""Methods that are run at every size; the others at 0.25 of the first series, but for one of them:"""
+"""Methods that are run at every size; the others at 0.25 of the first series, but for these:"""
 WITH_GRADIENTS = "shared + refit + neurons, fisher"
 """At every size of that series, and at that of the authors' in the other one."""
+BY_LAYER = ("shared + refit + neurons by layer", "shared + refit + neurons by layer, fisher")
+"""At every size of that series."""
 
 
 def load(args, dtype):
@@ -81,7 +86,7 @@ def texts(args, tokenizer) -> dict:
 
 
 def perplexities(args, model, tokenizer) -> dict:
-    model = model.to(torch.bfloat16)
+    model = model.to(torch.bfloat16).to(getattr(torch, args.dtype))
     return {name: evaluate_perplexity(model, text).perplexity for name, text in texts(args, tokenizer).items()}
 
 
@@ -95,7 +100,7 @@ def measure(args) -> dict:
     settings = {
         "parameter_reduction": 1 - args.parameters / model.num_parameters(),
         "dataset": args.calibration,
-        **{"nsamples": 32, "seqlen": 1024, "batch_size": 2, "seed": None, "dtype": "bfloat16", "round_to": 1},
+        **{"nsamples": 32, "seqlen": 1024, "batch_size": 2, "seed": None, "dtype": args.dtype, "round_to": 1},
         **METHODS[args.method],
     }
     if "beside" in settings:
@@ -104,7 +109,9 @@ def measure(args) -> dict:
     model.compress(SliceGPTConfig(**settings), tokenizer)
     found = {
         "width": min(model.config.widths),
-        "neurons": model.config.intermediate_size,
+        "neurons": model.config.slicegpt["inner"] or model.config.intermediate_size,
+        "neurons_by_layer": model.config.intermediate_sizes,
+        "dtype": args.dtype,
         "parameters": model.num_parameters(),
         "slicing_s": time.perf_counter() - start,
         "seconds_by_phase": model.config.slicegpt["seconds"],
@@ -144,7 +151,11 @@ def main():
     parser.add_argument("--calibration", required=True, help="text file to calibrate on")
     parser.add_argument("--test", required=True, help="text file of the same kind to measure on")
     parser.add_argument("--tasks", required=True, help="jsonl file of instructions, as Self-Instruct has them")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=[], help="run these again, and no others")
+    parser.add_argument(
+        "--at", nargs="+", type=float, default=[], metavar="S", help="with --only: at these sizes alone"
+    )
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--series", help=argparse.SUPPRESS)
     parser.add_argument("--method", help=argparse.SUPPRESS)
@@ -155,14 +166,16 @@ def main():
         return
 
     args.model = dense_smollm2()
-    given = [f"--{key}={getattr(args, key)}" for key in ("calibration", "test", "tasks", "model")]
+    given = [f"--{key}={getattr(args, key)}" for key in ("calibration", "test", "tasks", "model", "dtype")]
     path = RESULTS / "quality.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
-    runs = [run for run in runs if run["method"] not in args.only]
+    again = [run for run in runs if run["method"] in args.only and run["sparsity"] in (args.at or [run["sparsity"]])]
+    runs = [run for run in runs if run not in again]
 
     def run(series, method, sparsity=None, parameters=0):
         key = {"series": series, "method": method, "sparsity": sparsity}
-        wanted = not args.only or method in args.only or method == "dense"
+        chosen = method in args.only and sparsity in (args.at or [sparsity])
+        wanted = not args.only or chosen or method == "dense"
         if wanted and not any(key.items() <= other.items() for other in runs):
             found = in_fresh_process(
                 __file__, *given, f"--series={series}", f"--method={method}", f"--parameters={parameters}"
@@ -177,7 +190,6 @@ def main():
         "model": "SmolLM2-135M-Instruct",
         "calibration": f"32 x 1024 tokens of {Path(args.calibration).name}",
         "test": f"32 x 1024 tokens of {Path(args.test).name}",
-        "dtype": "bfloat16",
         "authors": [
             {
                 "sparsity": sparsity,
@@ -193,7 +205,7 @@ def main():
     SERIES["tied"][as_the_authors] = SERIES["untied"][0.3]
     untied = run("untied", "dense")
     dense_of = {"untied": untied, "tied": dense}
-    at_every_size = (*reversed(EVERYWHERE), WITH_GRADIENTS)
+    at_every_size = (*reversed(EVERYWHERE), WITH_GRADIENTS, *BY_LAYER)
     settings = [("untied", method, size) for method in at_every_size for size in SERIES["untied"]]
     settings += [("tied", method, size) for method in reversed(EVERYWHERE) for size in SERIES["tied"]]
     settings += [("tied", WITH_GRADIENTS, as_the_authors)]

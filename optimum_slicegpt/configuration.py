@@ -16,6 +16,7 @@ DEFAULT_REDUCTION = 0.2
 ORIENTATIONS = ("pca", "random")
 ROTATIONS = ("per_block", "shared")
 METRICS = ("none", "fisher")
+SCHEDULES = ("uniform", "energy")
 EMBEDDINGS = ("auto", "tied", "sliced")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -37,6 +38,10 @@ class SliceGPTConfig(QuantizationConfigMixin):
         mlp_sparsity (`float`, *optional*):
             Share of the neurons inside each MLP to delete, in [0, 1); needs `refit`. By default none, or with
             `parameter_reduction` and `refit` the share that goes best with the width.
+        schedule (`str`, defaults to `"uniform"`):
+            How neurons that are deleted are shared out among the MLPs: `"uniform"` leaves each as many, as a stock
+            architecture wants it; `"energy"` leaves more where they add more to the stream, which does less damage,
+            above all to texts unlike the calibration data. Needs `rotation="shared"`.
         rotation (`str`, defaults to `"shared"`):
             `"shared"` gives all sites the same axes and one width: no shortcuts, and an architecture that the family
             itself has, see [`export`]. `"per_block"` gives every site axes of its own, and with them a shortcut to
@@ -87,6 +92,7 @@ class SliceGPTConfig(QuantizationConfigMixin):
     widths: list[int] | None = None
     parameter_reduction: float | None = None
     mlp_sparsity: float | None = None
+    schedule: str = "uniform"
     rotation: str = "shared"
     refit: bool = True
     metric: str = "none"
@@ -158,11 +164,23 @@ class SliceGPTConfig(QuantizationConfigMixin):
                 f"mlp_sparsity={self.mlp_sparsity} with refit=False: neurons are chosen, and made up for, by the "
                 "regression of a refit; leave mlp_sparsity out or use refit=True."
             )
+        deletes_neurons = self.mlp_sparsity or (self.mlp_sparsity is None and self.parameter_reduction is not None)
+        if self.schedule == "energy" and not (deletes_neurons and self.refit):
+            raise ValueError(
+                "schedule='energy' shares out the neurons that are deleted, and none are; leave it out, or use "
+                "refit=True with parameter_reduction or mlp_sparsity."
+            )
+        if self.schedule == "energy" and self.rotation == "per_block":
+            raise ValueError(
+                "schedule='energy' with rotation='per_block': where widths differ, neurons differ in size, and the "
+                "model would not be as large as planned; use rotation='shared'."
+            )
         if isinstance(self.dtype, torch.dtype):
             self.dtype = str(self.dtype).removeprefix("torch.")
         choices = {
             "rotation": ROTATIONS,
             "metric": METRICS,
+            "schedule": SCHEDULES,
             "orientation": ORIENTATIONS,
             "embeddings": EMBEDDINGS,
             "dtype": (None, *DTYPES),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from .assembly import placed
 from .modeling.family import Family
+from .modeling.weights import Writer
 from .rotation import add_second_moment_
 from .signals import injected
 
@@ -70,16 +72,20 @@ class DensePass:
         moments (`dict[str, list]`):
             Filled step by step, with what [`Walk.keep`] makes of `(D, D)` float64 sums over tokens, a list with one
             for every site: `"signal"`, sums of xᵀx, and if the walk's metric wants it `"gradient"`, the same of the
-            gradient of the summed next-token loss with respect to x. `"inputs"` and `"slopes"` hold, between steps,
-            the stream before each layer and the gradient where the way back has come to, a list of batches each.
+            gradient of the summed next-token loss with respect to x. If the walk shares neurons out among layers,
+            `"costs"` has for every layer what its neurons `(neurons,)` add to the stream: the sum of (a |w|)², a the
+            activation, in units of the token's root mean square, and w the neuron's row of the writer. Between
+            steps, `"inputs"` and `"slopes"` hold the stream before each layer and the gradient where the way back has
+            come to, a list of batches each.
     """
 
     def __init__(self, walk: Walk, count: int, moments: dict[str, list]):
         self.walk, self.moments = walk, moments
         self.signals, self.batches = walk.signals[:count], walk.batches[:count]
-        self.gradients = walk.config.metric == "fisher"
+        self.gradients, self.shares = walk.config.metric == "fisher", walk.shares_neurons
         if not moments:
-            moments.update(signal=[], gradient=[], slopes=[], inputs=[[each.hidden for each in self.signals]])
+            inputs = [[each.hidden for each in self.signals]]
+            moments.update(signal=[], gradient=[], costs=[], slopes=[], inputs=inputs)
 
     def steps(self) -> list[Callable[[], None]]:
         layers = range(len(self.walk.dense_layers))
@@ -93,16 +99,25 @@ class DensePass:
         walk, layer = self.walk, self.walk.dense_layers[index]
         first = [self.zeros()] if index == 0 else []
         sums = [*first, *(self.zeros() for _ in walk.family.blocks)]
-        after = []
+        after, energies = [], []
         with walk.at_hand(walk.layer_name(index)), self.phase(), placed(layer, walk.device, walk.dtype):
             for each, before in zip(self.signals, self.moments["inputs"][-1], strict=True):
                 hidden = before.to(walk.device)
-                streams = layer_streams(layer, walk.family, hidden, each.layer_kwargs[index])
+                with self.neurons_noted(layer) as neurons:
+                    streams = layer_streams(layer, walk.family, hidden, each.layer_kwargs[index])
                 streams = [hidden] * len(first) + at_site(streams, walk.family, hidden)
+                for active in neurons:
+                    active = each.tokens(active.view(*hidden.shape[:2], -1)).float()
+                    energies.append((active / root_mean_square(each.tokens(streams[-1]))).double().square().sum(0))
                 for total, stream in zip(sums, map(each.tokens, streams), strict=True):
                     add_second_moment_(total, stream, 1 / root_mean_square(stream))
                 after.append(walk.keep(streams[-1]))
             walk.add_up(*sums)
+            if self.shares:
+                rows = Writer(layer, walk.family.mlp_writer).weight.double()
+                costs = sum(energies) * rows.square().sum(-1)
+                walk.processes.add_up(costs)
+                self.moments["costs"].append(walk.keep(costs))
         for site, total in enumerate(sums, len(self.moments["signal"])):
             walk.check_finite(total, site)
         self.moments["signal"] += map(walk.keep, sums)
@@ -143,6 +158,20 @@ class DensePass:
             walk.add_up(*sums)
         self.moments["gradient"][:0] = map(walk.keep, sums)
         self.moments["slopes"] = before
+
+    @contextmanager
+    def neurons_noted(self, layer: nn.Module) -> Iterator[list[Tensor]]:
+        """For the time of a computation, notes what the writer of a layer's MLP reads, if neurons are shared out."""
+        seen = []
+        if not self.shares:
+            yield seen
+            return
+        writer = layer.get_submodule(self.walk.family.mlp_writer)
+        hook = writer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            yield seen
+        finally:
+            hook.remove()
 
     def zeros(self) -> Tensor:
         size = self.walk.plan.hidden_size

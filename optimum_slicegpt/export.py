@@ -24,7 +24,7 @@ from .sizes import on_meta
 from .widths import SlicePlan
 
 
-OURS = ("widths", "original_hidden_size", "embedding_size", "shortcuts", "slicegpt")
+OURS = ("widths", "original_hidden_size", "embedding_size", "shortcuts", "intermediate_sizes", "slicegpt")
 """Keys of a sliced configuration that no stock class knows."""
 
 
@@ -122,6 +122,12 @@ def export_obstacle(model: PreTrainedModel) -> str | None:
         return (
             f"{refused}: embedding_size={config.embedding_size}, the head shares the embedding's matrix, and no stock "
             "class has projections on either side of that. Slice the dense model with embeddings='sliced'."
+        )
+    if config.intermediate_sizes is not None:
+        return (
+            f"{refused}: intermediate_sizes holds {min(config.intermediate_sizes)} to "
+            f"{max(config.intermediate_sizes)}, and no stock class has MLPs that differ in size. Slice the dense "
+            "model with SliceGPTConfig(schedule='uniform')."
         )
     misfit = _misfit(model, config.hidden_size)
     if misfit is None:

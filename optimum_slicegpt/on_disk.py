@@ -84,13 +84,16 @@ class OnDisk:
 
     def restore(self, walk: Walk) -> int:
         """As [`InMemory.restore`], from the state that was saved."""
+        if self._saved is not None:
+            walk.set_state(self._unpacked(self._saved["state"], walk.device))
+        self.lay_out(walk)
+        return 0 if self._saved is None else self._saved["done"]
+
+    def lay_out(self, walk: Walk) -> None:
+        """As [`InMemory.lay_out`]: makes room in files for what the sliced model will have."""
         self._sliced_empty = dict(walk.sliced.named_parameters(remove_duplicate=False))
         self._shards = Shards(self._folder / WEIGHTS, walk.sliced, self._max_shard_size)
         self._shards.allocate()
-        if self._saved is None:
-            return 0
-        walk.set_state(self._unpacked(self._saved["state"], walk.device))
-        return self._saved["done"]
 
     def commit(self, walk: Walk, done: int) -> None:
         """Writes what the sliced model has, takes it from there, and saves the state."""

@@ -130,7 +130,7 @@ class SliceGPTQuantizer:
     def _record(self, model, plan, batches: TokenBatches, result: SlicedResult) -> dict[str, Any]:
         """How the model was made, for `config.slicegpt`."""
         settings, parts = self.config.to_dict(), parameters_by_part(model)
-        made_with = ("sparsity", "parameter_reduction", "mlp_sparsity", "rotation", "refit", "metric")
+        made_with = ("sparsity", "parameter_reduction", "mlp_sparsity", "schedule", "rotation", "refit", "metric")
         made_with += ("round_to", "slice_head", "orientation", "seed", "dtype")
         return {
             "base_model": public_name(model.name_or_path),

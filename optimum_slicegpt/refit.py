@@ -16,9 +16,11 @@ from .assembly import placed
 from .dense_pass import DensePass, at_site, layer_streams, root_mean_square
 from .fusion import writer_map
 from .modeling.family import Block
+from .modeling.modeling_sliced import resize_mlp
 from .modeling.weights import Reader, Writer
 from .regression import LeastSquares
 from .rotation import add_second_moment_, random_orthogonal, shared_axes, weighed_axes
+from .schedule import neurons_by_layer
 from .storage import Loaded
 from .walk import Walk
 
@@ -33,19 +35,43 @@ AXES_TOKENS = {"none": 8, "fisher": 16}
 class RefitWalk(Walk):
     """The state of the walk: both streams, the axes of the site where they are, and what has been written so far."""
 
-    STATE = (*Walk.STATE, "moments", "shared", "read", "write", "streams")
+    STATE = (*Walk.STATE, "moments", "neurons", "shared", "read", "write", "streams")
 
     def __init__(self, *args):
         super().__init__(*args)
         self.moments, self.shared, self.read, self.write, self.streams = {}, None, None, None, []
+        # Of every layer, once they are known; `None` for an MLP without neurons to delete.
+        self.neurons = [self.plan.inner] * len(self.dense_layers)
 
     def steps(self):
         before = []
         if self.config.metric == "fisher" or not self.plan.shortcuts or not self.config.refit:
             before += DensePass(self, self.enough(AXES_TOKENS[self.config.metric]), self.moments).steps()
+        if self.shares_neurons:
+            before.append(self.share_neurons)
         if not self.plan.shortcuts:
             before.append(self.share_axes)
         return [*before, *super().steps()]
+
+    def share_neurons(self) -> None:
+        costs = [each.to("cpu") for each in self.moments.pop("costs")]
+        self.neurons = neurons_by_layer(costs, self.plan.inner, self.config.round_to)
+        self.resize_mlps()
+        self.storage.lay_out(self)
+
+    def resize_mlps(self) -> None:
+        """Makes the empty MLPs of the sliced model as large as they are to be."""
+        if len(set(self.neurons)) == 1:
+            return
+        config = self.sliced.config
+        config.intermediate_sizes = self.neurons
+        setattr(config, self.family.inner_key, max(self.neurons))
+        for layer, neurons in zip(self.sliced_layers, self.neurons, strict=True):
+            resize_mlp(layer, self.family, neurons)
+
+    def set_state(self, state) -> None:
+        super().set_state(state)
+        self.resize_mlps()
 
     def share_axes(self) -> None:
         with self.phase("axes"):
@@ -220,22 +246,20 @@ class RefitWalk(Walk):
             for signal, given, stream, target in zip(self.signals, inputs, self.streams, after, strict=True):
                 target = signal.tokens(target.to(self.device))
                 wanted = (target @ goal).float() - signal.tokens(self.passed_on(stream, shortcut))
-                weight = 1 / root_mean_square(target)
-                given = signal.tokens(given.to(self.device))
-                fit.add(given * weight.to(given), (wanted * weight).to(given))
+                fit.add(signal.tokens(given.to(self.device)), wanted, 1 / root_mean_square(target))
             self.processes.add_up(fit.sums)
 
         with self.phase("solve"):
             fitted, stays = self.processes.agreed(fit.solve(torch.cat(rows))), None
-            if self.plan.inner is not None and self.family.mlp_writer in writers:
+            kept = self.neurons[index]
+            if kept is not None and self.family.mlp_writer in writers:
                 position = block.writers.index(self.family.mlp_writer)
                 first, count = sum(sizes[:position]), sizes[position]
                 # All directions alike, whatever the metric: by the gradient, neurons are chosen for this text alone.
                 neurons = slice(first, first + count)
-                without = fit.without(neurons, count - self.plan.inner, fitted)
-                fitted, stays = map(self.processes.agreed, without)
-                sizes[position] = self.plan.inner
-                self.keep_neurons(sliced, stays[first : first + self.plan.inner] - first, count)
+                fitted, stays = map(self.processes.agreed, fit.without(neurons, count - kept, fitted))
+                sizes[position] = kept
+                self.keep_neurons(sliced, stays[first : first + kept] - first, count)
             parts = fitted.split(sizes)
             for writer, weight in zip(writers.values(), parts, strict=False):
                 bias = None

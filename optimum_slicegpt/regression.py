@@ -29,8 +29,11 @@ JUDGED_OUTPUTS = 64
 TOKENS_AT_ONCE = 2048
 """Products are taken of so many tokens, once they have come together."""
 
-COMPENSATION = 1e-3
-"""Strength of the ridge where inputs that are deleted are expressed by those that stay."""
+COMPENSATION = 0.2
+"""
+Strength of the ridge where inputs that are deleted are expressed by those that stay. Measured on SmolLM2: from 0.03 to
+0.3 all do about as well; 0.001 is worse on the calibrated kind of text, and far worse on others.
+"""
 
 ROUNDS = 2
 """Inputs are deleted in so many rounds, with their costs computed anew before each."""
@@ -50,30 +53,44 @@ class LeastSquares:
         # Products of inputs with inputs and, behind them, outputs: first of the tokens that are fitted, second of
         # those that are held out.
         self._sums = torch.zeros(2, inputs, inputs + outputs, dtype=torch.float64, device=device)
-        self._waiting = [], []
+        self._waiting, self._counts = [None, None], [0, 0]
 
-    def add(self, a: Tensor, y: Tensor) -> None:
+    def add(self, a: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
         """
         Adds some tokens, of which the last are held out.
 
         Args:
-            a (`torch.Tensor` of shape `(tokens, inputs)`), y (`torch.Tensor` of shape `(tokens, outputs)`): one dtype.
+            a (`torch.Tensor` of shape `(tokens, inputs)`): its dtype is the one of which products are taken.
+            y (`torch.Tensor` of shape `(tokens, outputs)`): in any dtype.
+            weight (`torch.Tensor` of shape `(tokens, 1)`, *optional*): by which both are multiplied.
         """
         fitted = len(a) - len(a) // HELD_OUT
-        for tokens, waiting in zip((slice(fitted), slice(fitted, None)), self._waiting, strict=True):
-            waiting.append(torch.cat([a[tokens], y[tokens]], -1))
-        self._take(TOKENS_AT_ONCE)
+        for part, tokens in enumerate((slice(fitted), slice(fitted, None))):
+            values = a[tokens], y[tokens], *(() if weight is None else (weight[tokens],))
+            for some in zip(*(each.split(TOKENS_AT_ONCE) for each in values), strict=True):
+                self._put(part, *some)
 
-    def _take(self, least: int) -> None:
-        for total, waiting in zip(self._sums, self._waiting, strict=True):
-            if waiting and sum(map(len, waiting)) >= least:
-                add_products_(total, torch.cat(waiting))
-                waiting.clear()
+    def _put(self, part, a, y, weight=1.0):
+        """Writes tokens, once, to where they wait for their products."""
+        if self._counts[part] + len(a) > TOKENS_AT_ONCE:
+            self._take(part)
+        if self._waiting[part] is None:
+            self._waiting[part] = a.new_empty(TOKENS_AT_ONCE, self._sums.shape[-1])
+        place = self._waiting[part][self._counts[part] :][: len(a)]
+        torch.mul(a, weight, out=place[:, : a.shape[1]])
+        torch.mul(y, weight, out=place[:, a.shape[1] :])
+        self._counts[part] += len(a)
+
+    def _take(self, part):
+        if self._counts[part]:
+            add_products_(self._sums[part], self._waiting[part][: self._counts[part]])
+        self._counts[part] = 0
 
     @property
     def sums(self) -> Tensor:
         """All that is kept of the tokens: regressions of other tokens are joined by adding theirs, in place."""
-        self._take(1)
+        for part in range(2):
+            self._take(part)
         return self._sums
 
     def gram_and_cross(self) -> tuple[Tensor, Tensor]:

@@ -95,8 +95,7 @@ class Shards:
             with open(path, "r+b" if path.exists() else "w+b") as file:
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, size)
-                else:
-                    file.truncate(size)
+                file.truncate(size)
                 file.write(header)
         if self._index is not None:
             text = json.dumps(self._index, indent=2, sort_keys=True) + "\n"

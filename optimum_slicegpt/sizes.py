@@ -190,13 +190,14 @@ def blocks(model: PreTrainedModel) -> Iterator[tuple]:
 def block_weights(model: PreTrainedModel) -> Iterator[tuple[int, StreamWeight, nn.Module | None, bool]]:
     """Site, weight, norm that it reads and whether it has a number of rows for each neuron, for all in the blocks."""
     family = family_of(model.config)
+    alike = not family.moe and getattr(model.config, "intermediate_sizes", None) is None
     for site, layer, block in blocks(model):
         for norm, names in block.reads:
             for name in names:
-                of_neurons = name in family.mlp_readers and not family.moe
+                of_neurons = name in family.mlp_readers and alike
                 yield site, Reader(layer, name), layer.get_submodule(norm), of_neurons
         for name in block.writers:
-            yield site + 1, Writer(layer, name), None, name == family.mlp_writer and not family.moe
+            yield site + 1, Writer(layer, name), None, name == family.mlp_writer and alike
 
 
 def has_bias(norm: nn.Module) -> bool:

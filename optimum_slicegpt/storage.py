@@ -64,6 +64,9 @@ class InMemory:
         """Something that has the shape of a tensor, and whose `to(device)` is the tensor."""
         return tensor.to(self._kept_on)
 
+    def lay_out(self, walk: Walk) -> None:
+        """Called when parts of the sliced model that are empty yet have changed their shape."""
+
     def restore(self, walk: Walk) -> int:
         """Takes up an interrupted run. Returns how many of its steps are done."""
         return 0

@@ -89,6 +89,11 @@ class Walk:
         self.site, self.energy_kept, self.seconds = 0, [], defaultdict(float)
         adopt_untouched(model, self.sliced)
 
+    @property
+    def shares_neurons(self) -> bool:
+        """Whether MLPs keep different numbers of neurons, which their costs decide."""
+        return self.config.schedule == "energy" and self.plan.inner is not None
+
     # Steps
 
     def run(self) -> SlicedResult:

@@ -50,6 +50,11 @@ class SlicePlan:
         hidden_size = model_config.hidden_size
         family = family_of(model_config)
         shortcuts = config.rotation == "per_block"
+        if config.schedule == "energy" and family.moe:
+            raise ValueError(
+                f"schedule='energy', but the MLPs of a {model_config.model_type} model are mixtures of experts, which "
+                "keep all their neurons; leave schedule out."
+            )
         inner = neurons_kept(config, model_config)
         if config.widths is not None:
             sites = family.num_sites(model_config)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
-from optimum_slicegpt.configuration import DTYPES, EMBEDDINGS, METRICS, ORIENTATIONS, ROTATIONS
+from optimum_slicegpt.configuration import DTYPES, EMBEDDINGS, METRICS, ORIENTATIONS, ROTATIONS, SCHEDULES
 
 
 FAMILIES = ("llama", "gpt_neox", "gpt2", "opt", "mixtral", "phi3", "cohere")
@@ -35,6 +35,7 @@ KNOWN = {
     "rotation": choice(ROTATIONS),
     "refit": st.booleans(),
     "metric": choice(METRICS),
+    "schedule": choice(SCHEDULES),
     "round_to": count,
     "slice_head": st.booleans(),
     "embeddings": choice(EMBEDDINGS),

@@ -22,6 +22,7 @@ FIELDS = {
     "rotation": (["shared"], "shared"),
     "refit": ([], True),
     "metric": (["fisher"], "fisher"),
+    "schedule": (["energy"], "energy"),
     "round_to": ([4], 4),
     "slice_head": ([], True),
     "embeddings": (["sliced"], "sliced"),
@@ -93,6 +94,7 @@ def test_help_and_choices_agree_with_the_configuration():
     assert arguments.DTYPES == configuration.DTYPES
     assert arguments.ORIENTATIONS == configuration.ORIENTATIONS
     assert arguments.ROTATIONS == configuration.ROTATIONS
+    assert arguments.SCHEDULES == configuration.SCHEDULES
     assert arguments.METRICS == configuration.METRICS
     assert arguments.EMBEDDINGS == configuration.EMBEDDINGS
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from optimum_slicegpt import regression
 from optimum_slicegpt.regression import (
-    COMPENSATION,
     FIRST_STRENGTH,
     HELD_OUT,
     STRENGTHS,
@@ -108,11 +108,17 @@ def test_an_input_that_is_never_used_keeps_its_weight(rounding):
     torch.testing.assert_close(fit(a, y).solve(2 * weight)[3], 2 * weight[3], rtol=1e-2, atol=1e-2)
 
 
+@pytest.fixture
+def hardly_a_ridge(monkeypatch):
+    """Where others make up for what is deleted: then they do so as well as can be."""
+    monkeypatch.setattr(regression, "COMPENSATION", 1e-3)
+
+
 def loss(a, weight, left, indices):
     return (a.double() @ weight - a[:, indices].double() @ left).square().sum()
 
 
-def test_the_cheapest_input_is_deleted():
+def test_the_cheapest_input_is_deleted(hardly_a_ridge):
     a, y, weight = problem(inputs=8)
     fitted = fit(a, y)
     left, indices = fitted.without(slice(0, 8), 1, weight)
@@ -139,17 +145,17 @@ def test_in_several_rounds_others_take_over_as_in_one_solution():
     left, indices = fitted.without(slice(0, 24), 9, weight)
     gram = fitted.gram_and_cross()[0].sum(0)
     out = sorted(set(range(24)) - set(indices.tolist()))
-    compensation = ridge(gram[indices][:, indices], gram[indices][:, out] @ weight[out], COMPENSATION)
+    compensation = ridge(gram[indices][:, indices], gram[indices][:, out] @ weight[out], regression.COMPENSATION)
     torch.testing.assert_close(left, weight[indices] + compensation)
 
 
-def test_others_take_over_what_a_copy_did():
+def test_others_take_over_what_a_copy_did(hardly_a_ridge):
     a, _, _ = problem()
     a[:, 6:] = a[:, :6]
     weight = torch.randn(12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     left, indices = fit(a, a @ weight.float()).without(slice(0, 12), 2, weight)
     assert {index % 6 for index in indices.tolist()} == set(range(6))
-    assert loss(a, weight, left, indices) < 10 * COMPENSATION * (a.double() @ weight).square().sum()
+    assert loss(a, weight, left, indices) < 1e-2 * (a.double() @ weight).square().sum()
 
 
 def test_bfloat16_tokens_that_are_almost_alike():

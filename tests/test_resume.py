@@ -21,8 +21,9 @@ METHODS = {
     "paper": {"rotation": "per_block", "refit": False, "orientation": "random"},
     "refit": {"orientation": "random"},
     "fisher": {"metric": "fisher"},
+    "energy": {"schedule": "energy", "mlp_sparsity": 0.4, "round_to": 1},
 }
-STEPS = {"paper": 4, "refit": 7, "fisher": 10}
+STEPS = {"paper": 4, "refit": 7, "fisher": 10, "energy": 8}
 """Of a model with two layers."""
 
 

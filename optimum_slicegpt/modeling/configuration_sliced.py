@@ -19,6 +19,8 @@ class SlicedConfigMixin:
       linear layer leads from the embeddings to the first site, another from the final norm back to D dimensions.
     - `shortcuts`: whether every site has a basis of its own, with a linear layer on each residual connection that
       leads from one to the next. Without them, all sites share one basis and one width.
+    - `intermediate_sizes`: number of neurons in every layer's MLP, where they differ. Then the family's own key holds
+      the largest.
     - `head_dim`: explicit, because no width determines it any more.
     - `slicegpt`: how the model was made; informative only.
     """
@@ -35,8 +37,10 @@ class SlicedConfigMixin:
         Raises:
             ValueError: `widths` has another length than the model has sites, holds values outside 1 to
                 `original_hidden_size`, or differs where the family needs one width; `hidden_size` is not the width
-                of the last hidden state.
+                of the last hidden state; `intermediate_sizes` does not fit the number of layers or the MLPs.
         """
+        if self.intermediate_sizes is not None:
+            self._validate_intermediate_sizes()
         if self.widths is None:
             return
         sites = family_of(self).num_sites(self)
@@ -54,6 +58,15 @@ class SlicedConfigMixin:
         if self.hidden_size != last:
             raise ValueError(
                 f"hidden_size={self.hidden_size}; it must equal the width of the last hidden state, {last}."
+            )
+
+    def _validate_intermediate_sizes(self):
+        family, sizes = family_of(self), self.intermediate_sizes
+        most = getattr(self, family.inner_key)
+        if len(sizes) != self.num_hidden_layers or min(sizes) < 1 or max(sizes) != most or family.moe:
+            raise ValueError(
+                f"intermediate_sizes={sizes}; it must hold one positive integer for each of {self.num_hidden_layers} "
+                f"layers, the largest of which is {family.inner_key}={most}, and experts have none."
             )
 
     def validate_rope(self):
@@ -82,6 +95,7 @@ def _sliced_config_class(model_type: str) -> type:
         "original_hidden_size": int | None,
         "embedding_size": int | None,
         "shortcuts": bool,
+        "intermediate_sizes": list[int] | None,
         "head_dim": int | None,  # some families lack it, and Falcon computes it from the hidden size
         "slicegpt": dict | None,
     }

@@ -128,6 +128,17 @@ def _resize_norm(parent, name, width, family, like, out_features=None):
     setattr(parent, name, new)
 
 
+def resize_mlp(layer: nn.Module, family: Family, neurons: int) -> None:
+    """Makes room for another number of neurons in a layer's MLP. The values are to be filled in."""
+    writer = Writer(layer, family.mlp_writer)
+    before = writer.weight.shape[-2]
+    writer.resize(writer.weight.shape[-1], rows=neurons)
+    for name in family.mlp_readers:
+        reader = Reader(layer, name)
+        rows, width = reader.weight.shape  # twice as many rows as neurons, where a layer fuses its gate
+        reader.resize(width, rows=rows // before * neurons)
+
+
 def _shortcut(width_in, width_out, like):
     return nn.Linear(width_in, width_out, bias=False, device=like.device, dtype=like.dtype)
 
@@ -160,7 +171,7 @@ class SlicedModelMixin:
             return  # most classifiers ask AutoModel for their base, and got a sliced one
 
         site = 0
-        for layer in layers:
+        for index, layer in enumerate(layers):
             layer.__class__ = globals()["Sliced" + type(layer).__name__]
             layer.register_module("embedding_projection", None)
             layer._family, layer._blocks = family, family.blocks
@@ -169,6 +180,8 @@ class SlicedModelMixin:
                 shortcut = _shortcut(widths[site], widths[site + 1], like) if config.shortcuts else None
                 layer.register_module(block.shortcut, shortcut)
                 site += 1
+            if config.intermediate_sizes is not None:
+                resize_mlp(layer, family, config.intermediate_sizes[index])
         if config.embedding_size is not None:
             layers[0].embedding_projection = _shortcut(config.embedding_size, widths[0], like)
             _resize_norm(body, family.final_norm, widths[-1], family, like, config.embedding_size)

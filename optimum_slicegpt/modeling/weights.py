@@ -60,10 +60,10 @@ class StreamWeight:
                 if hasattr(self.module, name):
                     setattr(self.module, name, size)
 
-    def _resize(self, width, bias_size):
+    def _resize(self, rows, width, bias_size):
         old = self.weight
         bias = None if bias_size is None else old.new_empty(bias_size)
-        self.set(old.new_empty(*old.shape[:-1], width), bias, like=old)
+        self.set(old.new_empty(*old.shape[:-2], rows, width), bias, like=old)
         self.module._is_hf_initialized = False  # a mark of transformers, for whom the layer is as good as new
 
 
@@ -77,9 +77,11 @@ class Reader(StreamWeight):
     def transposed(self) -> bool:
         return isinstance(self.module, Conv1D)
 
-    def resize(self, width: int, new_bias: bool = False) -> None:
-        """Makes room for another width, and for a bias if there is none. The values are to be filled in."""
-        self._resize(width, self.weight.shape[-2] if new_bias and self.bias is None else None)
+    def resize(self, width: int, new_bias: bool = False, rows: int | None = None) -> None:
+        """Makes room for another width or number of rows, and perhaps for a first bias. Values are to be filled in."""
+        before, bias = self.weight.shape[-2], self.bias
+        rows = rows or before
+        self._resize(rows, width, rows if (new_bias if bias is None else rows != before) else None)
 
 
 class Writer(StreamWeight):
@@ -92,6 +94,6 @@ class Writer(StreamWeight):
     def transposed(self) -> bool:
         return not isinstance(self.module, Conv1D | nn.Embedding)
 
-    def resize(self, width: int) -> None:
-        """Makes room for another width. The values are to be filled in."""
-        self._resize(width, None if self.bias is None else width)
+    def resize(self, width: int, rows: int | None = None) -> None:
+        """Makes room for another width or number of rows. The values are to be filled in."""
+        self._resize(rows or self.weight.shape[-2], width, None if self.bias is None else width)

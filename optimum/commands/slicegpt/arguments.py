@@ -11,6 +11,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 ORIENTATIONS = ("pca", "random")
 ROTATIONS = ("per_block", "shared")
+SCHEDULES = ("uniform", "energy")
 METRICS = ("none", "fisher")
 EMBEDDINGS = ("auto", "tied", "sliced")
 

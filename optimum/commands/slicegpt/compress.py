@@ -10,6 +10,7 @@ from .arguments import (
     METRICS,
     ORIENTATIONS,
     ROTATIONS,
+    SCHEDULES,
     Dataset,
     SliceGPTSubcommand,
     add_model_arguments,
@@ -89,6 +90,12 @@ class CompressCommand(SliceGPTSubcommand):
             metavar="S",
             help="share of the neurons inside each MLP to delete, in [0, 1) (default: none, or with "
             "--parameter-reduction what goes best with the width)",
+        )
+        slicing.add_argument(
+            "--schedule",
+            choices=SCHEDULES,
+            help="leave every MLP as many neurons, or more where they add more to the stream, which no stock class "
+            "has room for (default: uniform)",
         )
         slicing.add_argument(
             "--rotation",
