@@ -58,6 +58,11 @@ def of_rounding(rounding: dict) -> str:
     )
 
 
+def asterisk(run: dict) -> str:
+    """Marks runs that deleted neurons before the ridge was as it is; they noted no dtype."""
+    return "" if "dtype" in run or run["method"] == "dense" or "neurons" not in run["method"] else " *"
+
+
 def quality() -> str:
     """Every method at one size, against what the authors' code makes of the model there."""
     found = results("quality")
@@ -68,20 +73,22 @@ def quality() -> str:
     def damage(run):
         return math.log(run["wikitext2"] / dense["wikitext2"])
 
+    def conditions(run):
+        return run.get("commit"), run["threads"], run.get("dtype", "bfloat16")
+
     def time(run):
-        return (
-            f"{run['slicing_s'] / paper['slicing_s']:.1f}\N{NO-BREAK SPACE}×"
-            if (run.get("commit"), run["threads"]) == (paper.get("commit"), paper["threads"])
-            else ""
-        )
+        comparable = conditions(run) == conditions(paper)
+        return f"{run['slicing_s'] / paper['slicing_s']:.1f}\N{NO-BREAK SPACE}×" if comparable else ""
 
     rows = [
         f"{found['model']} with a head of its own, at the {paper['parameters'] / 1e6:.1f} M parameters to which the "
         f"paper's method at sparsity 0.25 leads. Calibrated on {found['calibration']} of WikiText-2, or on as many "
         "chunks as it says, perplexity in bfloat16; tasks are instructions with answers, docs is Python's "
         "documentation. Damage is ln(perplexity / dense perplexity) on WikiText-2, as a share of the paper's. "
-        f"Time is relative to the paper's method, both in bfloat16 on {found['machine']['cores']} CPU cores; none is "
-        "given where a run was of another commit or had another number of threads.",
+        f"Time is relative to the paper's method, both in {paper.get('dtype', 'bfloat16')} on "
+        f"{found['machine']['cores']} CPU cores; none is given where a run was of another commit or dtype, or had "
+        "another number of threads. An asterisk: from before a stronger ridge, under which others make up for deleted "
+        "neurons.",
         "",
         "| method | width | neurons | WikiText-2 | damage | tasks | docs | time | peak memory |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -89,7 +96,7 @@ def quality() -> str:
     ]
     for run in runs:
         rows.append(
-            f"| {run['method']} | {run['width']} | {run['neurons']} | {run['wikitext2']:.2f} "
+            f"| {run['method']}{asterisk(run)} | {run['width']} | {run['neurons']} | {run['wikitext2']:.2f} "
             f"| {damage(run) / damage(paper):.2f} | {run['tasks']:.1f} | {run['python-docs']:.1f} "
             f"| {time(run)} | {run['peak_gib']:.2f} GiB |"
         )
@@ -114,7 +121,7 @@ def sizes() -> str:
             theirs = f"{paper['wikitext2']:.2f}, {paper['python-docs']:.1f}" if paper else ""
             rows.append(
                 f"| {series} | {run['parameters'] / 1e6:.1f} M ({run['parameters'] / dense['parameters'] - 1:+.1%}) "
-                f"| {run.get('width', 576)} | {run.get('neurons', 1536)} | {run['wikitext2']:.2f} "
+                f"| {run.get('width', 576)} | {run.get('neurons', 1536)} | {run['wikitext2']:.2f}{asterisk(run)} "
                 f"| {run['tasks']:.1f} | {run['python-docs']:.1f} "
                 f"| {theirs} |"
             )
