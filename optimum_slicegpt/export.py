@@ -87,7 +87,8 @@ def check_exportable(model: PreTrainedModel) -> None:
 
 def stock_obstacle(model_config, plan: SlicePlan) -> str | None:
     """
-    Why no stock class can hold what a run will produce, before it runs.
+    Why no stock class can hold what a run will produce, before it runs. Nor can one hold what `schedule="energy"`
+    makes, which a plan does not say.
 
     Args:
         model_config (`PreTrainedConfig`): of the dense model.
