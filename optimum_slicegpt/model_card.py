@@ -13,6 +13,8 @@ from huggingface_hub.utils import HFValidationError, httpx, validate_repo_id
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_matplotlib_available
 
+from .console import span
+
 
 TAGS = ("slicegpt", "optimum-slicegpt", "compressed", "pruning", "arxiv:2401.15024")
 OURS = (
@@ -218,7 +220,7 @@ def settings(config: PreTrainedConfig, record: dict[str, Any]) -> dict[str, str]
         "Metric": known("metric"),
         "Hidden size before": known("original_hidden_size", given=vars(config)),
         "Width of the residual stream": known("widths", _widths, given=vars(config)),
-        "Neurons kept in each MLP": known("inner"),
+        "Neurons kept in each MLP": known("intermediate_sizes", span, given=vars(config)) or known("inner"),
         "Widths rounded down to multiples of": known("round_to"),
         "Input of the head": known("slice_head", lambda sliced: "sliced" if sliced else "whole"),
         "Embeddings": known("embeddings"),

@@ -146,7 +146,7 @@ def sliced_facts(model_config, record: dict[str, Any]) -> dict[str, str]:
         facts |= {"parameters": millions(after), "change": change(before, after)}
     facts["width"] = f"{span(model_config.widths)} of {model_config.original_hidden_size:,}"
     if record.get("inner"):
-        facts["neurons per MLP"] = f"{record['inner']:,}"
+        facts["neurons per MLP"] = span(getattr(model_config, "intermediate_sizes", None) or [record["inner"]])
     if energy:
         facts["energy kept"] = percent(sum(energy) / len(energy))
     if {"before", "after"} <= perplexity.keys():

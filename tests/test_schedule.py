@@ -9,10 +9,12 @@ from transformers import AutoModelForCausalLM
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.assembly import evaluating
 from optimum_slicegpt.export import export_stock
+from optimum_slicegpt.model_card import settings
 from optimum_slicegpt.modeling.configuration_sliced import SLICED_CONFIGS
 from optimum_slicegpt.modeling.families import family_of
 from optimum_slicegpt.modeling.weights import Writer
 from optimum_slicegpt.refit import RefitWalk
+from optimum_slicegpt.report import sliced_facts
 from optimum_slicegpt.schedule import MOST_DELETED, neurons_by_layer
 from optimum_slicegpt.sizes import flops_per_token
 from optimum_slicegpt.storage import InMemory
@@ -178,6 +180,13 @@ def test_equal_numbers_leave_an_architecture_of_the_family():
 def test_what_differs_in_size_is_refused_by_stock_classes():
     with pytest.raises(ValueError, match=r"intermediate_sizes holds \d+ to \d+, and no .*schedule='uniform'"):
         export_stock(sliced(lopsided("llama")))
+
+
+def test_cards_and_reports_say_how_many_neurons_are_kept():
+    model = sliced(lopsided("llama"))
+    fewest, most = model.config.intermediate_sizes
+    assert settings(model.config, model.config.slicegpt)["Neurons kept in each MLP"] == f"{fewest} to {most}"
+    assert sliced_facts(model.config, model.config.slicegpt)["neurons per MLP"] == f"{fewest} to {most}"
 
 
 def test_experts_have_no_neurons_to_share():
