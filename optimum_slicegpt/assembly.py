@@ -53,6 +53,19 @@ def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
     return sliced.eval()
 
 
+def resize_mlps(sliced: PreTrainedModel, neurons: list[int]) -> None:
+    """Makes the empty MLPs of a sliced model as large as they are to be, where they differ."""
+    if len(set(neurons)) == 1:
+        return
+    config, family = sliced.config, family_of(sliced.config)
+    config.intermediate_sizes = neurons
+    setattr(config, family.inner_key, max(neurons))
+    for layer, count in zip(
+        getattr(sliced.base_model.get_submodule(family.body), family.layers), neurons, strict=True
+    ):
+        modeling_sliced.resize_mlp(layer, family, count)
+
+
 def sliced_class_of(model: PreTrainedModel) -> type:
     """
     The class that slicing turns a model into.
@@ -135,6 +148,20 @@ def padded(module: nn.Module, count: int):
         yield module
     finally:
         hook.remove()
+
+
+@contextmanager
+def inputs_recorded(modules: list[nn.Module]):
+    """For the time of a computation, modules write nothing, `(..., 0)`, and note what they would have read."""
+    seen = {}
+    for module in modules:
+        # An instance's forward comes before its class's.
+        module.forward = lambda given, module=module: seen.update({module: given}) or given[..., :0]
+    try:
+        yield seen
+    finally:
+        for module in modules:
+            del module.forward
 
 
 def become(model: PreTrainedModel, sliced: PreTrainedModel) -> PreTrainedModel:

@@ -6,17 +6,15 @@ fitted so that they find in z what the dense ones found in x, and each block's w
 repairs what earlier blocks have lost. All of it is linear regression, on tokens that the sliced model itself computes.
 """
 
-from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from .assembly import placed
+from .assembly import inputs_recorded, placed, resize_mlps
 from .dense_pass import DensePass, at_site, layer_streams, root_mean_square
 from .fusion import writer_map
 from .modeling.family import Block
-from .modeling.modeling_sliced import resize_mlp
 from .modeling.weights import Reader, Writer
 from .regression import LeastSquares
 from .rotation import add_second_moment_, random_orthogonal, shared_axes, weighed_axes
@@ -56,22 +54,12 @@ class RefitWalk(Walk):
     def share_neurons(self) -> None:
         costs = [each.to("cpu") for each in self.moments.pop("costs")]
         self.neurons = neurons_by_layer(costs, self.plan.inner, self.config.round_to)
-        self.resize_mlps()
+        resize_mlps(self.sliced, self.neurons)
         self.storage.lay_out(self)
-
-    def resize_mlps(self) -> None:
-        """Makes the empty MLPs of the sliced model as large as they are to be."""
-        if len(set(self.neurons)) == 1:
-            return
-        config = self.sliced.config
-        config.intermediate_sizes = self.neurons
-        setattr(config, self.family.inner_key, max(self.neurons))
-        for layer, neurons in zip(self.sliced_layers, self.neurons, strict=True):
-            resize_mlp(layer, self.family, neurons)
 
     def set_state(self, state) -> None:
         super().set_state(state)
-        self.resize_mlps()
+        resize_mlps(self.sliced, self.neurons)
 
     def share_axes(self) -> None:
         with self.phase("axes"):
@@ -305,17 +293,3 @@ class RefitWalk(Walk):
             rows = rows.to(reader.weight.device)
             bias = None if reader.bias is None else reader.bias[rows]
             reader.set(reader.weight[rows], bias, like=reader.weight)
-
-
-@contextmanager
-def inputs_recorded(modules: list[nn.Module]):
-    """For the time of a computation, modules write nothing, `(..., 0)`, and note what they would have read."""
-    seen = {}
-    for module in modules:
-        # An instance's forward comes before its class's.
-        module.forward = lambda given, module=module: seen.update({module: given}) or given[..., :0]
-    try:
-        yield seen
-    finally:
-        for module in modules:
-            del module.forward

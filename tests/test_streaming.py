@@ -58,11 +58,16 @@ def assert_same_files(one, other):
             assert path.read_bytes() == (other / path.name).read_bytes(), path.name
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "mixtral"])
+@pytest.mark.parametrize(
+    "name, method",
+    [
+        (name, method)
+        for name in ("llama", "gpt2", "opt", "mixtral")
+        for method in METHODS
+        if (name, method) != ("mixtral", "energy")  # experts have no neurons to share out
+    ],
+)
 def test_every_method_gives_the_bytes_that_it_gives_in_memory(dense, tmp_path, name, method):
-    if name == "mixtral" and method == "energy":
-        return
     config = SliceGPTConfig(sparsity=1 / 3, slice_head=True, dataset=calibration(), **METHODS[method])
     if name != "mixtral" and config.refit:
         config.mlp_sparsity = 0.4
