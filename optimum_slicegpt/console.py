@@ -4,7 +4,6 @@ import json
 import sys
 from typing import Any
 
-import datasets
 from transformers.utils import logging
 
 from .inspection import Inspection
@@ -13,6 +12,8 @@ from .run_plan import RunPlan
 
 def progress_on_terminals_only() -> None:
     """Keeps progress bars of other libraries out of files and pipes. Ours are quiet there already."""
+    import datasets  # heavy, and cards and reports need this module too
+
     if not sys.stderr.isatty():
         logging.disable_progress_bar()  # and that of huggingface_hub
         datasets.disable_progress_bars()
