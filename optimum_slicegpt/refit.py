@@ -16,9 +16,10 @@ from .dense_pass import DensePass, at_site, layer_streams, root_mean_square
 from .fusion import writer_map
 from .modeling.family import Block
 from .modeling.weights import Reader, Writer
-from .regression import LeastSquares
+from .regression import LeastSquares, spacing
 from .rotation import add_second_moment_, random_orthogonal, shared_axes, weighed_axes
 from .schedule import neurons_by_layer
+from .signals import Signal
 from .storage import Loaded
 from .walk import Walk
 
@@ -26,8 +27,8 @@ from .walk import Walk
 DAMPING = 0.1
 """Share of the identity in the metric: how far directions count that calibration found the loss insensitive to."""
 
-AXES_TOKENS = {"none": 8, "fisher": 16}
-"""Second moments before the walk are taken on so many tokens for every dimension, by metric; gradients are noisy."""
+AXES_TOKENS = 8
+"""Second moments before the walk are taken on so many tokens for every dimension."""
 
 
 class RefitWalk(Walk):
@@ -38,13 +39,17 @@ class RefitWalk(Walk):
     def __init__(self, *args):
         super().__init__(*args)
         self.moments, self.shared, self.read, self.write, self.streams = {}, None, None, None, []
+        self.most_inputs = max(
+            sum(Writer(self.dense_layers[0], name).weight.shape[-2] for name in block.writers)
+            for block in self.family.blocks
+        )
         # Of every layer, once they are known; `None` for an MLP without neurons to delete.
         self.neurons = [self.plan.inner] * len(self.dense_layers)
 
     def steps(self):
         before = []
         if self.config.metric == "fisher" or not self.plan.shortcuts or not self.config.refit:
-            before += DensePass(self, self.enough(AXES_TOKENS[self.config.metric]), self.moments).steps()
+            before += DensePass(self, self.enough, self.moments).steps()
         if self.shares_neurons:
             before.append(self.share_neurons)
         if not self.plan.shortcuts:
@@ -83,9 +88,10 @@ class RefitWalk(Walk):
 
     # Axes
 
-    def enough(self, tokens_per_dimension: int) -> int:
-        """Number of this process's batches among the first that have so many tokens for every dimension."""
-        count, wanted = 0, tokens_per_dimension * self.plan.hidden_size
+    @property
+    def enough(self) -> int:
+        """Number of this process's batches among the first on which second moments before the walk are taken."""
+        count, wanted = 0, AXES_TOKENS * self.plan.hidden_size
         while count < len(self.batch_tokens) and wanted > 0:
             wanted -= self.batch_tokens[count]
             count += 1
@@ -210,7 +216,7 @@ class RefitWalk(Walk):
         fit = LeastSquares(prior.shape[1], prior.shape[0], self.device)
         with self.phase("regression"):
             for signal, dense, sliced in zip(self.signals, before, self.streams, strict=True):
-                pair = [signal.tokens(stream.to(self.device)) for stream in (sliced, dense)]
+                pair = self.some(signal, prior.shape[1], sliced, dense)
                 fit.add(*(nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair))
             self.processes.add_up(fit.sums)
         with self.phase("solve"):
@@ -231,10 +237,10 @@ class RefitWalk(Walk):
         fit = LeastSquares(sum(sizes), self.write.shape[1], self.device)
         with self.phase("regression"):
             goal = (self.write * self.scale(self.site)).to(self.dtype)
-            for signal, given, stream, target in zip(self.signals, inputs, self.streams, after, strict=True):
-                target = signal.tokens(target.to(self.device))
-                wanted = (target @ goal).float() - signal.tokens(self.passed_on(stream, shortcut))
-                fit.add(signal.tokens(given.to(self.device)), wanted, 1 / root_mean_square(target))
+            for signal, *streams in zip(self.signals, inputs, self.streams, after, strict=True):
+                given, stream, target = self.some(signal, sum(sizes), *streams)
+                wanted = (target @ goal).float() - self.passed_on(stream, shortcut)
+                fit.add(given, wanted, 1 / root_mean_square(target))
             self.processes.add_up(fit.sums)
 
         with self.phase("solve"):
@@ -262,6 +268,11 @@ class RefitWalk(Walk):
                 added = (given if stays is None else given[..., stays]) @ matrix
                 added += self.passed_on(self.streams[position], shortcut)
                 self.streams[position] = self.keep(added)
+
+    def some(self, signal: Signal, inputs: int, *values: Tensor) -> list[Tensor]:
+        """Values `(B, T, ...)` of the tokens that a regression with so many inputs takes, as `(tokens, ...)`."""
+        every = spacing(inputs, self.most_inputs)
+        return [signal.tokens(each.to(self.device))[::every] for each in values]
 
     def passed_on(self, stream: Tensor, shortcut: Tensor | None) -> Tensor:
         """What the residual connection makes of a stream."""

@@ -26,7 +26,7 @@ HELD_OUT = 8
 JUDGED_OUTPUTS = 64
 """So many outputs, evenly spaced, are enough to choose the strength by."""
 
-TOKENS_AT_ONCE = 2048
+TOKENS_AT_ONCE = 4096
 """Products are taken of so many tokens, once they have come together."""
 
 COMPENSATION = 0.2
@@ -151,6 +151,16 @@ class LeastSquares:
             inverse -= to_others @ shared
             stays = stays[left]
         return weight, stays
+
+
+def spacing(inputs: int, most: int) -> int:
+    """
+    A regression takes one token in so many: those with the most inputs take all, others about as many for each input.
+
+    Args:
+        inputs (`int`), most (`int`): numbers of inputs of the regression, and of the largest one.
+    """
+    return max(1, round(most / inputs))
 
 
 def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:

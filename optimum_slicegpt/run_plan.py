@@ -11,6 +11,7 @@ from .configuration import SliceGPTConfig
 from .modeling.families import family_of
 from .modeling.weights import Writer
 from .refit import AXES_TOKENS
+from .regression import spacing
 from .rotation import ROWS_AT_ONCE
 from .sizes import blocks, product_size
 from .widths import SlicePlan
@@ -117,7 +118,7 @@ class _Run:
         self.fisher = config.metric == "fisher"
         self.measured = self.fisher or not plan.shortcuts
         self.size, self.width, self.sites = plan.hidden_size, max(plan.widths), len(plan.widths)
-        self.few = min(tokens, AXES_TOKENS[config.metric] * self.size) if self.measured else 0
+        self.few = min(tokens, AXES_TOKENS * self.size) if self.measured else 0
         self.inputs = [
             sum(Writer(layer, name).weight.shape[-2] for name in block.writers) for _, layer, block in blocks(model)
         ]
@@ -171,7 +172,8 @@ class _Run:
         moments = 2 * self.size**2 * self.sites
         moments *= self.few * (1 + self.fisher) if self.measured else self.tokens
         forward += 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
-        sums = self.tokens * sum(inputs**2 for inputs, _ in self.fits)
+        most = max(self.inputs)
+        sums = self.tokens * sum(inputs**2 / spacing(inputs, most) for inputs, _ in self.fits)
         solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs in self.fits)
         axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)
         composed = 2 * self.size * self.model.num_parameters() - head * self.size * self.plan.tied

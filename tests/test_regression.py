@@ -11,6 +11,7 @@ from optimum_slicegpt.regression import (
     LeastSquares,
     best_strength,
     ridge,
+    spacing,
 )
 
 
@@ -34,6 +35,10 @@ def test_sums_over_batches_are_those_of_all_tokens():
     fitted = fit(a, y)
     torch.testing.assert_close(fitted.gram_and_cross()[0].sum(0), a.double().T @ a.double(), rtol=1e-5, atol=1e-2)
     torch.testing.assert_close(fitted.gram_and_cross()[1].sum(0), a.double().T @ y.double(), rtol=1e-5, atol=1e-2)
+
+
+def test_small_regressions_take_fewer_tokens():
+    assert [spacing(inputs, 1536) for inputs in (1536, 1200, 576, 384, 1600)] == [1, 1, 3, 4, 1]
 
 
 def test_one_token_in_eight_is_held_out():
