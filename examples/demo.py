@@ -14,8 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from smollm2 import load_smollm2
+from smollm2 import fastest_dtype, load_smollm2
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
 from optimum_slicegpt.benchmark import benchmark
@@ -31,18 +30,6 @@ output = model.generate(**inputs, max_new_tokens=40, do_sample=False, repetition
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 """
 PROMPT = "The Python programming language is"
-
-
-def fastest_dtype() -> torch.dtype:
-    """bfloat16 where the processor multiplies in it; elsewhere float32 is several times as fast."""
-    seconds = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        matrix = torch.ones(1024, 1024, dtype=dtype)
-        matrix @ matrix  # first-time costs
-        start = time.perf_counter()
-        matrix @ matrix
-        seconds[dtype] = time.perf_counter() - start
-    return min(seconds, key=seconds.get)
 
 
 def measure(model, batches) -> dict[str, float]:

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 
 @pytest.fixture(scope="module")
 def smollm2():
-    from smollm2 import load_smollm2
+    from smollm2 import fastest_dtype, load_smollm2
 
-    return load_smollm2(torch.bfloat16)
+    return load_smollm2(fastest_dtype())
 
 
 def test_slice_save_load_generate(smollm2, tmp_path):
@@ -34,7 +34,7 @@ def test_slice_save_load_generate(smollm2, tmp_path):
     assert dense.perplexity < sliced.perplexity < 2 * dense.perplexity
 
     model.save_pretrained(tmp_path)
-    loaded = aligned(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16))
+    loaded = aligned(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=model.dtype))
     inputs = tokenizer("The Python programming language", return_tensors="pt")
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     words = tokenizer.decode(loaded.generate(**inputs, max_new_tokens=12, do_sample=False)[0])
