@@ -60,9 +60,8 @@ def resize_mlps(sliced: PreTrainedModel, neurons: list[int]) -> None:
     config, family = sliced.config, family_of(sliced.config)
     config.intermediate_sizes = neurons
     setattr(config, family.inner_key, max(neurons))
-    for layer, count in zip(
-        getattr(sliced.base_model.get_submodule(family.body), family.layers), neurons, strict=True
-    ):
+    layers = getattr(sliced.base_model.get_submodule(family.body), family.layers)
+    for layer, count in zip(layers, neurons, strict=True):
         modeling_sliced.resize_mlp(layer, family, count)
 
 

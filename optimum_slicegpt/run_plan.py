@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from .axes import AXES_TOKENS
 from .configuration import SliceGPTConfig
 from .modeling.families import family_of
 from .modeling.weights import Writer
-from .refit import AXES_TOKENS
 from .regression import spacing
 from .rotation import ROWS_AT_ONCE
-from .sizes import blocks, product_size
+from .sizes import blocks, most_inputs, product_size
 from .widths import SlicePlan
 
 
@@ -172,7 +172,7 @@ class _Run:
         moments = 2 * self.size**2 * self.sites
         moments *= self.few * (1 + self.fisher) if self.measured else self.tokens
         forward += 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
-        most = max(self.inputs)
+        most = most_inputs(self.model)
         sums = self.tokens * sum(inputs**2 / spacing(inputs, most) for inputs, _ in self.fits)
         solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs in self.fits)
         axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)

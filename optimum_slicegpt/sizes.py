@@ -200,6 +200,15 @@ def block_weights(model: PreTrainedModel) -> Iterator[tuple[int, StreamWeight, n
             yield site + 1, Writer(layer, name), None, name == family.mlp_writer and alike
 
 
+def most_inputs(model: PreTrainedModel) -> int:
+    """Inputs of the largest regression of a refit: those of a block's writers, which experts are not among."""
+    return max(
+        sum(Writer(layer, name).weight.shape[-2] for name in block.writers)
+        for _, layer, block in blocks(model)
+        if not block.keeps_width
+    )
+
+
 def has_bias(norm: nn.Module) -> bool:
     return getattr(norm, "bias", None) is not None
 

@@ -174,7 +174,7 @@ def test_the_first_batches_are_those_of_all(monkeypatch):
         init(self, walk, count, moments)
 
     monkeypatch.setattr(DensePass, "__init__", counted)
-    monkeypatch.setattr("optimum_slicegpt.refit.AXES_TOKENS", 5)
+    monkeypatch.setattr("optimum_slicegpt.axes.AXES_TOKENS", 5)
     for rank in (0, 1):
         with monkeypatch.context() as patch:
             patch.setattr(Processes, "share", lambda self, items, rank=rank: items[rank::2])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import TINY, build, calibration, paper
 
-from optimum_slicegpt.sizes import PARTS, parameters_by_part
+from optimum_slicegpt.sizes import PARTS, most_inputs, parameters_by_part
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -22,3 +22,10 @@ def test_parts_add_up(name, tied):
     shortcuts = [each for key, each in sliced.named_parameters() if "shortcut" in key]
     assert record["after"]["shortcuts"] == sum(each.numel() for each in shortcuts) > 0
     assert before["attention"] > record["after"]["attention"] and before["mlp"] > record["after"]["mlp"]
+
+
+def test_the_largest_regression_is_of_an_mlp_unless_that_is_of_experts():
+    llama, mixtral = build("llama"), build("mixtral")
+    assert most_inputs(llama) == llama.config.intermediate_size
+    heads = mixtral.config.num_attention_heads * mixtral.model.layers[0].self_attn.head_dim
+    assert most_inputs(mixtral) == heads < mixtral.config.intermediate_size
