@@ -17,7 +17,7 @@ from pathlib import Path
 from smollm2 import fastest_dtype, load_smollm2
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
-from optimum_slicegpt.benchmark import benchmark
+from optimum_slicegpt.benchmark import Settings, benchmark
 
 
 IN_A_FRESH_PROCESS = """
@@ -47,6 +47,7 @@ def main():
     parser.add_argument("--nsamples", type=int, default=16)
     parser.add_argument("--eval-nsamples", type=int, default=6)
     parser.add_argument("--seqlen", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=7, help="passes of which the median is the speed")
     parser.add_argument("--output", default="demo_output")
     args = parser.parse_args()
 
@@ -66,7 +67,8 @@ def main():
     model.compress(config, tokenizer=tokenizer)
     seconds = time.perf_counter() - start
     before, after = measure(dense, held_out), measure(model, held_out)
-    for found, speed in zip((before, after), benchmark({"dense": dense, "sliced": model}).speeds, strict=True):
+    speeds = benchmark({"dense": dense, "sliced": model}, Settings(repeats=args.repeats)).speeds
+    for found, speed in zip((before, after), speeds, strict=True):
         found |= {"prompt, tokens/s": speed.prefill.tokens_per_s, "writing, tokens/s": speed.decode.tokens_per_s}
 
     print(f"\n{'':20}{'dense':>10}{'sliced':>10}{'change':>10}")

