@@ -1,4 +1,4 @@
-"""What every benchmark shares: the record of where it ran, and the file that it writes."""
+"""Helpers of the benchmarks: where a run took place, files of results, processes and models."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 
 def processor() -> str:
+    """Returns the name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -28,7 +30,7 @@ def processor() -> str:
 
 
 def environment() -> dict:
-    """Commit, versions and machine."""
+    """Returns commit, versions and machine."""
 
     def git(*args):
         return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -48,29 +50,56 @@ def environment() -> dict:
 
 
 def write(name: str, content: dict) -> Path:
+    """Writes a file of results, with the commit, the versions and the machine of this run."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(environment() | content, indent=1) + "\n")
     return path
 
 
+def results(name: str) -> dict:
+    """
+    Reads a file of results, without the rows whose code is older than that of the others.
+
+    Rows are comparable if one commit measured them. Those of the commit that most rows have are kept. A row of the
+    dense model stays in any case, because it does not depend on the code of this package.
+
+    Returns:
+        `dict`: as in the file, with `runs` as a list of rows and `commit` as the commit of these rows.
+    """
+    found = json.loads((RESULTS / f"{name}.json").read_text())
+    runs = found["runs"]
+    if isinstance(runs, dict):
+        runs = [{"name": key} | run for key, run in runs.items()]
+    # Scripts that measure all rows in one go write the commit once, for the file.
+    if any("commit" in run for run in runs):
+        sliced = [run for run in runs if not is_dense(run)]
+        found["commit"] = Counter(run["commit"] for run in sliced if "commit" in run).most_common(1)[0][0]
+        runs = [run for run in runs if is_dense(run) or run.get("commit") == found["commit"]]
+    return found | {"runs": runs}
+
+
+def is_dense(run: dict) -> bool:
+    return "dense" in (run.get("method"), run.get("name"))
+
+
 def peak_gib() -> float:
-    """Highest resident memory of this process so far."""
+    """Returns the highest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def in_fresh_process(script: str, *args) -> dict:
-    """Runs a benchmark script for one setting; what it prints last, a line of JSON, comes back."""
+    """Runs a benchmark script for one setting, and returns the JSON that it prints on its last line."""
     command = [sys.executable, script, *map(str, args)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.strip().splitlines()[-1])
 
 
 def dense_smollm2() -> str:
-    """A temporary folder with SmolLM2-135M-Instruct as a plain float32 checkpoint."""
+    """Returns a temporary folder with SmolLM2-135M-Instruct as a plain float32 checkpoint."""
     folder = Path(tempfile.gettempdir()) / "optimum_slicegpt_smollm2"
     if not (folder / "config.json").exists():
-        from smollm2 import load_smollm2
+        from _smollm2 import load_smollm2
 
         model, tokenizer = load_smollm2()
         tokenizer.save_pretrained(folder)

@@ -1,13 +1,12 @@
 """
-Speed of sliced models beside dense ones: reading 1 and 4 prompts of 512 tokens, and going on from them.
+Measures the speed of sliced models beside dense ones: reading 1 and 4 prompts of 512 tokens, and continuing them.
 
     python benchmarks/inference.py [--dtype float32]
 
 Models are SmolLM2-135M, and a Llama of hidden size 2048 with five layers of TinyLlama's sizes. Each is measured dense,
-as the default method slices it to three quarters of its parameters, and as the paper's method does at sparsity 0.25.
-Their weights are random, on which speed does not depend. The three take turns, in a process of their own for each
-model; one more prefill of each is then profiled, to say where the time goes. Writes
-`benchmarks/results/inference*.json`.
+sliced by the default method to three quarters of its parameters, and sliced by the paper's method at sparsity 0.25.
+The weights are random; speed does not depend on them. The three models take turns in one process. One more prefill of
+each is then profiled, to show where the time goes. Writes `benchmarks/results/inference*.json`.
 """
 
 import argparse
@@ -20,9 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
-from optimum_slicegpt.assembly import build_sliced
-from optimum_slicegpt.benchmark import Settings, benchmark
-from optimum_slicegpt.sizes import mlp_inner, on_meta
+from optimum_slicegpt.evaluation.benchmark import Settings, benchmark
+from optimum_slicegpt.modeling.decoder import empty_model
+from optimum_slicegpt.modeling.families import num_neurons
+from optimum_slicegpt.slicing.skeleton import build_sliced
 
 
 MODELS = {
@@ -41,20 +41,20 @@ METHODS = {
     "paper": SliceGPTConfig(rotation="per_block", refit=False, sparsity=0.25),
 }
 OPERATIONS = 8
-"""That take most time are told by name."""
+"""So many operations, those that take most time, are named."""
 
 
 def random_models(config, dtype: torch.dtype) -> dict:
-    """The dense model and what each method makes of its shapes."""
+    """Builds the dense model and a model of the shapes that each method leads to."""
     configs = {"dense": config}
     for name, method in METHODS.items():
-        configs[name] = build_sliced(on_meta(config), SlicePlan.from_config(method, config)).config
+        configs[name] = build_sliced(empty_model(config), SlicePlan.from_config(method, config)).config
     return {name: AutoModelForCausalLM.from_config(each, dtype=dtype).eval() for name, each in configs.items()}
 
 
 @torch.inference_mode()
 def milliseconds_by_operation(model, batch_size: int, seqlen: int) -> dict[str, float]:
-    """Where the time of one prefill goes."""
+    """Profiles one prefill."""
     ids = torch.randint(model.config.vocab_size, (batch_size, seqlen))
     with profile(activities=[ProfilerActivity.CPU]) as found:
         model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -73,7 +73,7 @@ def measure(args) -> dict:
         model = models[each["model"]]
         each["parameters"] = model.num_parameters()
         each["width"] = min(getattr(model.config, "widths", None) or [model.config.hidden_size])
-        each["neurons"] = mlp_inner(model.config)
+        each["neurons"] = num_neurons(model.config)
         each["prefill_ms_by_operation"] = milliseconds_by_operation(model, each["batch_size"], args.seqlen)
     return {"name": args.model} | found
 

@@ -1,11 +1,11 @@
 """
-Kills streaming runs at random moments and takes them up again: is the result always the same, to the byte?
+Kills streaming runs at random moments and resumes them: is the result always the same, to the byte?
 
     python benchmarks/kill_resume.py [--cycles 20] [--method default] [--model FOLDER]
 
 Protocol: SmolLM2-135M-Instruct is streamed once without disturbance, calibrated on a few tokens of `python-docs`.
-Then, in every cycle, a run is killed (SIGKILL) at a random moment of a random step, `--resume` takes it up, and the
-SHA-256 of its weight files and its configuration, times left out, is compared. Writes
+In every cycle, a run is killed (SIGKILL) at a random moment of a random step and resumed with `--resume`. The SHA-256
+of its weight files and its configuration, without the times, is compared. Writes
 `benchmarks/results/kill_resume.json`.
 """
 
@@ -68,7 +68,7 @@ def finish(process: subprocess.Popen, output: Path) -> str:
 
 
 def cycle(args, output: Path, moments: random.Random, steps: int, took: float) -> dict:
-    """One run that is killed and taken up."""
+    """Kills one run and resumes it."""
     process, step = start(args, output), moments.randrange(steps)
     while steps_done(output) < step and process.poll() is None:
         time.sleep(0.01)
@@ -88,7 +88,7 @@ def main():
     parser.add_argument("--nsamples", type=int, default=2)
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--model", help="a checkpoint to slice in place of SmolLM2")
+    parser.add_argument("--model", help="a checkpoint to slice instead of SmolLM2")
     args = parser.parse_args()
     args.model = args.model or dense_smollm2()
 

@@ -1,11 +1,11 @@
 """
-PIQA of several checkpoints, dense, sliced or recovered, through lm-eval (`pip install optimum-slicegpt[eval]`).
+Measures PIQA on checkpoints, dense, sliced or recovered, with lm-eval (`pip install optimum-slicegpt[eval]`).
 
     python benchmarks/piqa.py --data FOLDER --model dense=PATH sliced=PATH ... [--limit N]
 
 FOLDER holds `valid.jsonl` and `valid-labels.lst`. No example is shown before a question. Every checkpoint is compared
-with the first one, question by question. One of SmolLM2-135M takes about a quarter of an hour on a CPU core. Writes
-`benchmarks/results/piqa.json` after each.
+with the first, question by question. A checkpoint of SmolLM2-135M takes about a quarter of an hour on a CPU core.
+Writes `benchmarks/results/piqa.json` after each.
 """
 
 import argparse
@@ -28,7 +28,7 @@ METRICS = ("acc", "acc_norm")
 
 
 def measure(path: str, args) -> tuple[dict, dict]:
-    """Results, and for every metric those of each question."""
+    """Measures a checkpoint, and returns its results and for every metric the values of each question."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=args.dtype)
     harness = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(path), batch_size=args.batch_size)
     tasks = TaskManager(
@@ -45,8 +45,8 @@ def measure(path: str, args) -> tuple[dict, dict]:
     return figures, {metric: [sample[metric] for sample in samples] for metric in METRICS}
 
 
-def paired(own: list[float], first: list[float]) -> tuple[float, float]:
-    """Mean difference and its standard error."""
+def paired_difference(own: list[float], first: list[float]) -> tuple[float, float]:
+    """Returns the mean difference and its standard error."""
     differences = [a - b for a, b in zip(own, first, strict=True)]
     return statistics.mean(differences), statistics.stdev(differences) / math.sqrt(len(differences))
 
@@ -55,7 +55,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of PIQA")
     parser.add_argument("--model", required=True, nargs="+", metavar="NAME=PATH", help="checkpoints, the dense first")
-    parser.add_argument("--limit", type=int, help="only so many questions, to try it")
+    parser.add_argument("--limit", type=int, help="number of questions (default: all)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--dtype", default="bfloat16")
     args = parser.parse_args()
@@ -66,7 +66,7 @@ def main():
         figures, answered = measure(path, args)
         answers.append(answered)
         for metric in METRICS:
-            difference, stderr = paired(answered[metric], answers[0][metric])
+            difference, stderr = paired_difference(answered[metric], answers[0][metric])
             figures |= {f"{metric}_difference": difference, f"{metric}_difference_stderr": stderr}
         runs.append({"name": name} | figures)
         print(write("piqa", about | {"runs": runs}))

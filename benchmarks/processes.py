@@ -1,12 +1,12 @@
 """
-Slices SmolLM2-135M in one process and in several, each with one thread: wall time, and how far the weights differ.
+Slices SmolLM2-135M in one process and in several, each with one thread: wall time, and differences of the weights.
 
     python benchmarks/processes.py [--processes 2] [--nsamples 32] [--seqlen 1024] [--dataset valid.txt]
 
-Protocol: several processes are started by `accelerate launch`. What is timed is `model.compress` in the first of them,
-from when all have loaded the model, in float32. Runs take turns, `--repeats` times, and the fastest of each counts.
-Differences are the largest of any weight, relative to the largest entry of that weight, after the last repeat. Writes
-`benchmarks/results/processes.json`.
+Protocol: several processes are started by `accelerate launch`. The time is that of `model.compress` in the first
+process, in float32, from when all have loaded the model. Runs take turns, `--repeats` times, and the fastest of each
+counts. Differences are the largest of any weight, relative to the largest entry of that weight, after the last repeat.
+Writes `benchmarks/results/processes.json`.
 """
 
 import argparse
@@ -24,20 +24,21 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_slicegpt import SliceGPTConfig, load_batches
-from optimum_slicegpt.processes import Processes
+from optimum_slicegpt.distributed import Processes
 
 
 METHODS = {"default": {}, "paper": {"rotation": "per_block", "refit": False, "sparsity": 0.25}}
 
 
 def measure(args) -> None:
+    """Slices in this process; the first one saves the weights and prints."""
     processes = Processes("cpu")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     sizes = {"nsamples": args.nsamples, "seqlen": args.seqlen, "batch_size": args.batch_size}
     batches = load_batches(args.dataset, tokenizer, **sizes)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     config = SliceGPTConfig(dataset=batches, **METHODS[args.run])
-    processes.add_up(torch.zeros(1))  # all are here
+    processes.sum_(torch.zeros(1))  # All processes have loaded the model.
     start = time.perf_counter()
     model.compress(config)
     seconds = time.perf_counter() - start
@@ -49,8 +50,8 @@ def measure(args) -> None:
         print(json.dumps(found | {"peak_gib_of_the_first": peak_gib(), "threads": torch.get_num_threads()}))
 
 
-def launched(count: int, *arguments) -> dict:
-    # `--multi_gpu` is how accelerate starts several processes; on CPUs they talk through gloo.
+def launch(count: int, *arguments) -> dict:
+    # `--multi_gpu` has accelerate start several processes; on CPUs they communicate through gloo.
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no"]
     launcher += ["--dynamo_backend=no", f"--num_processes={count}", "--main_process_port=0"]
     command = [sys.executable, *(launcher if count > 1 else []), __file__, *arguments]
@@ -59,7 +60,7 @@ def launched(count: int, *arguments) -> dict:
     return json.loads(output.strip().splitlines()[-1])
 
 
-def difference(one: Path, other: Path) -> float:
+def largest_difference(one: Path, other: Path) -> float:
     one, other = load_file(one), load_file(other)
     return max(((other[name] - value).abs().max() / value.abs().max()).item() for name, value in one.items())
 
@@ -92,12 +93,12 @@ def main():
             best = {}
             for _ in range(args.repeats):
                 for count in counts:
-                    found = launched(count, *given, f"--run={method}", f"--weights={weights[count]}")
+                    found = launch(count, *given, f"--run={method}", f"--weights={weights[count]}")
                     best[count] = min(best.get(count, found), found, key=lambda each: each["slicing_s"])
             one, several = (best[count] for count in counts)
             runs += [{"method": method} | best[count] for count in counts]
             runs[-1]["time_over_one_process"] = several["slicing_s"] / one["slicing_s"]
-            runs[-1]["largest_relative_difference_of_weights"] = difference(*weights.values())
+            runs[-1]["largest_relative_difference_of_weights"] = largest_difference(*weights.values())
     sizes = {
         "model": Path(args.model).name if args.model else "SmolLM2-135M-Instruct",
         "nsamples": args.nsamples,

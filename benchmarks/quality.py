@@ -1,40 +1,43 @@
 """
-What each method makes of SmolLM2-135M at equal size: perplexity on the calibrated kind of text and on others, time,
-memory.
+Measures each method on SmolLM2-135M at equal size: perplexity on text of the calibration's kind and of other kinds,
+size on disk, speed, time and memory of slicing.
 
     python benchmarks/quality.py --calibration valid.txt --test test.txt --tasks seed_tasks.jsonl [--only NAME ...]
 
 Protocol: a file is one text, tokenised once without special tokens and cut into chunks of 1024; the first 32 chunks of
 one calibrate, the first 32 of the other measure, with weights in bfloat16. The other texts are instructions with their
-answers, and Python's documentation. Every setting runs in a process of its own, and computes in bfloat16 unless
-`--dtype` says float32, which is faster on processors that have no bfloat16 products. Widths are any number, not
-multiples of 8 as by default, or sizes would not be equal. Two series:
+answers, and Python's documentation. Speed is that of writing 32 tokens after a prompt of 512. Every setting runs in a
+process of its own, and computes in bfloat16. With `--dtype float32` it computes in float32, which is faster on
+processors that have no bfloat16 products. Widths are any number, not multiples of 8 as by default, or sizes would not
+be equal. Two series:
 
-- `untied`: the head has a matrix of its own, as a stock architecture wants it. Sizes are those to which the paper's
-  method, as its authors wrote it, brings this model at sparsity 0.1 (larger than dense), 0.2, 0.25 and 0.3.
-- `tied`: the head shares the embedding's matrix, as in the model. Sizes are 10, 20, 25 and 30 % below it, and that of
-  the authors' model at sparsity 0.3, the only one of theirs that is below it.
+- `untied`: the head has a matrix of its own, as a stock architecture needs it. Sizes are those of the models that the
+  authors' code makes at sparsity 0.1 (larger than dense), 0.2, 0.25 and 0.3.
+- `tied`: the head shares the embedding's matrix, as in the dense model. Sizes are 10, 20, 25 and 30 % below the dense
+  model, and that of the authors' model at sparsity 0.3, which alone of theirs is below it.
 
 Runs that are in `benchmarks/results/quality.json` already are kept, unless `--only` names their method. Writes that
-file after every run, and `quality.png` beside it at the end.
+file after every run, and at the end `quality.png` beside it, with the runs of one commit.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from pathlib import Path
 
 import torch
-from common import RESULTS, dense_smollm2, environment, in_fresh_process, peak_gib, untie, write
+from common import RESULTS, dense_smollm2, environment, in_fresh_process, peak_gib, results, untie, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
+from optimum_slicegpt.evaluation.benchmark import Settings, benchmark
 
 
 PAPER = {"rotation": "per_block", "refit": False, "metric": "none"}
 SHARED = {"rotation": "shared", "refit": True, "metric": "none"}
 HALF_OWN = {"beside": "self"}
-"""As many sequences of the one as of the other."""
+"""Half of the sequences are of the calibration text, half are written by the model."""
 METHODS = {
     "paper": PAPER,
     "per_block + refit": PAPER | {"refit": True, "mlp_sparsity": 0.0},
@@ -52,15 +55,15 @@ METHODS = {
     "shared + refit, fisher, half own text": SHARED | {"metric": "fisher", "mlp_sparsity": 0.0} | HALF_OWN,
 }
 SERIES = {"untied": {0.1: 163_708_928, 0.2: 147_489_984, 0.25: 140_652_288, 0.3: 131_641_088}}
-"""Parameters of the authors' models at their sparsities, whose perplexities were, on the same tokens:"""
+"""Parameters of the models that the authors' code makes, by sparsity. Their perplexities on the same tokens:"""
 AUTHORS = {0.1: 27.13, 0.2: 36.35, 0.25: 41.07, 0.3: 49.36}
 TIED_REDUCTIONS = (0.2, 0.1, 0.3, 0.25)
 EVERYWHERE = ("paper", "shared + refit + neurons")
-"""Methods that are run at every size; the others at 0.25 of the first series, but for these:"""
+"""Methods that run at every size. The others run at 0.25 of the first series, with two exceptions:"""
 WITH_GRADIENTS = "shared + refit + neurons, fisher"
-"""At every size of that series, and at that of the authors' in the other one."""
+"""Runs at every size of that series, and at the authors' size of the other."""
 BY_LAYER = ("shared + refit + neurons by layer", "shared + refit + neurons by layer, fisher")
-"""At every size of that series."""
+"""Run at every size of that series."""
 
 
 def load(args, dtype):
@@ -70,7 +73,7 @@ def load(args, dtype):
     return model
 
 
-def texts(args, tokenizer) -> dict:
+def load_test_texts(args, tokenizer) -> dict:
     sizes = {"seqlen": 1024, "batch_size": 4, "seed": None}
     tasks = [json.loads(line) for line in Path(args.tasks).read_text().splitlines()]
     tasks = [
@@ -86,16 +89,29 @@ def texts(args, tokenizer) -> dict:
 
 
 def perplexities(args, model, tokenizer) -> dict:
+    """Measures the perplexity on every test text, with weights rounded to bfloat16."""
     model = model.to(torch.bfloat16).to(getattr(torch, args.dtype))
-    return {name: evaluate_perplexity(model, text).perplexity for name, text in texts(args, tokenizer).items()}
+    return {
+        name: evaluate_perplexity(model, text).perplexity for name, text in load_test_texts(args, tokenizer).items()
+    }
+
+
+def cost_of_use(model) -> dict:
+    """Measures size on disk in bfloat16 and speed of writing in the dtype of the model."""
+    speed = benchmark({"model": model}, Settings(repeats=3)).speeds[0]
+    with tempfile.TemporaryDirectory() as folder:
+        model.to(torch.bfloat16).save_pretrained(folder)
+        size = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+    return {"bytes_on_disk": size, "tokens_per_s": speed.decode.tokens_per_s}
 
 
 def measure(args) -> dict:
+    """Measures one method at one size."""
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     if args.method == "dense":
-        return {"parameters": load(args, torch.bfloat16).num_parameters()} | perplexities(
-            args, load(args, torch.bfloat16), tokenizer
-        )
+        model = load(args, torch.bfloat16)
+        found = {"parameters": model.num_parameters()} | perplexities(args, model, tokenizer)
+        return found | cost_of_use(model.to(getattr(torch, args.dtype)))
     model = load(args, torch.float32)
     settings = {
         "parameter_reduction": 1 - args.parameters / model.num_parameters(),
@@ -109,7 +125,7 @@ def measure(args) -> dict:
     model.compress(SliceGPTConfig(**settings), tokenizer)
     found = {
         "width": min(model.config.widths),
-        "neurons": model.config.slicegpt["inner"] or model.config.intermediate_size,
+        "neurons": model.config.slicegpt["neurons"] or model.config.intermediate_size,
         "neurons_by_layer": model.config.intermediate_sizes,
         "dtype": args.dtype,
         "parameters": model.num_parameters(),
@@ -118,16 +134,17 @@ def measure(args) -> dict:
         "threads": torch.get_num_threads(),
         "peak_gib": peak_gib(),
     }
-    return found | perplexities(args, model, tokenizer)
+    return found | perplexities(args, model, tokenizer) | cost_of_use(model.to(getattr(torch, args.dtype)))
 
 
-def plot(all_runs: list[dict]) -> Path:
+def plot() -> Path:
+    """Draws perplexity against parameters, with the runs of one commit."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import ScalarFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(12, 4), sharey=True, layout="constrained")
     for axis, series in zip(axes, ("untied", "tied"), strict=True):
-        runs = [run for run in all_runs if run["series"] == series]
+        runs = [run for run in results("quality")["runs"] if run["series"] == series]
         dense = next(run for run in runs if run["method"] == "dense")
         for index, method in enumerate(METHODS):
             points = sorted((run["parameters"] / 1e6, run["wikitext2"]) for run in runs if run["method"] == method)
@@ -214,9 +231,9 @@ def main():
     settings += [("tied", WITH_GRADIENTS, as_the_authors)]
     settings += [("untied", method, 0.25) for method in METHODS]
     for series, method, sparsity in settings:
-        if SERIES[series][sparsity] < dense_of[series]["parameters"]:  # the authors' 0.1 is larger than dense
+        if SERIES[series][sparsity] < dense_of[series]["parameters"]:  # The authors' 0.1 is larger than dense.
             run(series, method, sparsity, SERIES[series][sparsity])
-    print(plot(runs))
+    print(plot())
 
 
 if __name__ == "__main__":

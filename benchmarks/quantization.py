@@ -1,5 +1,5 @@
 """
-Int8 weights on top of a sliced SmolLM2-135M, through torchao (`pip install torchao`): size and perplexity.
+Measures size and perplexity of a sliced SmolLM2-135M with int8 weights by torchao (`pip install torchao`).
 
     python benchmarks/quantization.py
 
@@ -51,7 +51,7 @@ def main():
             "dense, int8 weights": measure(dense, test, **int8()),
             "sliced": measure(sliced, test),
             "sliced, int8 weights, shortcuts too": measure(sliced, test, **int8()),
-            "sliced, int8 weights but for the shortcuts": measure(sliced, test, **int8(modules_to_not_convert=KEPT)),
+            "sliced, int8 weights except the shortcuts": measure(sliced, test, **int8(modules_to_not_convert=KEPT)),
         }
     content = {
         "model": "SmolLM2-135M-Instruct",

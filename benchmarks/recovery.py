@@ -1,15 +1,16 @@
 """
-What a short recovery regains of SmolLM2-135M, alone and with the dense model as the teacher.
+Measures what a short recovery regains of SmolLM2-135M, alone and with the dense model as the teacher.
 
     python benchmarks/recovery.py --train valid.txt --test test.txt --tasks tasks.jsonl [--keep FOLDER [--only NAME]]
 
-Slices as `benchmarks/quality.py` does: the default method, a head of its own, the size to which the paper's method
-leads at sparsity 0.25. Slicing and recoveries see the training text only, the recoveries, and a teacher that is
-adapted to it, as many steps of it as each other; their held-out part is a part of it. Most see every sequence once,
-those on few sequences see a quarter as many four times. So few steps want longer ones than the default learning rate
-makes. Perplexities are of the test text and of the others of `benchmarks/quality.py`, with weights in bfloat16. Every
-run is a process of its own. Writes `benchmarks/results/recovery.json` after each, and with `--keep` every model to a
-folder of its own, from where a later run with `--only` takes the sliced one; it keeps all other results.
+Slices as `benchmarks/quality.py` does: the default method, a head of its own, the size of the paper's method at
+sparsity 0.25. Slicing and recoveries see the training text only. All recoveries, and a teacher that is adapted first,
+take the same number of steps. The held-out sequences are a part of the training text. Most recoveries see every
+sequence once; the recoveries on few sequences see a quarter of them four times. So few steps need a higher learning
+rate than the default. Perplexities are of the test text and of the other texts of `benchmarks/quality.py`, with
+weights in bfloat16. Every run is a process of its own. Writes `benchmarks/results/recovery.json` after each run, and
+with `--keep` every model to a folder of its own. A later run with `--only` reads the sliced model there, and keeps the
+other results.
 """
 
 import argparse
@@ -40,10 +41,10 @@ METHOD = "shared + refit + neurons"
 
 
 def measure(args) -> dict:
-    """One run. What it makes is in a folder of its name; recoveries begin with what is in `sliced`."""
+    """Makes one model and saves it in a folder of its name. Recoveries begin with the model in `sliced`."""
     dense, folder = dense_smollm2(), Path(args.keep)
     tokenizer = AutoTokenizer.from_pretrained(dense)
-    args.model, args.series = dense, "untied"
+    args.model, args.series, args.dtype = dense, "untied", "bfloat16"
     start = time.perf_counter()
     if args.run == "dense":
         model, found = load(args, torch.bfloat16), {}

@@ -1,12 +1,12 @@
 """
-How the cost of slicing grows with tokens, hidden size and layers, and what it comes to for large models.
+Measures how the cost of slicing grows with tokens, hidden size and layers, and estimates it for large models.
 
     python benchmarks/scaling.py
 
 Protocol: Llamas with random weights are sliced in memory, in bfloat16 and with random tokens, each setting in turn,
-`--repeats` times, of which the fastest counts. What its plan expects counts products of matrices only, as fast as a
-short trial finds them here; one factor for all is fitted to the seconds. Each setting is then predicted by a fit to
-all others. From the same plan, with that factor or with rates of an H100, come the costs of large models. Writes
+`--repeats` times, of which the fastest counts. The estimate of a run counts products of matrices only, at the speed of
+a short trial on this machine; one factor for all runs is fitted to their seconds. Each run is then predicted by a fit
+to all others. The costs of large models come from the same estimate, with that factor or with rates of an H100. Writes
 `benchmarks/results/scaling.json`.
 """
 
@@ -20,8 +20,8 @@ from common import write
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
-from optimum_slicegpt.run_plan import RunPlan
-from optimum_slicegpt.sizes import on_meta
+from optimum_slicegpt.modeling.decoder import empty_model
+from optimum_slicegpt.slicing.estimate import RunEstimate, estimate_run
 
 
 METHODS = {
@@ -41,9 +41,9 @@ LARGE = {
 }
 """Hidden size, neurons, layers, heads, key-value heads, vocabulary."""
 CALIBRATION, MAX_MEMORY = (128, 2048), 16 * 2**30
-"""Sequences and their length; bytes of activations and moments in memory, where a large model is streamed."""
+"""Number and length of sequences; bytes of activations and moments in memory while a large model is streamed."""
 H100 = {"bfloat16": 495e12, "float32": 33e12, "float64": 33e12}
-"""Half of the operations per second that its data sheet gives (SXM; float64 on its tensor cores)."""
+"""Half of the operations per second in its data sheet (SXM; float64 on its tensor cores)."""
 
 
 def llama(hidden_size, neurons, layers, heads, kv_heads, vocab_size) -> LlamaConfig:
@@ -73,17 +73,17 @@ def measure(setting: dict, method: str, repeats: int) -> dict:
         phases.append(model.config.slicegpt["seconds"])
     fastest = seconds.index(min(seconds))
     found = {"seconds": seconds[fastest], "seconds_by_phase": phases[fastest]}
-    found["planned_s"] = plan(config, method, setting["tokens"], 2 * SEQLEN).seconds
+    found["planned_s"] = estimate(config, method, setting["tokens"], 2 * SEQLEN).seconds
     return {"method": method} | setting | found
 
 
-def plan(config: LlamaConfig, method: str, tokens: int, tokens_per_batch: int, max_memory=None) -> RunPlan:
-    settings, model = SliceGPTConfig(**METHODS[method]), on_meta(config).to(torch.bfloat16)
-    return RunPlan.of(model, SlicePlan.from_config(settings, config), settings, tokens, tokens_per_batch, max_memory)
+def estimate(config: LlamaConfig, method: str, tokens: int, tokens_per_batch: int, max_memory=None) -> RunEstimate:
+    settings, model = SliceGPTConfig(**METHODS[method]), empty_model(config).to(torch.bfloat16)
+    return estimate_run(model, SlicePlan.from_config(settings, config), settings, tokens, tokens_per_batch, max_memory)
 
 
-def factor(runs: list[dict]) -> float:
-    """Geometric mean of how much longer runs took than was planned."""
+def fit_factor(runs: list[dict]) -> float:
+    """Returns the geometric mean of the ratios of measured to estimated seconds."""
     return math.exp(sum(math.log(run["seconds"] / run["planned_s"]) for run in runs) / len(runs))
 
 
@@ -99,13 +99,13 @@ def main():
             print(runs[-1], flush=True)
     for run in runs:
         others = [other for other in runs if other is not run]
-        run["predicted_over_measured"] = factor(others) * run["planned_s"] / run["seconds"]
+        run["predicted_over_measured"] = fit_factor(others) * run["planned_s"] / run["seconds"]
 
-    slower, (sequences, seqlen) = factor(runs), CALIBRATION
+    slower, (sequences, seqlen) = fit_factor(runs), CALIBRATION
     costs = []
     for name, sizes in LARGE.items():
         for method in METHODS:
-            expected = plan(llama(*sizes), method, sequences * seqlen, seqlen, MAX_MEMORY)
+            expected = estimate(llama(*sizes), method, sequences * seqlen, seqlen, MAX_MEMORY)
             on = {"this machine": slower * expected.seconds}
             on["H100"] = sum(count / H100[dtype] for dtype, count in expected.flops.items())
             costs.append({"model": name, "method": method} | asdict(expected) | {"seconds": on})

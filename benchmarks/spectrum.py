@@ -1,5 +1,5 @@
 """
-How fast the energy of SmolLM2's residual stream falls off: along the axes of single sites, and along shared ones.
+Measures how fast the energy of SmolLM2's residual stream falls off, along axes of single sites and along shared axes.
 
     python benchmarks/spectrum.py --calibration valid.txt
 
@@ -13,14 +13,14 @@ from common import dense_smollm2, write
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_slicegpt import load_batches
-from optimum_slicegpt.spectrum import measure_spectrum
+from optimum_slicegpt.evaluation.spectrum import measure_spectrum
 
 
 STEP = 8
 
 
-def lost(energy) -> list[float]:
-    """Share of the energy that is lost at every width that is a multiple of STEP."""
+def lost_energy(energy) -> list[float]:
+    """Returns the share of the energy that is lost at every multiple of STEP."""
     return [round(share, 9) for share in energy.flip(0).cumsum(0).flip(0)[::STEP].tolist()]
 
 
@@ -43,8 +43,8 @@ def main():
             "calibration": f"{args.nsamples} x 1024 tokens of {batches.source}",
             "hidden_size": model.config.hidden_size,
             "step": STEP,
-            "lost_by_site": {site: lost(energy["per_block"][site]) for site in (1, last // 2, last)},
-            "lost_shared": lost(energy["shared"].mean(0)),
+            "lost_by_site": {site: lost_energy(energy["per_block"][site]) for site in (1, last // 2, last)},
+            "lost_shared": lost_energy(energy["shared"].mean(0)),
         },
     )
 

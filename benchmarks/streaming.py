@@ -1,11 +1,11 @@
 """
-Slices a checkpoint that is larger than the memory which slicing it takes: peak memory, time and disk of streaming.
+Slices a checkpoint that is larger than the memory that slicing takes: peak memory, time and disk of streaming.
 
-    python benchmarks/streaming.py [--size 3b] [--method shared] [--max-memory 512MiB] [--folder /tmp]
+    python benchmarks/streaming.py [--size 3b] [--method shared] [--max-memory 512MiB] [--folder FOLDER]
 
 Protocol: a Llama of that size with random weights in bfloat16 is written to disk, tensor by tensor. A process of its
 own slices it, calibrated on 8 sequences of 512 random tokens; its peak is the kernel's count of resident memory. Adds
-a run to `benchmarks/results/streaming.json`, and deletes what it has written.
+a run to `benchmarks/results/streaming.json`, and deletes both checkpoints.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from common import RESULTS, in_fresh_process, peak_gib, write
+from common import RESULTS, environment, in_fresh_process, peak_gib, write
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from optimum_slicegpt import SliceGPTConfig
-from optimum_slicegpt.shards import Shards
+from optimum_slicegpt.storage.shards import Shards
 from optimum_slicegpt.streaming import StreamedRun
 
 
@@ -43,6 +43,7 @@ METHODS = {
 
 
 def write_random_checkpoint(folder: Path, size: str) -> int:
+    """Writes a Llama with random weights, and returns its number of parameters."""
     config = LlamaConfig(**SIZES[size], tie_word_embeddings=True, dtype="bfloat16", bos_token_id=0, eos_token_id=0)
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -60,14 +61,14 @@ def write_random_checkpoint(folder: Path, size: str) -> int:
     return model.num_parameters()
 
 
-def from_kernel(key: str) -> float:
-    """A figure of this process's memory, in GiB."""
+def read_memory(key: str) -> float:
+    """Reads a figure of this process's memory, in GiB."""
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(found[1]) / 2**20
 
 
 def measure(args) -> dict:
-    imported = from_kernel("VmRSS")
+    imported = read_memory("VmRSS")
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(SIZES[args.size]["vocab_size"], (8, 512), generator=generator)
     batches = [{"input_ids": part} for part in ids.split(2)]
@@ -75,14 +76,14 @@ def measure(args) -> dict:
     output = Path(args.folder) / "sliced"
     start = time.perf_counter()
     run = StreamedRun(Path(args.folder) / "dense", output, config, max_memory=args.max_memory)
-    plan = run.plan()
+    plan = run.estimate()
     sliced = run.run()
     return {
         "slicing_s": time.perf_counter() - start,
         "plan": asdict(plan),
         "seconds_by_phase": sliced.config.slicegpt["seconds"],
         "peak_gib": peak_gib(),
-        "peak_gib_of_status": from_kernel("VmHWM"),
+        "peak_gib_of_status": read_memory("VmHWM"),
         "gib_when_imported": imported,
         "width": min(sliced.config.widths),
         "parameters": sliced.num_parameters(),
@@ -112,7 +113,12 @@ def main():
     finally:
         shutil.rmtree(folder)
     key = {"size": args.size, "method": args.method, "max_memory": args.max_memory}
-    about = {"calibration_tokens": "8 x 512", "parameters_dense": parameters, "bytes_dense": size}
+    about = {
+        "commit": environment()["commit"],
+        "calibration_tokens": "8 x 512",
+        "parameters_dense": parameters,
+        "bytes_dense": size,
+    }
     path = RESULTS / "streaming.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     runs = [run for run in runs if not key.items() <= run.items()]

@@ -1,354 +1,252 @@
 """
-Writes the tables of README.md and of docs/ from `benchmarks/results/*.json`, between `<!-- table: NAME -->` and
+Writes the tables of README.md and docs/ from `benchmarks/results/*.json`, between `<!-- table: NAME -->` and
 `<!-- end -->`.
 
     python benchmarks/tables.py
+
+A table holds rows of one commit, which the line below it names: see [`common.results`].
 """
 
-import json
 import math
 import re
-from pathlib import Path
+from collections.abc import Callable
+
+from common import ROOT, is_dense, results
 
 from optimum_slicegpt import FAMILIES
 
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+GIB, DEFAULT = 2**30, "shared + refit + neurons"
+PARAMETERS = {"parameters": lambda run: f"{run['parameters'] / 1e6:.1f} M"}
+WIDTHS = {"width": "{width}", "neurons": "{neurons}"}
+PERPLEXITIES = {"WikiText-2": "{wikitext2:.2f}", "instructions": "{tasks:.1f}", "Python docs": "{python-docs:.1f}"}
+PEAK = {"peak memory": "{peak_gib:.2f} GiB"}
+FILES = {"valid.txt": "WikiText-2's validation split", "test.txt": "WikiText-2's test split"}
+"""What the files are whose names are in the results."""
+OUTSIDE_HISTORY = {"9ce2a240dc129ff199a6c1facce01d8822b8cae7"}
+"""Commits in the results that this repository does not have."""
 
 
-def results(name: str) -> dict:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def table(columns: dict[str, str | Callable[[dict], str]], rows: list[dict]) -> str:
+    """
+    Formats rows as a table of Markdown.
+
+    Args:
+        columns (`dict`):
+            Title -> a format string for the values of a row, or a function that formats the cell of a row. The cell is
+            empty if the row lacks one of its values (`KeyError`). A column without any cell is left out.
+        rows (`list[dict]`): results.
+    """
+
+    def cell(column, row):
+        try:
+            return column.format_map(row) if isinstance(column, str) else column(row)
+        except KeyError:
+            return ""
+
+    cells = {title: [cell(column, row) for row in rows] for title, column in columns.items()}
+    cells = {title: column for title, column in cells.items() if any(column)}
+    lines = [cells, ["---"] * len(cells), *zip(*cells.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def slicing() -> str:
-    found = results("slicing")
-    authors, runs = found["authors"], found["runs"]
-    dense = found["dense"]["parameters"]
-    rows = [
-        f"{found['model']}, calibrated on {found['calibration']}, perplexity on {found['test']} of WikiText-2, "
-        "weights in bfloat16. Time is that of slicing over one forward of the dense layers over 32 such chunks in "
-        "float32, and over the floor: one forward in the run's own dtype, the products for second moments and the "
-        f"eigen-decompositions, in plain torch calls. {found['machine']['threads']} threads on "
-        f"{found['machine']['processor']}. The authors' code makes {authors['parameters'] / 1e6:.1f} M parameters at "
-        f"sparsity {authors['sparsity']:.2f}, perplexity {authors['perplexity']}, in "
-        f"{authors['slicing_over_float32_forward']:.1f} × a forward; shared axes are made of so many, too."
-        + (of_rounding(found["rounding"]) if found.get("rounding") else ""),
-        "",
-        "| run | tokens | dtype | width | parameters | against dense | perplexity | over a float32 forward "
-        "| over the floor | peak memory |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        f"| dense | | | 576 | {dense / 1e6:.1f} M | | {found['dense']['perplexity']:.2f} | | | |",
-    ]
-    for name, run in runs.items():
-        floor = f"{run['slicing_over_floor']:.2f} ×" if "slicing_over_floor" in run else ""
-        rows.append(
-            f"| {name.removesuffix(', bfloat16')} | {run['calibration_tokens']:,} | {run['dtype']} | {run['width']} "
-            f"| {run['parameters'] / 1e6:.1f} M | {run['parameters'] / dense - 1:+.1%} | {run['perplexity']:.2f} "
-            f"| {run['slicing_over_float32_forward']:.2f} × | {floor} | {run['peak_gib']:.2f} GiB |"
-        )
-    return "\n".join(rows)
+def add_source(found: dict, columns: dict, rows: list[dict], *facts: str) -> str:
+    """Returns a table, and below it facts about its rows, their commit, the versions and the machine."""
+    versions, machine = found["versions"], found["machine"]
+    source = f"torch {versions['torch']}, transformers {versions['transformers']}"
+    source += f", {machine['cores']} cores of {machine['processor']}"
+    if not all(map(is_dense, rows)):  # Rows of the dense model may be of another commit.
+        # Nobody can check out code that had uncommitted changes, or a commit outside the history.
+        unknown = found["uncommitted_changes"] or found["commit"] in OUTSIDE_HISTORY
+        commit = "unknown" if unknown else f"`{found['commit'][:7]}`"
+        source = f"commit {commit}, {source}"
+    caption = "; ".join([*facts, source])
+    for name, text in FILES.items():
+        caption = caption.replace(name, text)
+    return f"{table(columns, rows)}\n\n{caption}."
 
 
-def of_rounding(rounding: dict) -> str:
-    return (
-        f" On each of {len(rounding['float32'])} parts of that text, of 32 chunks, once in either dtype: bfloat16 "
-        f"changes perplexity by {100 * rounding['change']:+.2f} % on average, with a standard error of "
-        f"{100 * rounding['change_stderr']:.2f}."
-    )
+def describe_texts(found: dict) -> str:
+    return f"Calibrated on {found['calibration']}, measured on {found['test']}"
 
 
-def asterisk(run: dict) -> str:
-    """Marks runs that deleted neurons before the ridge was as it is; they noted no dtype."""
-    return "" if "dtype" in run or run["method"] == "dense" or "neurons" not in run["method"] else " *"
-
-
-def quality() -> str:
-    """Every method at one size, against what the authors' code makes of the model there."""
-    found = results("quality")
-    dense = next(run for run in found["runs"] if run["method"] == "dense" and run["series"] == "tied")
-    runs = [run for run in found["runs"] if run["series"] == "untied" and run["sparsity"] == 0.25]
-    paper = next(run for run in runs if run["method"] == "paper")
+def damage_over(dense: dict, other: dict) -> dict:
+    """Returns the column of ln(perplexity / dense perplexity) on WikiText-2, as a share of that of another run."""
 
     def damage(run):
         return math.log(run["wikitext2"] / dense["wikitext2"])
 
-    def conditions(run):
-        return run.get("commit"), run["threads"], run.get("dtype", "bfloat16")
+    return {"damage": lambda run: "" if run is dense else f"{damage(run) / damage(other):.2f}"}
 
-    def time(run):
-        comparable = conditions(run) == conditions(paper)
-        return f"{run['slicing_s'] / paper['slicing_s']:.1f}\N{NO-BREAK SPACE}×" if comparable else ""
 
-    rows = [
-        f"{found['model']} with a head of its own, at the {paper['parameters'] / 1e6:.1f} M parameters to which the "
-        f"paper's method at sparsity 0.25 leads. Calibrated on {found['calibration']} of WikiText-2, or on as many "
-        "chunks as it says, perplexity in bfloat16; tasks are instructions with answers, docs is Python's "
-        "documentation. Damage is ln(perplexity / dense perplexity) on WikiText-2, as a share of the paper's. "
-        f"Time is relative to the paper's method, both in {paper.get('dtype', 'bfloat16')} on "
-        f"{found['machine']['cores']} CPU cores; none is given where a run was of another commit or dtype, or had "
-        "another number of threads. An asterisk: from before a stronger ridge, under which others make up for deleted "
-        "neurons.",
-        "",
-        "| method | width | neurons | WikiText-2 | damage | tasks | docs | time | peak memory |",
-        "|---|---|---|---|---|---|---|---|---|",
-        f"| dense | 576 | 1536 | {dense['wikitext2']:.2f} | | {dense['tasks']:.1f} | {dense['python-docs']:.1f} | | |",
-    ]
-    for run in runs:
-        rows.append(
-            f"| {run['method']}{asterisk(run)} | {run['width']} | {run['neurons']} | {run['wikitext2']:.2f} "
-            f"| {damage(run) / damage(paper):.2f} | {run['tasks']:.1f} | {run['python-docs']:.1f} "
-            f"| {time(run)} | {run['peak_gib']:.2f} GiB |"
-        )
-    return "\n".join(rows)
+def readme() -> str:
+    """The model that people download, what the default makes of it, and the published method."""
+    found = results("quality")
+    names = {"dense": found["model"], DEFAULT: "default settings", "paper": "SliceGPT as published"}
+    wanted = [("dense", None), *((DEFAULT, share) for share in (0.1, 0.2, 0.3)), ("paper", 0.2)]
+    tied = {(run["method"], run["sparsity"]): run for run in found["runs"] if run["series"] == "tied"}
+    columns = {
+        "model": lambda run: names[run["method"]] + (f", {run['sparsity']:.0%} smaller" if run["sparsity"] else ""),
+        **PARAMETERS,
+        "size on disk": lambda run: f"{run['bytes_on_disk'] / 1e6:,.0f} MB",
+        "perplexity, WikiText-2": "{wikitext2:.1f}",
+        "perplexity, other texts": lambda run: f"{math.sqrt(run['tasks'] * run['python-docs']):.1f}",
+        "tokens per second": "{tokens_per_s:.1f}",
+    }
+    return add_source(found, columns, [tied[key] for key in wanted if key in tied], describe_texts(found))
+
+
+def quality() -> str:
+    """Every method at one size: that of the paper's method at sparsity 0.25, with a head of its own."""
+    found = results("quality")
+    rows = [run for run in found["runs"] if run["series"] == "untied" and run["sparsity"] in (None, 0.25)]
+    dense, paper = (next(run for run in rows if run["method"] == method) for method in ("dense", "paper"))
+    columns = {"method": "{method}"} | PARAMETERS | WIDTHS | PERPLEXITIES | damage_over(dense, paper)
+    columns["time"] = lambda run: f"{run['slicing_s'] / paper['slicing_s']:.1f} ×"
+    return add_source(found, columns | PEAK, rows, describe_texts(found), f"sliced in {paper['dtype']}")
 
 
 def sizes() -> str:
-    """The default method at every size."""
+    """The default method at every size, and the paper's method at the same size."""
     found = results("quality")
-    rows = [
-        "| head | parameters | width | neurons | WikiText-2 | tasks | docs | paper's method there: WikiText-2, docs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for series in ("untied", "tied"):
-        runs = [run for run in found["runs"] if run["series"] == series]
-        dense = next(run for run in runs if run["method"] == "dense")
-        for run in sorted(runs, key=lambda run: -run["parameters"]):
-            if run["method"] not in ("dense", "shared + refit + neurons"):
-                continue
-            same = {"series": series, "method": "paper", "sparsity": run["sparsity"]}
-            paper = next((other for other in runs if same.items() <= other.items()), None)
-            theirs = f"{paper['wikitext2']:.2f}, {paper['python-docs']:.1f}" if paper else ""
-            rows.append(
-                f"| {series} | {run['parameters'] / 1e6:.1f} M ({run['parameters'] / dense['parameters'] - 1:+.1%}) "
-                f"| {run.get('width', 576)} | {run.get('neurons', 1536)} | {run['wikitext2']:.2f}{asterisk(run)} "
-                f"| {run['tasks']:.1f} | {run['python-docs']:.1f} "
-                f"| {theirs} |"
-            )
-    smallest = max(found["authors"], key=lambda each: each["sparsity"])
-    rows += [
-        "",
-        f"The authors' code gives every such model a head of its own: at sparsity {smallest['sparsity']} it leaves "
-        f"{smallest['parameters'] / 1e6:.1f} M parameters, and a perplexity of {smallest['wikitext2']:.2f}.",
-    ]
-    return "\n".join(rows)
+    runs = {(run["series"], run["method"], run["sparsity"]): run for run in found["runs"]}
+    rows = [run for run in runs.values() if run["method"] in ("dense", DEFAULT)]
+    rows.sort(key=lambda run: (run["series"] == "tied", -run["parameters"]))
+    columns = {"head": "{series}"} | PARAMETERS
+    columns["change"] = lambda run: f"{run['parameters'] / runs[run['series'], 'dense', None]['parameters'] - 1:+.1%}"
+    columns |= WIDTHS | PERPLEXITIES
+    for title, form in PERPLEXITIES.items():
+        columns[f"paper: {title}"] = lambda run, form=form: form.format_map(
+            runs[run["series"], "paper", run["sparsity"]]
+        )
+    return add_source(found, columns, rows, describe_texts(found))
+
+
+def slicing() -> str:
+    """Time and memory of the paper's method, beside the code of its authors."""
+    found = results("slicing")
+    rows = [{"name": "dense"} | found["dense"], *found["runs"], {"name": "the authors' code"} | found["authors"]]
+    columns = {"run": lambda run: run["name"].removesuffix(", bfloat16")}
+    columns |= {"tokens": "{calibration_tokens:,}", "dtype": "{dtype}", "width": "{width}"} | PARAMETERS
+    columns |= {"perplexity": "{perplexity:.2f}", "over a float32 forward": "{slicing_over_float32_forward:.2f} ×"}
+    columns |= {"over the floor": "{slicing_over_floor:.2f} ×"} | PEAK
+    return add_source(found, columns, rows, describe_texts(found))
 
 
 def recovery() -> str:
-    """What a short recovery regains, alone and from the dense model."""
+    """What a short recovery regains, alone and with a teacher."""
     found = results("recovery")
-    runs = found["runs"]
-
-    def damage(name):
-        return math.log(runs[name]["wikitext2"] / runs["dense"]["wikitext2"])
-
-    trained = runs["recovered"]
-    rows = [
-        f"{found['model']} with a head of its own, sliced to {runs['sliced']['parameters'] / 1e6:.1f} M parameters by "
-        f"the default method. LoRA on {trained['sequences']} x {trained['settings']['seqlen']} tokens of "
-        f"{found['train']} of WikiText-2, learning rate {trained['settings']['learning_rate']}; "
-        f"perplexity on {found['test']}, on instructions with answers (tasks) and on "
-        "Python's documentation (docs), none of which was trained on. Damage is ln(perplexity / dense perplexity) on "
-        "WikiText-2, as a share of the sliced model's. Minutes on CPU cores.",
-        "",
-        "| | WikiText-2 | damage | tasks | docs | minutes | cores |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    names = {"dense": "dense", "sliced": "sliced", "recovered": "recovered"}
-    names["distilled"] = "recovered, with the dense model as the teacher"
-    names["distilled, teacher adapted"] = "the same, the teacher adapted to the text first"
-    few = "recovered, few sequences"
-    if few in runs:
-        sequences, epochs = runs[few]["sequences"], runs[few]["settings"]["epochs"]
-        names[few] = f"{sequences} of the sequences, {epochs} times each: recovered"
-        names["distilled, teacher adapted, few sequences"] = "the same, with a teacher adapted to these first"
-    for name, shown in names.items():
-        if name not in runs:
-            continue
-        share = f"{damage(name) / damage('sliced'):.2f}" if name != "dense" else ""
-        minutes = f"{runs[name]['minutes']:.0f} | {runs[name]['threads']}" if "steps" in runs[name] else " | "
-        rows.append(
-            f"| {shown} | {runs[name]['wikitext2']:.2f} | {share} | {runs[name]['tasks']:.1f} "
-            f"| {runs[name]['python-docs']:.1f} | {minutes} |"
-        )
-    return "\n".join(rows)
+    runs = {run["name"]: run for run in found["runs"]}
+    settings = runs["recovered"]["settings"]
+    columns = {"model": "{name}", "sequences": "{sequences}"} | PERPLEXITIES
+    columns |= damage_over(runs["dense"], runs["sliced"])
+    columns["minutes"] = lambda run: f"{run['minutes']:.0f}" if run["steps"] else ""
+    facts = f"Trained on sequences of {settings['seqlen']} tokens of {found['train']}, measured on {found['test']}"
+    return add_source(found, columns, found["runs"], facts, f"learning rate {settings['learning_rate']}")
 
 
 def quantization() -> str:
+    """Size and perplexity with weights of 8 bits."""
     found = results("quantization")
-    rows = [f"| {found['model']}, bfloat16 | saved, MB | perplexity |", "|---|---|---|"]
-    rows += [f"| {name} | {run['saved_mb']:.1f} | {run['perplexity']:.2f} |" for name, run in found["runs"].items()]
-    about = (
-        f"Sparsity {found['sparsity']}, calibrated on {found['calibration']}, measured on {found['test']}, "
-        f"torchao {found['torchao']} on a CPU."
-    )
-    return "\n".join([*rows, "", about])
+    columns = {"model": "{name}", "size on disk": "{saved_mb:.1f} MB", "perplexity": "{perplexity:.2f}"}
+    more = (f"sparsity {found['sparsity']}", f"torchao {found['torchao']}")
+    return add_source(found, columns, found["runs"], describe_texts(found), *more)
 
 
 def piqa() -> str:
     """Every checkpoint, and by how much it differs from the first."""
     found = results("piqa")
-
-    def figure(run, metric):
-        return f"{100 * run[metric]:.1f} ± {100 * run[metric + '_stderr']:.1f}"
-
-    def difference(run, metric):
-        mean, stderr = (100 * run[f"{metric}_difference{suffix}"] for suffix in ("", "_stderr"))
-        return f"{mean:+.1f} ± {stderr:.1f}" if run is not found["runs"][0] else ""
-
-    rows = [
-        f"{found['task']}, {found['runs'][0]['questions']:,} questions, no examples shown, lm-eval "
-        f"{found['lm_eval']}, weights in {found['dtype']}. Accuracy in %, with its standard error; differences are "
-        "from the first row, and their standard errors paired, question by question.",
-        "",
-        "| model | parameters | acc | difference | acc_norm | difference |",
-        "|---|---|---|---|---|---|",
-    ]
-    for run in found["runs"]:
-        cells = (cell(run, metric) for metric in ("acc", "acc_norm") for cell in (figure, difference))
-        rows.append(f"| {run['name']} | {run['parameters'] / 1e6:.1f} M | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    columns = {"model": "{name}"} | PARAMETERS
+    for key in ("acc", "acc_norm"):
+        columns[f"{key}, %"] = lambda run, key=key: f"{100 * run[key]:.1f} ± {100 * run[f'{key}_stderr']:.1f}"
+        columns[f"difference of {key}"] = lambda run, key=f"{key}_difference": (
+            "" if run is found["runs"][0] else f"{100 * run[key]:+.1f} ± {100 * run[f'{key}_stderr']:.1f}"
+        )
+    facts = (f"{found['runs'][0]['questions']:,} questions", f"{found['dtype']}", f"lm-eval {found['lm_eval']}")
+    return add_source(found, columns, found["runs"], *facts)
 
 
 def inference() -> str:
     """Throughput over that of the dense model, beside what FLOPs alone would make of it."""
-    found = results("inference")
-    settings = found["runs"][0]["settings"]
-    rows = [
-        f"Random weights, {found['runs'][0]['dtype']}, {found['machine']['threads']} threads on "
-        f"{found['machine']['processor']}, prompts of {settings['seqlen']} tokens; medians of {settings['repeats']} "
-        "repeats, models taking turns. FLOPs is the speed-up that products with matrices alone would give, attention "
-        "scores left out; share is what of it is reached.",
-        "",
-        "| model | parameters | batch | prefill, tokens/s | over dense | FLOPs | share | decode, tokens/s "
-        "| over dense |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    found, rows = results("inference"), []
     for run in found["runs"]:
         speedups = {(each["model"], each["batch_size"]): each for each in run["speedups"]}
         for each in run["speeds"]:
-            cells = ["", "", "", f"{each['decode']['tokens_per_s']:,.1f}", ""]
-            if speedup := speedups.get((each["model"], each["batch_size"])):
-                faster, flops = speedup["prefill"]["throughput"]["median"], speedup["prefill"]["flops"]
-                cells[:3] = f"{faster:.2f} ×", f"{flops:.2f} ×", f"{faster / flops:.2f}"
-                cells[4] = f"{speedup['decode']['throughput']['median']:.2f} ×"
-            rows.append(
-                f"| {run['name']}, {each['model']} | {each['parameters'] / 1e6:.1f} M | {each['batch_size']} "
-                f"| {each['prefill']['tokens_per_s']:,.0f} | {' | '.join(cells)} |"
-            )
-    return "\n".join(rows)
+            over = speedups.get((each["model"], each["batch_size"]), {})
+            rows.append({"name": f"{run['name']}, {each['model']}", "over": over} | each)
+    columns = {"model": "{name}"} | PARAMETERS | {"batch": "{batch_size}"}
+    columns |= {"prefill, tokens/s": "{prefill[tokens_per_s]:,.0f}"}
+    columns |= {"over dense": "{over[prefill][throughput][median]:.2f} ×"}
+    columns |= {"dense FLOPs over its own": "{over[prefill][flops]:.2f} ×"}
+    columns |= {"decode, tokens/s": "{decode[tokens_per_s]:,.1f}"}
+    columns |= {"decode over dense": "{over[decode][throughput][median]:.2f} ×"}
+    run = found["runs"][0]
+    facts = f"Random weights in {run['dtype']}, prompts of {run['settings']['seqlen']} tokens"
+    return add_source(found, columns, rows, facts, f"medians of {run['settings']['repeats']} repeats")
 
 
 def streaming() -> str:
-    """What slicing from disk to disk takes, and what its plan had said."""
+    """What slicing from disk to disk takes, beside what was estimated."""
     found = results("streaming")
-    runs = sorted(found["runs"], key=lambda run: run["parameters_dense"])
-    tokens, imported = runs[0]["calibration_tokens"], max(run["gib_when_imported"] for run in runs)
-    rows = [
-        f"Llamas with random weights in bfloat16 and a tied head, from disk to disk, calibrated on {tokens} tokens. "
-        "Peak is of the whole process, by the kernel's count of resident memory, of which the libraries are "
-        f"{imported:.2f} GiB once they are imported. The time that is planned is of computing alone.",
-        "",
-        "| method | parameters | checkpoint | sliced | `--max-memory` | peak memory | planned | time | of it reading "
-        "| writing | planned | threads |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for run in runs:
-        memory = seconds = ""
-        if plan := run.get("plan"):
-            memory, seconds = f"{sum(plan['memory'].values()) / 2**30:.2f} GiB", f"{plan['seconds']:,.0f} s"
-        took = run["seconds_by_phase"]
-        rows.append(
-            f"| {run['method']} | {run['parameters_dense'] / 1e6:,.0f} M | {run['bytes_dense'] / 2**30:.2f} GiB "
-            f"| {run['bytes_sliced'] / 2**30:.2f} GiB | {run['max_memory']} | {run['peak_gib']:.2f} GiB | {memory} "
-            f"| {run['slicing_s']:,.0f} s | {took['read']:,.0f} s | {took['write']:,.0f} s | {seconds} "
-            f"| {run['threads']} |"
-        )
-    return "\n".join(rows)
+    rows = sorted(found["runs"], key=lambda run: run["parameters_dense"])
+    columns = {"method": "{method}", "parameters": lambda run: f"{run['parameters_dense'] / 1e6:,.0f} M"}
+    for title in ("dense", "sliced"):
+        columns[title] = lambda run, key=f"bytes_{title}": f"{run[key] / GIB:.2f} GiB"
+    columns |= {"`--max-memory`": "{max_memory}"} | PEAK
+    columns["estimated"] = lambda run: f"{sum(run['plan']['memory'].values()) / GIB:.2f} GiB"
+    columns |= {"time": "{slicing_s:,.0f} s", "of it reading": "{seconds_by_phase[read]:,.0f} s"}
+    columns |= {"writing": "{seconds_by_phase[write]:,.0f} s", "computing, estimated": "{plan[seconds]:,.0f} s"}
+    libraries = f"libraries take {max(run['gib_when_imported'] for run in rows):.2f} GiB of the memory"
+    return add_source(found, columns, rows, f"Calibrated on {rows[0]['calibration_tokens']} tokens", libraries)
 
 
 def processes() -> str:
     """What several processes take, against one."""
     found = results("processes")
-    rows = [
-        f"{found['model']} in float32, {found['nsamples']} x {found['seqlen']} tokens, one thread a process, on "
-        f"{found['machine']['cores']} cores of {found['machine']['processor']}. "
-        "Difference is the largest of any weight, relative to the largest entry of that weight.",
-        "",
-        "| method | processes | slicing | of one process | difference | peak memory of the first |",
-        "|---|---|---|---|---|---|",
-    ]
-    for run in found["runs"]:
-        ratio = difference = ""
-        if "time_over_one_process" in run:
-            ratio = f"{run['time_over_one_process']:.2f} ×"
-            difference = f"{run['largest_relative_difference_of_weights']:.1g}"
-        rows.append(
-            f"| {run['method']} | {run['processes']} | {run['slicing_s']:.0f} s | {ratio} | {difference} "
-            f"| {run['peak_gib_of_the_first']:.2f} GiB |"
-        )
-    return "\n".join(rows)
+    columns = {"method": "{method}", "processes": "{processes}", "slicing": "{slicing_s:.0f} s"}
+    columns |= {"over one process": "{time_over_one_process:.2f} ×"}
+    columns |= {"difference": "{largest_relative_difference_of_weights:.1g}"}
+    columns |= {"peak memory of the first": "{peak_gib_of_the_first:.2f} GiB"}
+    facts = f"{found['model']}, {found['nsamples']} x {found['seqlen']} tokens of {found['dataset']}"
+    return add_source(found, columns, found["runs"], facts)
 
 
 def costs() -> str:
     """What slicing large models is expected to take, from disk to disk."""
     found = results("scaling")
-    machine, rates = found["machine"], found["H100_flops_per_s"]
-    told = ", ".join(f"{rate / 1e12:.0f} in {dtype}" for dtype, rate in rates.items())
+
+    def hours(seconds):
+        return f"{seconds / 3600:,.0f}" if seconds >= 36000 else f"{seconds / 3600:.2g}"
+
+    columns = {"model": "{model}", "method": "{method}"}
+    columns["memory"] = lambda row: f"{sum(row['memory'].values()) / GIB:,.0f} GiB"
+    for title, key in {"result": "bytes_written", "beside it": "bytes_beside", "read": "bytes_read"}.items():
+        columns[title] = lambda row, key=key: f"{row[key] / GIB:,.0f} GiB"
+    columns["hours, H100"] = lambda row: hours(row["seconds"]["H100"])
+    columns["hours, CPU"] = lambda row: hours(row["seconds"]["this machine"])
+    rates = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {dtype}" for dtype, rate in found["H100_flops_per_s"].items())
     errors = [run["predicted_over_measured"] for run in found["runs"]]
-    rows = [
-        f"Streamed in bfloat16, calibrated on {found['calibration']}, with `--max-memory` at "
-        f"{found['max_memory'] / 2**30:.0f} GiB. Hours are of computing alone. On an H100: at {told} TFLOP/s, half of "
-        f"its data sheet; not measured. On {machine['cores']} cores of {machine['processor']}: what `--plan` says "
-        f"there, times {found['taken_over_planned']:.2f}, which was fitted to {len(errors)} runs; each of them, "
-        f"predicted from the others, came out at {min(errors):.2f} to {max(errors):.2f} of what it took.",
-        "",
-        "| model | method | memory | result | beside it | read | hours, H100 | hours, CPU |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for each in found["costs"]:
-        memory, gib = sum(each["memory"].values()), 2**30
-        hours = (each["seconds"][name] / 3600 for name in ("H100", "this machine"))
-        hours = (f"{count:,.0f}" if count >= 10 else f"{count:.2g}" for count in hours)
-        rows.append(
-            f"| {each['model']} | {each['method']} | {memory / gib:,.0f} GiB | {each['bytes_written'] / gib:,.0f} GiB "
-            f"| {each['bytes_beside'] / gib:,.0f} GiB | {each['bytes_read'] / gib:,.0f} GiB | {' | '.join(hours)} |"
-        )
-    return "\n".join(rows)
+    fit = f"CPU hours are the estimate times {found['taken_over_planned']:.2f}; on {len(errors)} measured runs the "
+    fit += f"error was a factor of up to {max(*errors, 1 / min(errors)):.1f}"
+    memory = f"`--max-memory` {found['max_memory'] / GIB:.0f} GiB"
+    facts = (f"Calibrated on {found['calibration']}", memory, f"an H100 is taken to compute at {rates}", fit)
+    return add_source(found, columns, found["costs"], *facts)
 
 
-def settings() -> str:
-    """README.md's own table of settings, as a page in docs/ has it."""
-    section = (ROOT / "README.md").read_text().partition("## Which settings")[2].partition("\n## ")[0]
-    return re.search(r"^\|.*?(?=\n\n)", section, flags=re.M | re.S)[0].replace("](docs/", "](")
-
-
+TABLES = (readme, quality, sizes, slicing, recovery, quantization, piqa, inference, streaming, processes, costs)
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-TABLES = {
-    "costs": costs,
-    "quality": quality,
-    "sizes": sizes,
-    "slicing": slicing,
-    "recovery": recovery,
-    "quantization": quantization,
-    "piqa": piqa,
-    "processes": processes,
-    "inference": inference,
-    "streaming": streaming,
-    "settings": settings,
-}
 
 
-def filled(text: str) -> str:
-    """A page with every table as the results have it."""
-    for name, table in TABLES.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda match, table=table: f"{match[1]}{table()}\n{match[2]}", text, flags=re.S)
-    families = ", ".join(FAMILIES)
-    return re.sub(r"(<!-- families -->).*?(<!-- end -->)", lambda match: f"{match[1]}{families}{match[2]}", text)
+def fill(text: str) -> str:
+    """Returns a page with its tables, and the number of families, written anew."""
+    contents = {f"table: {make.__name__}": lambda make=make: f"\n{make()}\n" for make in TABLES}
+    for name, content in (contents | {"number of families": lambda: str(len(FAMILIES))}).items():
+        pattern = rf"(<!-- {name} -->).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda match, content=content: match[1] + content() + match[2], text, flags=re.S)
+    return text
 
 
 if __name__ == "__main__":
     for page in PAGES:
         path = ROOT / page
-        path.write_text(filled(path.read_text()))
+        path.write_text(fill(path.read_text()))

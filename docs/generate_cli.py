@@ -18,10 +18,10 @@ Installing the package gives `optimum-cli` one more command, `slicegpt`. For all
 
 - **Results** go to standard output, as a table or, with `--json`, as one JSON object; warnings and errors go to
   standard error.
-- **Errors** that a user can put right are one line, `error: ...`. [Troubleshooting](troubleshooting.md) lists them.
-  Whatever can be refused is refused before weights are read.
+- **Errors** that a user can correct are one line, `error: ...`. [Troubleshooting](troubleshooting.md) lists them. All
+  checks run before weights are read.
 - **Exit codes**: 0 when done, 1 after such an error, 2 for flags that are wrong by themselves, 130 after Ctrl-C.
-- **Output folders** are whole or not there: they are written aside and renamed at the end.
+- **Output folders** are complete or absent: they are written under another name and renamed at the end.
 {commands}"""
 
 COMMAND = """
@@ -42,7 +42,7 @@ GROUP = """{heading}
 
 
 def flag(action: Action) -> str:
-    """A flag and what it takes."""
+    """Returns a flag and the name of its values."""
     names = action.option_strings if isinstance(action, BooleanOptionalAction) else action.option_strings[:1]
     value = "" if action.nargs == 0 or action.choices else f" {action.metavar or action.dest.upper()}"
     more = " ..." if action.nargs in ("+", "*") else ""
@@ -50,18 +50,21 @@ def flag(action: Action) -> str:
 
 
 def meaning(action: Action) -> str:
+    """Returns the choices of a flag, if it has any, and its help."""
     choices = ", ".join(f"`{choice}`" for choice in action.choices or ())
     return f"{choices}: {action.help}" if choices else action.help
 
 
 def group(title: str, actions: list[Action]) -> str:
+    """Returns the table of a group of flags."""
     rows = "\n".join(f"| {flag(action)} | {meaning(action)} |" for action in actions)
     return GROUP.format(heading=f"\n{title}\n" if title else "", rows=rows)
 
 
 def command(name: str, parser: ArgumentParser) -> str:
+    """Returns the section of a command."""
     groups, required = [], []
-    for each in parser._action_groups:  # argparse has no other way to ask
+    for each in parser._action_groups:  # argparse has no public list of its groups.
         actions = [action for action in each._group_actions if action.option_strings and action.dest != "help"]
         required += [f"{action.option_strings[0]} {action.metavar}" for action in actions if action.required]
         if actions:
@@ -73,7 +76,7 @@ def command(name: str, parser: ArgumentParser) -> str:
 
 
 def generate() -> dict[Path, str]:
-    """The text of `cli.md`."""
+    """Returns the text of `cli.md`."""
     root = RootOptimumCLICommand("optimum-cli", usage="optimum-cli")
     subcommands = SliceGPTCommand(root.subparsers).registered_subcommands
     return {FILE: TEXT.format(commands="".join(command(each.COMMAND.name, each.parser) for each in subcommands))}

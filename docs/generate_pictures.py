@@ -1,8 +1,8 @@
 """
 Draws `docs/pictures/*.svg`: `python docs/generate_pictures.py`.
 
-Every picture brings its colours for light and for dark pages, and a ground of its own, so that it can be read where a
-page's colours are not those of the system.
+Every picture holds its colours for light and for dark pages, and a ground of its own, so that it can be read on a page
+whose colours differ from those of the system.
 """
 
 import json
@@ -48,7 +48,7 @@ class Picture:
             self.text(x + width / 2, y + height / 2 + 5 + 17 * (number - (len(lines) - 1) / 2), line)
 
     def hatched(self, x, y, width, height):
-        """What is deleted."""
+        """Draws a hatched box: deleted rows or columns."""
         self.parts.append(
             f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="url(#deleted)" '
             'style="stroke: var(--faint)" stroke-width="1.5"/>'
@@ -229,7 +229,7 @@ def refit() -> Picture:
 
 
 def spectrum() -> Picture:
-    """Energy lost against width, on a logarithmic scale."""
+    """Draws the energy that is lost against the width that is kept, on a logarithmic scale."""
     found = json.loads(SPECTRUM.read_text())
     picture = Picture(760, 380, "Energy that is lost, against the width that is kept")
     size, step = found["hidden_size"], found["step"]
@@ -267,7 +267,7 @@ PICTURES = {
 
 
 def generate() -> dict[Path, str]:
-    """The text of every picture."""
+    """Returns the text of every picture."""
     return {FOLDER / f"{name}.svg": draw().svg() for name, draw in PICTURES.items()}
 
 

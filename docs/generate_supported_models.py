@@ -18,7 +18,7 @@ TEXT = """\
 
 # Supported models
 
-A family is a `model_type` of transformers: what `config.json` of a checkpoint says. {count} can be sliced.
+A family is a `model_type` of transformers, as `config.json` of a checkpoint names it. {count} can be sliced.
 
 {supported}
 
@@ -34,13 +34,13 @@ A family is a `model_type` of transformers: what `config.json` of a checkpoint s
 {refused}
 
 Any other family is refused because no row describes it. A family whose layers read the residual stream through a norm,
-and add to it what attention and an MLP make of that, needs a row in `optimum_slicegpt/modeling/families.py`, a tiny
-configuration in `tests/tiny.py`, and nothing else.
+and add the output of attention and of an MLP to it, needs a row in `optimum_slicegpt/modeling/families.py` and a tiny
+configuration in `tests/tiny.py`.
 """
 
 
 def blocks(family: Family) -> str:
-    """How attention and MLP share the residual stream, in every variant of a family."""
+    """Says how attention and MLP share the residual stream, in every variant of a family."""
     kinds = []
     for variant in (family, *(replace(family, **changes) for _, _, changes in family.variants)):
         norms = "one norm" if variant.mlp_norm is None else "two norms"
@@ -49,7 +49,7 @@ def blocks(family: Family) -> str:
 
 
 def limits(family: Family) -> str:
-    """What `families.family_of` and `families.check_equal_widths` insist on."""
+    """Lists the limits that `families.family_of` and `families.check_equal_widths` check."""
     needed = by_reason((f"`{key}={value!r}`", reason) for key, value, reason in family.requires)
     found = [f"only with {keys}: otherwise {reason}" for keys, reason in needed]
     if family.moe:
@@ -60,7 +60,7 @@ def limits(family: Family) -> str:
 
 
 def by_reason(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Names that share a reason, in one line each."""
+    """Joins the names that share a reason."""
     names = defaultdict(list)
     for name, reason in pairs:
         names[reason].append(name)
@@ -72,7 +72,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def generate() -> dict[Path, str]:
-    """The text of `supported_models.md`."""
+    """Returns the text of `supported_models.md`."""
     supported = [
         (
             f"`{model_type}`",

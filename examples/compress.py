@@ -3,8 +3,7 @@ Slices a model and saves it, with its tokenizer.
 
     python examples/compress.py --model HuggingFaceTB/SmolLM2-135M-Instruct --output sliced --reduction 0.25
 
-Settings that are not named here are those of `SliceGPTConfig`. On the command line, the same is
-`optimum-cli slicegpt compress`.
+All other settings are defaults of `SliceGPTConfig`. `optimum-cli slicegpt compress` does the same on the command line.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from optimum_slicegpt import SliceGPTConfig
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="name or path of the dense model")
-    parser.add_argument("--output", required=True, help="folder for the sliced one")
+    parser.add_argument("--output", required=True, help="folder for the sliced model")
     parser.add_argument("--reduction", type=float, default=0.25, help="share of the parameters to delete")
     parser.add_argument("--dataset", default="auto", help="name or file to calibrate on")
     parser.add_argument("--nsamples", type=int, default=128)

@@ -1,10 +1,10 @@
 """
-Slices a real language model, SmolLM2-135M-Instruct, and shows what that did. Needs no network.
+Slices a real language model, SmolLM2-135M-Instruct, and compares it with the dense model. Needs no network.
 
     python examples/demo.py [--reduction 0.2] [--output demo_output]
 
-Calibrates on Python's documentation, measures perplexity on topics held out from it, saves, loads the result in a
-fresh process, and lets it write.
+Calibrates on Python's documentation, measures perplexity on held-out topics, saves the result, loads it in a fresh
+process, and generates text.
 """
 
 import argparse
@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from smollm2 import fastest_dtype, load_smollm2
+from _smollm2 import fastest_dtype, load_smollm2
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
-from optimum_slicegpt.benchmark import Settings, benchmark
+from optimum_slicegpt.evaluation.benchmark import Settings, benchmark
 
 
 IN_A_FRESH_PROCESS = """
@@ -33,7 +33,7 @@ PROMPT = "The Python programming language is"
 
 
 def measure(model, batches) -> dict[str, float]:
-    """Perplexity and size in the model's dtype, which is also how it is saved."""
+    """Measures perplexity and size in the model's dtype, in which it is also saved."""
     return {
         "perplexity": evaluate_perplexity(model, batches, progress=sys.stderr.isatty()).perplexity,
         "parameters, M": model.num_parameters() / 1e6,
@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--nsamples", type=int, default=16)
     parser.add_argument("--eval-nsamples", type=int, default=6)
     parser.add_argument("--seqlen", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=7, help="passes of which the median is the speed")
+    parser.add_argument("--repeats", type=int, default=7, help="passes; the speed is their median")
     parser.add_argument("--output", default="demo_output")
     args = parser.parse_args()
 

@@ -4,7 +4,7 @@ Writes an exported Llama as GGUF, for llama.cpp:
     optimum-cli slicegpt export --model sliced --output stock
     python examples/export_gguf.py --model stock --tokenizer-from base.gguf --output sliced.gguf
 
-The tokenizer is that of the model before slicing, so its keys are copied from any GGUF file of that.
+Slicing keeps the tokenizer, so its keys are copied from any GGUF file of the dense model.
 """
 
 from argparse import ArgumentParser
@@ -28,7 +28,7 @@ def add_configuration(writer, config):
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    # llama.cpp would otherwise divide the embedding's length by the number of heads.
+    # Without these, llama.cpp divides the embedding's length by the number of heads.
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
@@ -50,7 +50,7 @@ def add_tensors(writer, model, dtype):
     for name, tensor in model.state_dict().items():
         module = name.split(".")[-2]
         if module in heads:
-            # llama.cpp rotates neighbours, transformers the halves of a head.
+            # llama.cpp rotates neighbouring pairs, transformers the two halves of a head.
             halves = tensor.unflatten(0, (heads[module], 2, -1))
             tensor = halves.transpose(1, 2).flatten(0, 2)
         tensor = tensor.to(dtype if tensor.ndim > 1 else torch.float32)

@@ -3,7 +3,7 @@ Measures a sliced model beside the dense one: perplexity, and PIQA through lm-ev
 
     python examples/measure.py --dense HuggingFaceTB/SmolLM2-135M-Instruct --sliced sliced --piqa FOLDER
 
-FOLDER holds PIQA's `valid.jsonl` and `valid-labels.lst`; without it, perplexity is all. For perplexity alone there is
+FOLDER holds PIQA's `valid.jsonl` and `valid-labels.lst`. Without it, only perplexity is measured, as by
 `optimum-cli slicegpt eval --model sliced --baseline dense`.
 """
 
@@ -33,12 +33,12 @@ def piqa(model, tokenizer, folder, limit):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dense", required=True, help="name or path of the dense model")
-    parser.add_argument("--sliced", required=True, help="folder of the sliced one, with its tokenizer")
+    parser.add_argument("--sliced", required=True, help="folder of the sliced model, with its tokenizer")
     parser.add_argument("--dataset", default="wikitext2", help="name or file to measure perplexity on")
     parser.add_argument("--nsamples", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=1024)
     parser.add_argument("--piqa", help="folder of PIQA")
-    parser.add_argument("--limit", type=int, help="only so many questions")
+    parser.add_argument("--limit", type=int, help="number of questions (default: all)")
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(args.sliced)

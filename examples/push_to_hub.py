@@ -15,8 +15,8 @@ import optimum_slicegpt  # noqa: F401  registers the sliced classes
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a sliced checkpoint, with its tokenizer")
-    parser.add_argument("--repo", required=True, help="USER/NAME on the Hub; made where there is none")
-    parser.add_argument("--private", action="store_true", help="make it a private one")
+    parser.add_argument("--repo", required=True, help="USER/NAME on the Hub; created if it is not there")
+    parser.add_argument("--private", action="store_true", help="create it as a private repository")
     args = parser.parse_args()
 
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype="auto")

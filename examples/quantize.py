@@ -1,10 +1,10 @@
 """
-Int8 weights on top of slicing, through torchao (`pip install torchao`), and the perplexity of both.
+Quantizes a sliced model to int8 weights with torchao (`pip install torchao`), and measures the perplexity of both.
 
     python examples/quantize.py --model sliced --output sliced-int8
 
-Shortcuts stay as they are: they carry activations that are thousands of times as large as the average, and rounding
-errors with them (docs/ecosystem.md). The result needs torchao wherever it is loaded.
+Shortcuts keep their dtype: they carry activations that are thousands of times as large as the average, and would
+spread rounding errors (docs/ecosystem.md). Loading the result needs torchao.
 """
 
 import argparse
@@ -22,7 +22,7 @@ KEPT = [".*_shortcut", "lm_head"]
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a sliced checkpoint, with its tokenizer")
-    parser.add_argument("--output", required=True, help="folder for the quantized one")
+    parser.add_argument("--output", required=True, help="folder for the quantized checkpoint")
     parser.add_argument("--dataset", default="wikitext2", help="name or file to measure perplexity on")
     parser.add_argument("--nsamples", type=int, default=32)
     parser.add_argument("--seqlen", type=int, default=1024)

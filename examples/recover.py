@@ -1,10 +1,10 @@
 """
-Recovery: fine-tune a sliced model, if wanted with the dense one as the teacher, and save it.
+Fine-tunes a sliced model, alone or with the dense model as the teacher, and saves it.
 
     python examples/recover.py --model sliced --output recovered --teacher HuggingFaceTB/SmolLM2-135M-Instruct
     accelerate launch --num_processes 2 examples/recover.py --model sliced --output recovered
 
-All processes train, and the first one saves. Settings that are not named here are those of `RecoveryConfig`.
+All processes train, and the first one saves. All other settings are defaults of `RecoveryConfig`.
 """
 
 import argparse

@@ -8,14 +8,14 @@ with `from_pretrained`, and `compress` on every `PreTrainedModel`.
 
 from typing import TYPE_CHECKING
 
-from .calibration import load_batches
 from .configuration import SliceGPTConfig
-from .evaluation import evaluate_losses, evaluate_perplexity
+from .data.batches import load_batches
+from .evaluation.perplexity import evaluate_losses, evaluate_perplexity
 from .modeling.families import FAMILIES
+from .planning.widths import SlicePlan
 from .quantizer import SliceGPTQuantizer
 from .registration import register
 from .streaming import compress_checkpoint
-from .widths import SlicePlan
 
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ register()
 
 
 def __getattr__(name: str):
-    # Brings transformers' Trainer and `datasets` with it, some 100 MB that slicing does without.
+    # Importing recovery loads transformers' Trainer and `datasets`, some 100 MB that slicing does not need.
     if name in ("RecoveryConfig", "recover"):
         from . import recovery
 

@@ -1,10 +1,10 @@
-"""How to compress: [`SliceGPTConfig`]."""
+"""Settings of slicing: [`SliceGPTConfig`]."""
 
 import copy
 import difflib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 
 DEFAULT_REDUCTION = 0.2
+"""The `parameter_reduction` of a configuration that says nothing about the size."""
 ORIENTATIONS = ("pca", "random")
 ROTATIONS = ("per_block", "shared")
 METRICS = ("none", "fisher")
@@ -21,71 +22,107 @@ EMBEDDINGS = ("auto", "tied", "sliced")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
+class Validated:
+    """Checks of the values of a configuration. They raise `ValueError` with the setting, its value and a remedy."""
+
+    def _require(self, key: str, holds: bool, remedy: str) -> None:
+        """Checks that a condition on one setting holds."""
+        if not holds:
+            raise ValueError(f"{key}={getattr(self, key)!r}; {remedy}.")
+
+    def _require_choice(self, key: str, choices: Sequence[str | None]) -> None:
+        """Checks that a setting is one of several values."""
+        names = ", ".join(name for name in choices if name)
+        self._require(key, getattr(self, key) in choices, f"choose one of {names}")
+
+    def _require_dtype(self, key: str, optional: bool = False) -> None:
+        """Checks that a setting names a dtype, and stores the name of a `torch.dtype`."""
+        value = getattr(self, key)
+        if isinstance(value, torch.dtype):
+            setattr(self, key, str(value).removeprefix("torch."))
+        self._require_choice(key, (None, *DTYPES) if optional else DTYPES)
+
+    def _require_device(self, key: str) -> None:
+        """Checks that a setting, unless it is `None`, names a device, and stores the name of a `torch.device`."""
+        if getattr(self, key) is None:
+            return
+        setattr(self, key, str(getattr(self, key)))
+        try:
+            torch.device(getattr(self, key))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{key}={getattr(self, key)!r} is not a torch device, such as 'cpu' or 'cuda:0'."
+            ) from error
+
+
 @dataclass(repr=False)
-class SliceGPTConfig(QuantizationConfigMixin):
+class SliceGPTConfig(Validated, QuantizationConfigMixin):
     """
-    How to slice a model. Validated when built; survives a JSON round trip.
+    Settings of slicing. They are validated when they are built, and survive a JSON round trip.
 
     Args:
         sparsity (`float`, *optional*):
-            Share of hidden dimensions to delete, in [0, 1): the paper's word. Shortcuts add weights back and tied
-            embeddings stay as they are, so the true change in parameters is another; every run reports it.
+            Share of hidden dimensions to delete, in [0, 1): the paper's word. Shortcuts add weights, and tied
+            embeddings may keep theirs, so the share of parameters is another; every run reports it.
         widths (`list[int]`, *optional*):
-            Width at every site, in place of `sparsity`: before each attention, before each MLP, before the final norm.
+            Width at every site, instead of `sparsity`: before each attention, before each MLP, before the final norm.
         parameter_reduction (`float`, *optional*):
-            Share of all parameters to delete, in [0, 1), in place of `sparsity` and `widths`: shortcuts, heads tied
-            or not, everything counted. 0.2 if none of the three is given.
+            Share of all parameters to delete, in [0, 1), instead of `sparsity` and `widths`. Shortcuts, the head and
+            the embedding count. 0.2 if none of the three is given.
         mlp_sparsity (`float`, *optional*):
-            Share of the neurons inside each MLP to delete, in [0, 1); needs `refit`. By default none, or with
+            Share of the neurons of each MLP to delete, in [0, 1); needs `refit`. By default none, or with
             `parameter_reduction` and `refit` the share that goes best with the width.
         schedule (`str`, defaults to `"uniform"`):
-            How neurons that are deleted are shared out among the MLPs: `"uniform"` leaves each as many, as a stock
-            architecture wants it; `"energy"` leaves more where they add more to the stream, which does less damage,
-            above all to texts unlike the calibration data. Needs `rotation="shared"`.
+            How many neurons each MLP keeps. `"uniform"`: all MLPs as many, as a stock architecture needs it.
+            `"energy"`: more neurons where they add more to the stream, which does less damage, above all to texts
+            unlike the calibration data; needs `rotation="shared"`.
         rotation (`str`, defaults to `"shared"`):
-            `"shared"` gives all sites the same axes and one width: no shortcuts, and an architecture that the family
-            itself has, see [`export`]. `"per_block"` gives every site axes of its own, and with them a shortcut to
-            every block, as in the paper.
+            `"shared"`: all sites have the same axes and one width. There are no shortcuts and, with a head of its own,
+            the architecture is one that the family has, see [`export`]. `"per_block"`: every site has axes of its own,
+            and every block a shortcut, as in the paper.
         refit (`bool`, defaults to `True`):
             Whether each block's readers and writers are fitted, in order, so that the sliced stream follows the dense
-            one. The paper does not.
+            stream. The paper does not fit them.
         metric (`str`, defaults to `"none"`):
-            How deviations of the stream are weighed: `"none"` weighs all directions alike, `"fisher"` by the second
-            moment of the loss gradient, which takes a backward pass.
+            How deviations of the stream are weighted. `"none"`: all directions alike. `"fisher"`: by the second moment
+            of the loss gradient, which takes a backward pass.
         round_to (`int`, defaults to 8):
-            Widths and neurons are multiples of this, which GPUs want: rounded down, or with `parameter_reduction` the
-            best ones, and if none come near enough, widths are not, with a warning.
+            Widths and neurons are multiples of this, because GPUs compute such sizes faster. They are rounded down or,
+            with `parameter_reduction`, the best multiples. If no multiples come near enough to it, widths are not
+            multiples, and a warning says so.
         slice_head (`bool`, defaults to `False`):
-            Whether the last site is sliced too. By default the head reads all D dimensions, as in the paper.
+            With `rotation="per_block"`, whether the last site is sliced too. By default the head reads all D
+            dimensions, as in the paper. Shared axes always slice the last site.
         embeddings (`str`, defaults to `"auto"`):
-            What becomes of a head that is tied to the embedding. `"tied"` leaves their one V × D matrix alone and puts
-            a small linear layer behind the embedding and another before the head; `"sliced"` narrows each, which
-            unties them. `"auto"` takes the smaller.
+            How a head that is tied to the embedding is sliced. `"tied"` keeps their shared V × D matrix, and puts a
+            linear layer behind the embedding and another before the head. `"sliced"` slices both, which unties them.
+            `"auto"` takes the choice with fewer parameters; with `parameter_reduction`, a tied head stays tied.
         orientation (`str`, defaults to `"pca"`):
-            `"pca"`, or `"random"` to spin the kept axes at every site by a random rotation: the same function, with
-            outliers spread over all dimensions, which helps a later quantization.
+            `"pca"`, or `"random"` to turn the axes that every site keeps by a random rotation. The model computes the
+            same, with outliers spread over all dimensions, which is meant for a later quantization.
         dataset (defaults to `"auto"`):
             Calibration data: a name (`"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python-docs"`), `"self"` for text
             that the model itself writes, a path or list of paths to txt, json, jsonl or parquet files, a list of
             strings, or tokenised batches (mappings with `input_ids` of shape `(B, T)` and perhaps `attention_mask`),
-            used as they are. `"auto"` is `"wikitext2"` where the Hub or its cache answers and otherwise
-            `"python-docs"`, which needs no network. A list of names, or of names and paths, is a mixture, to which
-            each gives the same number of sequences.
-        text_column (`str`, *optional*): column of a table that holds the text. `"text"`, or the only one, by default.
+            used as they are. `"auto"` is `"wikitext2"` if the Hub or its cache answers, and otherwise
+            `"python-docs"`, which needs no network. A list of names, or of names and paths, is a mixture with the same
+            number of sequences of each.
+        text_column (`str`, *optional*):
+            Column of a table that holds the text. `"text"`, or the table's only column, by default.
         nsamples (`int`, defaults to 128): number of calibration sequences.
         seqlen (`int`, defaults to 2048): tokens per sequence, at most what the model's positions allow.
         batch_size (`int`, defaults to 8): sequences per forward.
         seed (`int`, *optional*, defaults to 0):
             Picks the sequences and draws random rotations. `None` takes the first sequences in order.
         tokenizer (`str` or tokenizer, *optional*):
-            Turns text into tokens. Found through `model.name_or_path` by default.
-        device (`str`, *optional*): computes one layer at a time here. The model's own device by default.
-        dtype (`str`, *optional*): of the calibration pass. The model's own by default.
-        offload_activations (`bool`, defaults to `False`): keep the calibration activations in host memory.
+            Turns text into tokens. Loaded from `model.name_or_path` by default.
+        device (`str`, *optional*): device that computes, one layer at a time. The model's own by default.
+        dtype (`str`, *optional*): dtype in which layers compute. The model's own by default.
+        offload_activations (`bool`, defaults to `False`): whether calibration activations are kept in host memory.
 
     Raises:
-        TypeError: an unknown key.
-        ValueError: a value that cannot be.
+        TypeError: a key is unknown.
+        ValueError: a value is out of range, or contradicts another.
     """
 
     sparsity: float | None = None
@@ -110,10 +147,10 @@ class SliceGPTConfig(QuantizationConfigMixin):
     device: str | None = None
     dtype: str | None = None
     offload_activations: bool = False
-    quant_method: str = field(default="slicegpt", kw_only=True)  # a field of the base class, which would come first
+    quant_method: str = field(default="slicegpt", kw_only=True)  # As a field of the base class, it would come first.
 
     def __new__(cls, *args, **kwargs):
-        # Before `__init__`, whose own error would not name the nearest key.
+        # `__new__` runs before `__init__`, whose own error would not name the nearest key.
         known = [entry.name for entry in fields(cls)]
         for key in kwargs:
             if key not in known:
@@ -123,83 +160,75 @@ class SliceGPTConfig(QuantizationConfigMixin):
         return super().__new__(cls)
 
     def __post_init__(self):
-        if self.quant_method != "slicegpt":
-            raise ValueError(f"quant_method={self.quant_method!r}; a SliceGPTConfig holds 'slicegpt'.")
+        self._require("quant_method", self.quant_method == "slicegpt", "a SliceGPTConfig holds 'slicegpt'")
+        self._check_size()
+        shares = {"sparsity": "dimensions", "parameter_reduction": "parameters", "mlp_sparsity": "neurons"}
+        for key, deleted in shares.items():
+            value = getattr(self, key)
+            holds = value is None or (_is_number(value) and 0 <= value < 1)
+            self._require(key, holds, f"give the share of {deleted} to delete, in [0, 1)")
+        for key in ("round_to", "nsamples", "seqlen", "batch_size"):
+            self._require(key, _is_int(getattr(self, key)) and getattr(self, key) >= 1, "give a positive integer")
+        holds = self.seed is None or (_is_int(self.seed) and self.seed >= 0)
+        self._require("seed", holds, "give a non-negative integer, or None for no shuffling")
+        self._check_neurons()
+        self._require_choice("rotation", ROTATIONS)
+        self._require_choice("metric", METRICS)
+        self._require_choice("schedule", SCHEDULES)
+        self._require_choice("orientation", ORIENTATIONS)
+        self._require_choice("embeddings", EMBEDDINGS)
+        self._require_dtype("dtype", optional=True)
+        self._require_device("device")
+
+    def _check_size(self):
+        """Checks that at most one setting says how much to delete, and that widths are positive integers."""
         if self.sparsity is not None and self.widths is not None:
             raise ValueError(
                 f"Both sparsity={self.sparsity} and widths are given; widths say it all, so leave sparsity out."
             )
-        if self.parameter_reduction is not None:
-            for key in ("sparsity", "widths"):
-                if getattr(self, key) is not None:
-                    raise ValueError(
-                        f"Both parameter_reduction={self.parameter_reduction} and {key} are given; the reduction "
-                        f"determines the widths, so leave {key} out."
-                    )
-        if self.widths is not None:
-            if isinstance(self.widths, Iterable):
-                self.widths = list(self.widths)
-            listed = isinstance(self.widths, list) and len(self.widths) > 0
-            if not listed or not all(_is_int(width) and width >= 1 for width in self.widths):
-                raise ValueError(f"widths={self.widths}; give one positive integer per site.")
-            if self.rotation == "shared" and len(set(self.widths)) > 1:
+        for key in ("sparsity", "widths"):
+            if self.parameter_reduction is not None and getattr(self, key) is not None:
                 raise ValueError(
-                    f"widths={self.widths}; with rotation='shared' all sites must be equally wide; "
-                    "use rotation='per_block' for widths that differ."
+                    f"Both parameter_reduction={self.parameter_reduction} and {key} are given; the reduction "
+                    f"determines the widths, so leave {key} out."
                 )
-        elif self.sparsity is None and self.parameter_reduction is None:
-            self.parameter_reduction = DEFAULT_REDUCTION
-        shares = {"sparsity": "dimensions", "parameter_reduction": "parameters", "mlp_sparsity": "neurons"}
-        for key, what in shares.items():
-            share = getattr(self, key)
-            if share is not None and (not _is_number(share) or not 0 <= share < 1):
-                raise ValueError(f"{key}={share!r}; give the share of {what} to delete, in [0, 1).")
-        for key in ("round_to", "nsamples", "seqlen", "batch_size"):
-            if not _is_int(getattr(self, key)) or getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)!r}; give a positive integer.")
-        if self.seed is not None and (not _is_int(self.seed) or self.seed < 0):
-            raise ValueError(f"seed={self.seed!r}; give a non-negative integer, or None for no shuffling.")
+        if self.widths is None:
+            if self.sparsity is None and self.parameter_reduction is None:
+                self.parameter_reduction = DEFAULT_REDUCTION
+            return
+        if isinstance(self.widths, Iterable):
+            self.widths = list(self.widths)
+        listed = isinstance(self.widths, list) and len(self.widths) > 0
+        holds = listed and all(_is_int(width) and width >= 1 for width in self.widths)
+        self._require("widths", holds, "give one positive integer per site")
+        self._require(
+            "widths",
+            self.rotation == "per_block" or len(set(self.widths)) == 1,
+            f"with rotation={self.rotation!r} all sites must be equally wide; use rotation='per_block' for widths "
+            "that differ",
+        )
+
+    def _check_neurons(self):
+        """Checks that settings about deleted neurons fit the method."""
         if self.mlp_sparsity and not self.refit:
             raise ValueError(
-                f"mlp_sparsity={self.mlp_sparsity} with refit=False: neurons are chosen, and made up for, by the "
+                f"mlp_sparsity={self.mlp_sparsity} with refit=False: neurons are chosen, and compensated for, by the "
                 "regression of a refit; leave mlp_sparsity out or use refit=True."
             )
         deletes_neurons = self.mlp_sparsity or (self.mlp_sparsity is None and self.parameter_reduction is not None)
-        if self.schedule == "energy" and not (deletes_neurons and self.refit):
+        if self.schedule != "uniform" and not (deletes_neurons and self.refit):
             raise ValueError(
-                "schedule='energy' shares out the neurons that are deleted, and none are; leave it out, or use "
-                "refit=True with parameter_reduction or mlp_sparsity."
+                f"schedule={self.schedule!r} shares out the neurons that are deleted, and none are; leave it out, or "
+                "use refit=True with parameter_reduction or mlp_sparsity."
             )
-        if self.schedule == "energy" and self.rotation == "per_block":
+        if self.schedule != "uniform" and self.rotation == "per_block":
             raise ValueError(
-                "schedule='energy' with rotation='per_block': where widths differ, neurons differ in size, and the "
-                "model would not be as large as planned; use rotation='shared'."
+                f"schedule={self.schedule!r} with rotation='per_block': where widths differ, neurons differ in size, "
+                "and the model would not be as large as planned; use rotation='shared'."
             )
-        if isinstance(self.dtype, torch.dtype):
-            self.dtype = str(self.dtype).removeprefix("torch.")
-        choices = {
-            "rotation": ROTATIONS,
-            "metric": METRICS,
-            "schedule": SCHEDULES,
-            "orientation": ORIENTATIONS,
-            "embeddings": EMBEDDINGS,
-            "dtype": (None, *DTYPES),
-        }
-        for key, allowed in choices.items():
-            if getattr(self, key) not in allowed:
-                names = ", ".join(name for name in allowed if name)
-                raise ValueError(f"{key}={getattr(self, key)!r}; choose one of {names}.")
-        if self.device is not None:
-            self.device = str(self.device)
-            try:
-                torch.device(self.device)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"device={self.device!r} is not a torch device, such as 'cpu' or 'cuda:0'."
-                ) from error
 
     def __deepcopy__(self, memo):
-        # Auto classes deep-copy their arguments; a tokenizer or a stream of batches cannot or should not be copied.
+        # Auto classes deep-copy their arguments. A stream of batches cannot be copied, and a tokenizer should not be.
         held = {id(value): value for value in (self.dataset, self.tokenizer)}
         twin = super().__new__(type(self))
         twin.__dict__.update(copy.deepcopy(self.__dict__, memo | held))
@@ -210,7 +239,7 @@ class SliceGPTConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """
-        Everything that JSON can hold: a tokenizer object, tensors and streams of batches are left out.
+        Returns all settings that JSON can hold. A tokenizer object, tensors and streams of batches are left out.
 
         Returns:
             `dict`: arguments for [`SliceGPTConfig.from_dict`].

@@ -1,24 +1,60 @@
-"""Tells the libraries around us about sliced models. Safe to run twice."""
+"""Hooks into transformers and PEFT: `from_pretrained`, `compress`, `push_to_hub`, levels of logging, LoRA targets."""
 
 import logging
 from typing import Any
 
 from peft.utils import constants as peft_constants
 from transformers import PreTrainedModel
-from transformers.quantizers import register_quantization_config, register_quantizer
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from .configuration import SliceGPTConfig
-from .hf_quantizer import SliceGPTHfQuantizer
-from .hub import push_to_hub
-from .modeling.families import FAMILIES
+from .modeling.families import FAMILIES, family_of
 from .modeling.modeling_sliced import SlicedModelMixin
 from .quantizer import SliceGPTQuantizer
+from .reports.hub import push_to_hub
+
+
+class SliceGPTHfQuantizer(HfQuantizer):
+    """A quantizer that slices a model once its weights are loaded, and leaves no quantization settings on it."""
+
+    requires_calibration = False
+
+    def validate_environment(self, *args, device_map=None, **kwargs):
+        """
+        Checks the device map.
+
+        Raises:
+            ValueError: the map spreads the model over devices, which slicing would undo.
+        """
+        if device_map in ("auto", "balanced", "balanced_low_0", "sequential") or (
+            isinstance(device_map, dict) and len(set(map(str, device_map.values()))) > 1
+        ):
+            raise ValueError(
+                f"device_map={device_map!r} may spread the model over devices before it is sliced; load it on one "
+                "device, slice, save, and load the sliced checkpoint with this device_map. "
+                "SliceGPTConfig(device='cuda') slices a model in host memory layer by layer on the GPU."
+            )
+
+    def _process_model_before_weight_loading(self, model, **kwargs):
+        family_of(model.config)
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        self.remove_quantization_config(model)
+        return SliceGPTQuantizer(self.quantization_config).quantize_model(model)
+
+    def is_serializable(self):
+        return False
+
+    @property
+    def is_trainable(self):
+        return False
 
 
 def compress(self: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = None) -> PreTrainedModel:
     """
-    Slices this model in place, see [`SliceGPTQuantizer.quantize_model`]. Becomes `PreTrainedModel.compress`.
+    Slices this model in place, with [`SliceGPTQuantizer.quantize_model`]. This is the `compress` of every
+    `PreTrainedModel`.
 
     Args:
         config ([`SliceGPTConfig`]): how to slice.
@@ -31,17 +67,21 @@ def compress(self: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = Non
 
 
 def follow_verbosity() -> None:
-    """Messages are of the level that `transformers.logging` or TRANSFORMERS_VERBOSITY sets."""
+    """Has this package log at the level that `transformers.logging` or TRANSFORMERS_VERBOSITY sets."""
     logger = logging.getLogger("optimum_slicegpt")
     if not logger.handlers:
-        logger.parent = logging.getLogger("transformers")  # whose level is inherited, but not its name on every line
+        # The parent's level is inherited. Its handler is not used, because it would put its own name on every line.
+        logger.parent = logging.getLogger("transformers")
         logger.propagate = False
         logger.addHandler(logging.StreamHandler())
         logger.handlers[0].setFormatter(logging.Formatter("[optimum-slicegpt] %(message)s"))
 
 
 def register() -> None:
-    """`from_pretrained(quantization_config=SliceGPTConfig(...))`, `model.compress(...)`, default targets of PEFT."""
+    """
+    Registers the `slicegpt` quantization method, `compress` of every model, `push_to_hub` of sliced models and PEFT's
+    default targets for them.
+    """
     if "slicegpt" not in AUTO_QUANTIZER_MAPPING:
         register_quantization_config("slicegpt")(SliceGPTConfig)
         register_quantizer("slicegpt")(SliceGPTHfQuantizer)
@@ -55,6 +95,6 @@ def register() -> None:
         for table in tables:
             if model_type in table:
                 table[f"sliced_{model_type}"] = table[model_type]
-        # A family that PEFT has no default for still gets one for LoRA: what attention reads.
+        # PEFT has no default targets for some families. LoRA then goes onto the readers of attention.
         readers = [name.rpartition(".")[2] for name in family.attn_readers]
         lora_targets.setdefault(f"sliced_{model_type}", readers)

@@ -1,6 +1,5 @@
-"""Slicing from a checkpoint to a checkpoint, a layer at a time: no model is ever in memory."""
+"""Slices from a checkpoint to a checkpoint, a layer at a time: no model is ever in memory."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,31 +11,37 @@ from accelerate.utils import convert_file_size_to_int
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .calibration import find_tokenizer, is_own_text, sources_of
-from .checkpoint import Checkpoint
-from .compress import compress
 from .configuration import SliceGPTConfig
-from .model_card import model_card, save_picture
-from .on_disk import STATE, WEIGHTS, OnDisk
-from .processes import Processes
-from .quantizer import SliceGPTQuantizer
-from .run_plan import RunPlan
-from .shards import DEFAULT_SHARD_SIZE, verify_checkpoint
-from .walk import SlicedResult
-from .writing import check_output, locked, move_into_place, sync_folder
+from .data.batches import find_tokenizer
+from .data.calibration import calibration_batches, is_generated, list_sources
+from .distributed import Processes, fingerprint
+from .modeling.checks import check_sliceable
+from .planning.widths import SlicePlan
+from .record import record_run
+from .reports.model_card import model_card, save_picture
+from .slicing.compress import compress
+from .slicing.estimate import RunEstimate, estimate_run
+from .slicing.run import SlicedResult
+from .storage.checkpoint import Checkpoint
+from .storage.files import check_output, locked, move_into_place, sync_folder
+from .storage.on_disk import STATE_FILE, WEIGHTS, OnDisk
+from .storage.shards import DEFAULT_SHARD_SIZE, verify_checkpoint
 
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_MEMORY = "1GiB"
 
-ABOUT_DATA = ("dataset", "text_column", "tokenizer", "nsamples", "seqlen", "batch_size", "offload_activations")
-"""Settings that show in the tokens, or not at all."""
+FREE_SETTINGS = ("dataset", "text_column", "tokenizer", "nsamples", "seqlen", "batch_size", "offload_activations")
+"""Settings that show in the tokens, or not at all: a run that resumes may have others."""
 
 
 def file_size(size: int | str) -> int:
     """
-    Bytes of `"1GiB"`, `"50GB"` and the like.
+    Converts a size to bytes.
+
+    Args:
+        size (`int` or `str`): bytes, or a number with a unit: `"1GiB"`, `"50GB"`.
 
     Raises:
         ValueError: no unit, no number, or a negative one.
@@ -52,38 +57,48 @@ def compress_checkpoint(
     output: str | os.PathLike,
     config: SliceGPTConfig,
     tokenizer: Any = None,
-    **options,
+    **options: Any,
 ) -> PreTrainedModel:
     """
     Slices a checkpoint, on disk or on the Hub, into a folder, layer by layer. The result is, byte by byte, that of
     [`SliceGPTQuantizer.quantize_model`] and `save_pretrained`.
 
-    Args: as [`StreamedRun`], whose errors it raises, and those of [`StreamedRun.run`].
+    Args:
+        model (`str` or `os.PathLike`): path of a dense checkpoint in safetensors, or its name on the Hub.
+        output (`str` or `os.PathLike`): an absent or empty folder.
+        config ([`SliceGPTConfig`]): how to slice. `dataset="self"` is for models in memory.
+        tokenizer (`str` or tokenizer, *optional*): for calibration data that is text; saved in `output`, too.
+        **options: the other arguments of [`StreamedRun`]: `dtype`, `max_memory`, `max_shard_size`, `resume`,
+            `trust_remote_code`.
 
     Returns:
         `PreTrainedModel`: the sliced model without values, on `meta`.
+
+    Raises:
+        BlockingIOError, FileExistsError, OSError, ValueError: see [`StreamedRun`] and [`StreamedRun.run`].
     """
     return StreamedRun(model, output, config, tokenizer, **options).run()
 
 
 class StreamedRun:
     """
-    One run from a checkpoint to a folder. Whatever can be refused is refused when it is built.
+    One run from a checkpoint to a folder. All checks run when it is built.
 
     Args:
         model (`str` or `os.PathLike`): path of a dense checkpoint in safetensors, or its name on the Hub.
         output (`str` or `os.PathLike`): an absent or empty folder. Beside it, a hidden folder holds what is needed to
-            take up the run; that folder goes at the end.
+            resume the run; that folder is deleted at the end.
         config ([`SliceGPTConfig`]): how to slice. `dataset="self"` is for models in memory.
         tokenizer (`str` or tokenizer, *optional*): for calibration data that is text; saved in `output`, too.
         dtype (`str` or `torch.dtype`): of the model. `"auto"` is as stored.
         max_memory (`int` or `str`): bytes, or `"2GiB"`, of calibration activations and second moments that are kept
             in memory; others wait in files. Weights and a step's own matrices come on top.
         max_shard_size (`int` or `str`): of a weight file, as in `save_pretrained`.
-        resume (`bool`): take up a run into `output` that was interrupted, if there is one.
+        resume (`bool`): resume a run into `output` that was interrupted, if there is one.
         trust_remote_code (`bool`): run code that comes with the model.
 
     Attributes:
+        plan ([`SlicePlan`]): widths and neurons.
         batches ([`TokenBatches`]): what it calibrates on.
 
     Raises:
@@ -114,7 +129,7 @@ class StreamedRun:
             )
         self.output = Path(output).resolve()
         check_output(self.output)
-        if any(map(is_own_text, sources_of(config.dataset))):
+        if any(map(is_generated, list_sources(config.dataset))):
             raise ValueError(
                 "dataset='self' has the whole model write text, and streaming never holds it; give other data, or "
                 "slice in memory."
@@ -123,14 +138,16 @@ class StreamedRun:
         self.config, self.resume = config, resume
         self.tokenizer = None if tokenizer is None else find_tokenizer(tokenizer)
         self.checkpoint = Checkpoint(model, dtype, trust_remote_code)
-        self.quantizer = SliceGPTQuantizer(config)
-        self.slice_plan, self.batches = self.quantizer.prepare(self.checkpoint.model, self.tokenizer)
+        dense = self.checkpoint.model
+        check_sliceable(dense)
+        self.plan = SlicePlan.from_config(config, dense.config)
+        self.batches = calibration_batches(dense, config, self.tokenizer)
 
-    def plan(self) -> RunPlan:
-        """What the run will take."""
-        return RunPlan.of(
+    def estimate(self) -> RunEstimate:
+        """Estimates what the run will take."""
+        return estimate_run(
             self.checkpoint.model,
-            self.slice_plan,
+            self.plan,
             self.config,
             tokens=self.batches.ntokens,
             tokens_per_batch=max(batch["input_ids"].numel() for batch in self.batches),
@@ -152,7 +169,7 @@ class StreamedRun:
 
         Raises:
             BlockingIOError: another run writes to `output`.
-            FileExistsError: `output` is not empty, or an interrupted run is to be taken up or deleted first.
+            FileExistsError: `output` is not empty, or an interrupted run is to be resumed or deleted first.
             OSError: the disk is full. The state of the last finished step is kept.
             ValueError: the interrupted run was of another model, other settings or other data; a weight or an
                 activation is not finite.
@@ -171,13 +188,13 @@ class StreamedRun:
                     saved=saved,
                 )
                 batches = self.batches.batches
-                result = compress(self.checkpoint.model, self.slice_plan, batches, self.config, storage)
+                result = compress(self.checkpoint.model, self.plan, batches, self.config, storage)
                 self._finish(result)
             except BaseException:
-                if (self.folder / STATE).exists():
+                if (self.folder / STATE_FILE).exists():
                     logger.warning(
                         f"What is finished is kept in {str(self.folder)!r}. With resume=True, --resume on the command "
-                        "line, the same run goes on from there; delete that folder to start again."
+                        "line, the same run continues from there; delete that folder to start again."
                     )
                 else:
                     shutil.rmtree(self.folder)
@@ -185,24 +202,19 @@ class StreamedRun:
         return result.model
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be the same when a run is taken up, under the name that an error calls it by."""
-        settings = {key: value for key, value in self.config.to_dict().items() if key not in ABOUT_DATA}
-        tokens = hashlib.sha256()
-        for batch in self.batches:
-            for name, values in sorted(batch.items()):
-                tokens.update(f"{name} {tuple(values.shape)}".encode() + values.numpy().tobytes())
+        """Returns all that must be the same when a run resumes, under the names that an error message uses."""
+        settings = {key: value for key, value in self.config.to_dict().items() if key not in FREE_SETTINGS}
         return {
             "model": self.checkpoint.fingerprint(),
             "settings": settings | {"model_dtype": str(self.checkpoint.model.dtype), "shards": self.max_shard_size},
-            "widths": [*self.slice_plan.widths, self.slice_plan.inner],
-            "calibration data": tokens.hexdigest(),
+            "widths": [*self.plan.widths, self.plan.neurons],
+            "calibration data": fingerprint(self.batches.batches),
         }
 
     def _saved_state(self) -> dict[str, Any] | None:
-        state = self.folder / STATE
-        if (
-            not state.exists() or not (self.folder / WEIGHTS).exists()
-        ):  # a run that died before its first step was done
+        state = self.folder / STATE_FILE
+        # A run that ended before its first step lacks one of the two.
+        if not state.exists() or not (self.folder / WEIGHTS).exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
             sync_folder(self.output.parent)
@@ -214,24 +226,25 @@ class StreamedRun:
             raise ValueError(f"The state of the interrupted run is damaged; delete {str(self.folder)!r}.") from error
         if not self.resume:
             raise FileExistsError(
-                f"A run into {str(self.output)!r} was interrupted after {saved['done']} steps; take it up with "
+                f"A run into {str(self.output)!r} was interrupted after {saved['done']} steps; resume it with "
                 f"resume=True, --resume on the command line, {remedy}."
             )
         fingerprint = json.loads(json.dumps(self.fingerprint()))
         differing = [name for name, value in fingerprint.items() if saved["fingerprint"][name] != value]
         if differing:
             raise ValueError(
-                f"The interrupted run into {str(self.output)!r} had other {' and '.join(differing)}; take it up as it "
+                f"The interrupted run into {str(self.output)!r} had other {' and '.join(differing)}; resume it as it "
                 f"was begun, {remedy}."
             )
         return saved
 
     def _finish(self, result: SlicedResult) -> None:
-        """Adds what goes beside the weights, verifies the checkpoint, and gives it its name."""
+        """Adds the other files, verifies the checkpoint, and renames it to `output`."""
         model, weights, beside = result.model, self.folder / WEIGHTS, self.folder / "beside"
-        self.quantizer.conclude(self.checkpoint.model, self.slice_plan, self.batches, result)
+        dense, energy_kept, seconds = self.checkpoint.model, result.energy_kept, result.seconds
+        record_run(dense, model, self.plan, self.config, self.batches, energy_kept, seconds)
         shutil.rmtree(beside, ignore_errors=True)
-        model.save_pretrained(beside, state_dict={})  # everything but weights
+        model.save_pretrained(beside, state_dict={})  # This writes all files except the weights.
         model_card(model, picture=save_picture(model.config, beside)).save(beside / "README.md")
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(beside)
@@ -239,7 +252,7 @@ class StreamedRun:
         verify_checkpoint(weights, model)
         for path in [*weights.rglob("*")]:
             if path.is_file():
-                with open(path, "r+b") as file:  # Windows wants it writable
+                with open(path, "r+b") as file:  # Windows syncs only files that are opened for writing.
                     os.fsync(file.fileno())
         sync_folder(weights)
         move_into_place(weights, self.output)

@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many as there are cores
 import pytest
 import tiny
 import torch
+from quickness import measure_speed_briefly, quick_garbage_collection
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -22,15 +23,29 @@ for library in ("transformers", "optimum_slicegpt"):
     logging.get_logger(library).propagate = True  # to caplog
 
 
+measure_speed_briefly()
+
+
+def pytest_collection_modifyitems(items):
+    """Lets tests that take long begin first, so that no process waits for them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_garbage():
+    with quick_garbage_collection():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def warned_of_nothing():
-    """What is told once in a process is told once in every test."""
+    """Lets every test see the warnings that are logged once in a process."""
     logging.warning_once.cache_clear()
 
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    """A token a word: `w0` is 0, `w95` is 95, anything else 96. Has a beginning, so that leaving it out shows."""
+    """Makes a token of each word: `w0` is 0, `w95` is 95, any other 96. Adds a beginning, whose absence shows."""
     words = {f"w{i}": i for i in range(96)} | {"<unk>": 96, "<s>": 97}
     backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = WhitespaceSplit()
@@ -40,7 +55,7 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def cli_files(tmp_path_factory, tiny_tokenizer):
-    """A dense checkpoint, `dense`, and texts to calibrate and to measure on."""
+    """Makes a dense checkpoint, `dense`, and texts to calibrate and to measure on."""
     folder = tmp_path_factory.mktemp("cli")
     tiny.build("llama", torch.float32, vocab_size=98).save_pretrained(folder / "dense")
     tiny_tokenizer.save_pretrained(folder / "dense")

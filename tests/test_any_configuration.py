@@ -49,7 +49,7 @@ KNOWN = {
 
 @st.composite
 def token_batches(draw):
-    """Few or many tokens, all alike or not, padded or not."""
+    """Draws few or many tokens, all alike or not, padded or not."""
     shape = draw(st.sampled_from(((1, 1), (1, 2), (2, 24), (3, 60))))
     ids = tiny.tokens(*shape, seed=draw(st.integers(0, 5)))
     if draw(st.booleans()):

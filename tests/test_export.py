@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 from command_line import fails, run
+from sliced_models import model_of_one_width, plan_of_one_width
 from tiny import TINY, aligned, build, calibration, relative_error, tokens
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
-from optimum_slicegpt.assembly import build_sliced
 from optimum_slicegpt.export import check_exportable, export_stock, stock_obstacle
 from optimum_slicegpt.modeling.families import family_of
 
@@ -43,38 +43,13 @@ Hidden size 48 is the only one that fits some. The others get one that no other 
 """
 
 
-def planned(name, width, dtype=torch.float64, overrides=None, **changes):
-    """A dense model, and a plan to slice it in one shared basis."""
-    dense = build(name, dtype, **{"tie_word_embeddings": False} | (overrides or {}))
-    family = family_of(dense.config)
-    widths = (width,) * family.num_sites(dense.config)
-    # Where experts have the neurons, they are left alone.
-    return dense, SlicePlan(48, widths, **{"shortcuts": False, "inner": None if family.moe else 24} | changes)
-
-
-def sliced(name, width, dtype=torch.float64, overrides=None, **changes):
-    """A sliced model with random weights, far from trivial: what it computes is the export's only standard."""
-    dense, plan = planned(name, width, dtype, overrides, **changes)
-    config = build_sliced(dense, plan).config
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config, experts_implementation=dense.config._experts_implementation)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            per_head = any(norm in key for norm in ("q_norm", "k_norm", "q_layernorm", "k_layernorm"))
-            if key.endswith("bias") or per_head:
-                parameter += 0.3 * torch.randn_like(parameter)
-            elif parameter.ndim > 1:
-                parameter *= 8
-    return model.to(dtype).eval()
-
-
 # The same function
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TINY)
 def test_logits_equal(name):
-    model = sliced(name, WIDTHS[name])
+    model = model_of_one_width(name, WIDTHS[name])
     stock = export_stock(model)
     # Some norms compute in float32, whatever they are given.
     single = not family_of(model.config).layer_norm or name in ("olmo", "cohere")
@@ -97,7 +72,7 @@ def test_logits_equal(name):
     ],
 )
 def test_logits_equal_in_variants(name, width, overrides):
-    model = sliced(name, width, overrides=overrides)
+    model = model_of_one_width(name, width, overrides=overrides)
     stock = export_stock(model)
     assert relative_error(stock(tokens()).logits, model(tokens()).logits) < 1e-6
     assert stock.config.intermediate_size == 24
@@ -106,7 +81,7 @@ def test_logits_equal_in_variants(name, width, overrides):
 @torch.no_grad()
 @pytest.mark.parametrize("name", TINY)
 def test_greedy_generation_equals(name):
-    model, ids = sliced(name, WIDTHS[name]), tokens(length=6)
+    model, ids = model_of_one_width(name, WIDTHS[name]), tokens(length=6)
     expected = model.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
     assert torch.equal(
         export_stock(model).generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None), expected
@@ -117,7 +92,7 @@ def test_a_fresh_process_without_the_package_gives_the_same_bits(tmp_path):
     torch.save(tokens(), tmp_path / "inputs.pt")
     expected = {}
     for name in TINY:
-        model = sliced(name, WIDTHS[name], torch.float32)
+        model = model_of_one_width(name, WIDTHS[name], torch.float32)
         stock = export_stock(model)
         stock.save_pretrained(tmp_path / name)
         expected[name] = aligned(stock)(tokens()).logits
@@ -137,7 +112,7 @@ def test_a_fresh_process_without_the_package_gives_the_same_bits(tmp_path):
 
 def test_norms_have_no_gain_but_one():
     for name in ("llama", "gemma", "nemotron", "cohere"):
-        stock = export_stock(sliced(name, WIDTHS[name]))
+        stock = export_stock(model_of_one_width(name, WIDTHS[name]))
         offset = family_of(stock.config).gain_offset
         norms = [module for key, module in stock.named_modules() if key.endswith(("layernorm", "model.norm"))]
         assert len(norms) > 2 and all((norm.weight + offset == 1).all() for norm in norms)
@@ -145,7 +120,7 @@ def test_norms_have_no_gain_but_one():
 
 @torch.no_grad()
 def test_the_sliced_model_and_the_random_state_are_left_alone():
-    model = sliced("nemotron", 28, torch.bfloat16)
+    model = model_of_one_width("nemotron", 28, torch.bfloat16)
     before, state = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
     stock = export_stock(model)
     assert torch.equal(torch.get_rng_state(), state)
@@ -190,28 +165,28 @@ REFUSED = [
         "gpt2",
         29,
         {},
-        r"of width 29 as GPT2LMHeadModel with hidden_size=30: transformer.h.0.attn.c_attn would have \(90,\) rows in "
-        r"place of \(144,\), because this class derives .* the nearest: 47.",
+        r"of width 29 as GPT2LMHeadModel with hidden_size=30: transformer.h.0.attn.c_attn would have \(90,\) rows "
+        r"instead of \(144,\), because this class derives .* the nearest: 47.",
     ),
     ("opt", 29, {}, r"OPTForCausalLM with hidden_size=30: .*q_proj would have \(30,\) .* nearest: 47\."),
-    ("phi", 29, {}, r"q_layernorm.weight would have \(10,\) rows in place of \(16,\), .* nearest: 47\."),
+    ("phi", 29, {}, r"q_layernorm.weight would have \(10,\) rows instead of \(16,\), .* nearest: 47\."),
     ("gpt_neox", 29, {}, r"with hidden_size=30: .*query_key_value would have \(90,\) .* nearest: 47\."),
     ("gpt_neox", 28, {}, r"with hidden_size=29: The hidden size is not divisible .* nearest: 47\."),
     ("stablelm", 29, {}, r"q_proj would have \(30,\) rows .* nearest: 47\."),
     ("stablelm", 28, {}, r"hidden_size must be divisible by num_heads .* nearest: 47\."),
-    ("falcon", 35, {}, r"query_key_value would have \(60,\) rows in place of \(80,\), .* nearest: 47\."),
+    ("falcon", 35, {}, r"query_key_value would have \(60,\) rows instead of \(80,\), .* nearest: 47\."),
     ("falcon", 28, {}, r"with hidden_size=29: .* nearest: 47\."),
 ]
 
 
 @pytest.mark.parametrize("name, width, changes, message", REFUSED)
 def test_refusals_and_what_a_plan_says_beforehand(name, width, changes, message):
-    changes = {"inner": None} | changes
+    changes = {"neurons": None} | changes
     overrides = {"tie_word_embeddings": changes.get("tied", False)}
-    model = sliced(name, width, overrides=overrides, **changes)
+    model = model_of_one_width(name, width, overrides=overrides, **changes)
     with pytest.raises(ValueError, match=message) as refusal:
         export_stock(model)
-    dense, plan = planned(name, width, overrides=overrides, **changes)
+    dense, plan = plan_of_one_width(name, width, overrides=overrides, **changes)
     assert stock_obstacle(dense.config, plan) == str(refusal.value)
 
 
@@ -226,14 +201,14 @@ def test_smollm2_wants_a_multiple_of_its_nine_heads():
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_plan_that_can_be_exported_has_no_obstacle(name):
-    dense, plan = planned(name, WIDTHS[name])
+    dense, plan = plan_of_one_width(name, WIDTHS[name])
     assert stock_obstacle(dense.config, plan) is None
 
 
 def test_models_that_are_not_sliced_causal_language_models(tmp_path):
     with pytest.raises(ValueError, match=r"model_type='llama': it is no sliced model.*rotation='shared'"):
         export_stock(build("llama"))
-    sliced("llama", 28).save_pretrained(tmp_path)
+    model_of_one_width("llama", 28).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="Cannot export a SlicedLlamaModel: .* AutoModelForCausalLM"):
         check_exportable(AutoModel.from_pretrained(tmp_path))
 
@@ -243,7 +218,7 @@ def test_models_that_are_not_sliced_causal_language_models(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path, tiny_tokenizer):
-    model = sliced("nemotron", 31, torch.bfloat16, {"vocab_size": 98})
+    model = model_of_one_width("nemotron", 31, torch.bfloat16, {"vocab_size": 98})
     model.generation_config.update(max_new_tokens=7)
     model.save_pretrained(tmp_path / "sliced")
     tiny_tokenizer.save_pretrained(tmp_path / "sliced")
@@ -276,7 +251,7 @@ def test_command_prints(folder, capsys):
 
 
 def test_command_refuses_before_weights_are_read(tmp_path, tiny_tokenizer, capsys):
-    sliced("llama", 30).config.save_pretrained(tmp_path / "sliced")  # no weights at all
+    model_of_one_width("llama", 30).config.save_pretrained(tmp_path / "sliced")  # no weights at all
     tiny_tokenizer.save_pretrained(tmp_path / "sliced")
     line = fails(capsys, "export", "--model", tmp_path / "sliced", "--output", tmp_path / "stock")
     assert "is not a multiple" in line

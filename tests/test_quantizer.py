@@ -10,8 +10,8 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForC
 
 import optimum_slicegpt
 from optimum_slicegpt import SliceGPTConfig, SliceGPTQuantizer
-from optimum_slicegpt.assembly import become, build_sliced
 from optimum_slicegpt.modeling.modeling_sliced import SlicedLlamaForCausalLM
+from optimum_slicegpt.slicing.skeleton import build_sliced, replace_in_place
 
 
 def config(**kwargs):
@@ -118,7 +118,7 @@ def test_importing_twice_registers_once():
 
 
 def refused(model, message, given=None, **kwargs):
-    """Slicing raises the message and leaves the model as it was."""
+    """Asserts that slicing raises the message and leaves the model as it was."""
     before, kind = {key: value.clone() for key, value in model.state_dict().items()}, type(model)
     with pytest.raises(ValueError, match=message):
         model.compress(given or config(), **kwargs)
@@ -215,7 +215,7 @@ def test_a_tensor_without_a_value():
     model = build("llama")
     sliced = build_sliced(model, optimum_slicegpt.SlicePlan(HIDDEN, (HIDDEN,) * 5))
     with pytest.raises(RuntimeError, match="No value was given to model.embed_tokens.weight"):
-        become(model, sliced)
+        replace_in_place(model, sliced)
     assert type(model) is LlamaForCausalLM
 
 
@@ -253,7 +253,7 @@ def test_configuration_of_the_sliced_class_is_kept_apart_from_llama():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_masks_survive_a_narrower_dtype(dtype):
-    """Eager attention adds float32's least number where it may not look, which is minus infinity in half precision."""
+    """Eager attention masks by float32's least number, which is minus infinity in half precision."""
     batch = {"input_ids": tokens(), "attention_mask": torch.ones_like(tokens())}
     batch["attention_mask"][0, :5] = 0
     model = build("llama", torch.float32)

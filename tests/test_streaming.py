@@ -23,7 +23,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    """Folder of a tiny model's checkpoint, in several files."""
+    """Returns a function that saves a tiny model in several files."""
     root = tmp_path_factory.mktemp("dense")
 
     def dense(name, **overrides):
@@ -43,7 +43,7 @@ def through_memory(folder, output, config):
 
 
 def assert_same_files(one, other):
-    """But for the model card with its picture, and the times that the configuration holds."""
+    """Compares two folders, except the model card with its picture and the times in the configuration."""
     assert {path.name for path in other.iterdir()} - {path.name for path in one.iterdir()} <= {
         "README.md",
         "slicegpt.png",
@@ -115,7 +115,7 @@ def test_the_plan_tells_sizes_exactly(dense, tmp_path):
     folder = dense("llama")
     config = SliceGPTConfig(sparsity=1 / 3, dataset=calibration(), refit=False)
     run = StreamedRun(folder, tmp_path / "streamed", config, max_memory="1MiB")
-    plan = run.plan()
+    plan = run.estimate()
     assert plan.passes == ["second moments of all sites", "slicing"]
     assert plan.bytes_read == 2 * 4 * plan.parameters_before
     sliced = run.run()
@@ -132,7 +132,7 @@ def test_the_plan_tells_sizes_exactly(dense, tmp_path):
 )
 def test_the_plan_counts_passes(dense, tmp_path, method, passes):
     config = SliceGPTConfig(sparsity=1 / 3, dataset=calibration(), **METHODS[method])
-    assert len(StreamedRun(dense("llama"), tmp_path / "streamed", config).plan().passes) == passes
+    assert len(StreamedRun(dense("llama"), tmp_path / "streamed", config).estimate().passes) == passes
 
 
 @pytest.mark.parametrize("size", ["much", "1 XB", "-1GB"])

@@ -62,12 +62,12 @@ TINY = {
 
 
 def paper(**kwargs):
-    """The paper's method: axes per block, nothing fitted."""
+    """Returns the configuration of the paper's method: axes per block, nothing fitted."""
     return SliceGPTConfig(rotation="per_block", refit=False, **kwargs)
 
 
 def build(name: str, dtype=torch.float64, **overrides):
-    """A random model in evaluation mode whose norms, biases and embedding means are all far from trivial."""
+    """Builds a random model in evaluation mode whose norms, biases and embedding means are all far from trivial."""
     config = AutoConfig.for_model(name.split("-")[0], **TINY[name] | overrides)
     torch.manual_seed(0)
     # The grouped matrix product, by default the experts' own, knows no float64.
@@ -85,7 +85,7 @@ def build(name: str, dtype=torch.float64, **overrides):
 
 
 def differing_widths(config):
-    """A width for every site, all of them different where the family allows that. The last is 28."""
+    """Returns a width for every site, all of them different where the family allows that. The last is 28."""
     family = family_of(config)
     widths = [44, 36, 28] if family.parallel else [44, 40, 36, 32, 28]
     for first, second, _ in family.equal_sites(config, tied=False):
@@ -94,13 +94,13 @@ def differing_widths(config):
 
 
 def tokens(batch=2, length=24, seed=1):
-    """Token ids `(batch, length)` without special tokens."""
+    """Draws token ids `(batch, length)` without special tokens."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCAB, (batch, length), generator=generator)
 
 
 def calibration(batches=3, **kwargs):
-    """Tokenised batches, enough of them for every axis to be determined."""
+    """Draws batches of tokens, enough of them for every axis to be determined."""
     return [{"input_ids": tokens(seed=100 + index, **kwargs)} for index in range(batches)]
 
 

@@ -1,4 +1,4 @@
-"""Docstrings in the style of Hugging Face, as mkdocstrings takes them: references to other objects become links."""
+"""Docstrings in the style of Hugging Face, for mkdocstrings: references to other objects become links."""
 
 import re
 
@@ -9,7 +9,7 @@ REFERENCE = re.compile(r"\[`([\w.]+)`\]")
 
 
 class References(Extension):
-    """[`name`] becomes a link where that object has a place on some page, and code where it has none."""
+    """Turns [`name`] into a link if a page of the site describes that object, and into code otherwise."""
 
     def on_object(self, *, obj: Object, **kwargs) -> None:
         if obj.docstring is not None:

@@ -1,4 +1,4 @@
-"""What the site needs beyond mkdocs itself: files outside of docs/ that its pages link to come along."""
+"""Hooks of mkdocs: files outside docs/ that pages link to become part of the site."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from mkdocs.structure.files import File
 
 
 OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)")
-"""A link that leaves docs/, as it works where the repository is browsed."""
+"""A link that leaves docs/. In the repository such a link works as it is."""
 
 
 def on_files(files, config):

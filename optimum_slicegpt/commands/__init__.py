@@ -1,1 +1,1 @@
-"""What the commands of `optimum-cli slicegpt` do: a module each, whose `run` takes the parsed arguments."""
+"""The work of the commands of `optimum-cli slicegpt`: a module each, whose `run` takes the parsed arguments."""

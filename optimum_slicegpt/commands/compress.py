@@ -9,34 +9,43 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
-from ..calibration import within_positions
 from ..configuration import SliceGPTConfig
-from ..console import print_json, print_plan, print_report
+from ..data.batches import limit_to_positions
+from ..distributed import Processes
 from ..export import export_obstacle
-from ..model_card import model_card, save_picture
-from ..processes import Processes
+from ..modeling.decoder import empty_model
+from ..planning.widths import SlicePlan
 from ..quantizer import SliceGPTQuantizer
-from ..run_plan import RunPlan
-from ..shards import verify_checkpoint
-from ..sizes import on_meta
+from ..reports.model_card import model_card, save_picture
+from ..slicing.estimate import estimate_run
+from ..storage.files import written_aside
+from ..storage.shards import verify_checkpoint
 from ..streaming import DEFAULT_MEMORY, StreamedRun, file_size
-from ..widths import SlicePlan
-from ..writing import written_aside
-from .loading import check_device, load_config_and_tokenizer, load_model, load_test_batches, measure, silence
+from .loading import (
+    check_device,
+    load_config_and_tokenizer,
+    load_model,
+    load_test_batches,
+    measure_perplexity,
+    silence,
+)
+from .printing import print_estimate, print_json, print_summary
 
 
 def run(args: Namespace) -> None:
     """
-    Slices a model, saves it with its tokenizer, and prints what became of it.
+    Slices a model, saves it with its tokenizer, and prints its size before and after.
 
-    Under `accelerate launch` every process loads the model and computes with its share of the calibration batches, and
-    the first one measures, writes and prints.
+    Under `accelerate launch` every process loads the model and computes with its share of the calibration batches. The
+    first process measures, writes and prints.
 
     Args:
-        args (`Namespace`): of `optimum-cli slicegpt compress`; the fields of `SliceGPTConfig` that were given.
+        args (`Namespace`):
+            Of `optimum-cli slicegpt compress`. It holds only those fields of `SliceGPTConfig` that were given.
 
     Raises:
-        OSError, ValueError: whatever can be refused, before the weights are read; activations that are not finite.
+        OSError, ValueError: the model, a setting, the data or the output cannot be used, all of which is checked
+            before weights are read; activations are not finite.
     """
     given = vars(args)
     config = SliceGPTConfig(
@@ -53,40 +62,40 @@ def run(args: Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is for --stream; give both, or neither.")
     if args.plan:
         if processes.is_first:
-            plan(args, config)
+            estimate(args, config)
     elif args.stream:
         stream(args, config)
     else:
         compress_in_memory(args, config, processes)
 
 
-def plan(args: Namespace, config: SliceGPTConfig) -> None:
-    """Prints what a run would take, from the configuration alone: as if there were as much text as is asked for."""
+def estimate(args: Namespace, config: SliceGPTConfig) -> None:
+    """Prints what a run would take. It reads the configuration alone, and assumes as much text as is asked for."""
     model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     if args.model_dtype != "auto":
         model_config.dtype = args.model_dtype
-    seqlen = within_positions(config.seqlen, model_config)
-    found = RunPlan.of(
-        on_meta(model_config),
+    seqlen = limit_to_positions(config.seqlen, model_config)
+    found = estimate_run(
+        empty_model(model_config),
         SlicePlan.from_config(config, model_config),
         config,
         tokens=config.nsamples * seqlen,
         tokens_per_batch=min(config.batch_size, config.nsamples) * seqlen,
         max_memory=file_size(args.max_memory or DEFAULT_MEMORY) if args.stream else None,
     )
-    print_json({"model": args.model} | asdict(found)) if args.json else print_plan(found)
+    print_json({"model": args.model} | asdict(found)) if args.json else print_estimate(found)
 
 
 def stream(args: Namespace, config: SliceGPTConfig) -> None:
     """
-    Slices without holding a model.
+    Slices layer by layer, from a checkpoint to a checkpoint.
 
     Raises:
-        OSError, ValueError: as [`StreamedRun`]; something that needs the whole model is asked for.
+        OSError, ValueError: [`StreamedRun`] refuses the run; an option needs the whole model in memory.
     """
     for name, remedy in {"eval_dataset": "optimum-cli slicegpt eval", "push_to_hub": "hf upload"}.items():
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} wants the whole model in memory; use {remedy} afterwards.")
+            raise ValueError(f"--{name.replace('_', '-')} needs the whole model in memory; use {remedy} afterwards.")
     _, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
     run = StreamedRun(
         args.model,
@@ -99,16 +108,17 @@ def stream(args: Namespace, config: SliceGPTConfig) -> None:
         resume=args.resume,
         trust_remote_code=args.trust_remote_code,
     )
-    found = run.plan()
+    found = run.estimate()
     if not args.json:
-        print_plan(found)
+        print_estimate(found)
     model = run.run()
     dense = sum(parameter.nbytes for parameter in run.checkpoint.model.parameters())
-    report = describe(args, model, dense) | {"plan": asdict(found)}
-    print_json(report) if args.json else print_report(report)
+    summary = summarise(args, model, dense) | {"plan": asdict(found)}
+    print_json(summary) if args.json else print_summary(summary)
 
 
 def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Processes) -> None:
+    """Slices a model in memory, in one process or in several."""
     with written_aside(Path(args.output)) if processes.is_first else nullcontext() as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
         SlicePlan.from_config(config, model_config)
@@ -120,14 +130,14 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
 
         model = load_model(args, args.model_dtype)
         size_before = sum(parameter.nbytes for parameter in model.parameters())
-        before = test and measure(model, test, config.device)
+        before = test and measure_perplexity(model, test, config.device)
         SliceGPTQuantizer(config).quantize_model(model, tokenizer)
         if not processes.is_first:
             return
-        after = test and measure(model, test, config.device)
+        after = test and measure_perplexity(model, test, config.device)
         if test:
             found = {"before": before.perplexity, "after": after.perplexity}
-            finite = {when: value for when, value in found.items() if math.isfinite(value)}  # as JSON is to hold it
+            finite = {when: value for when, value in found.items() if math.isfinite(value)}  # JSON has no infinity.
             model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
         model.save_pretrained(folder, max_shard_size=args.max_shard_size)
         model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
@@ -137,18 +147,18 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
     if args.push_to_hub:
         model.push_to_hub(args.push_to_hub, tokenizer=tokenizer)
 
-    report = describe(args, model, size_before)
+    summary = summarise(args, model, size_before)
     if test:
-        report |= {
+        summary |= {
             "perplexity_on": test.source,
             "perplexity_before": asdict(before),
             "perplexity_after": asdict(after),
         }
-    print_json(report) if args.json else print_report(report)
+    print_json(summary) if args.json else print_summary(summary)
 
 
-def describe(args: Namespace, model: PreTrainedModel, size_before: int) -> dict[str, Any]:
-    """What a report says of every run."""
+def summarise(args: Namespace, model: PreTrainedModel, size_before: int) -> dict[str, Any]:
+    """Returns the facts that every run prints."""
     return {
         "model": args.model,
         "output": args.output,

@@ -6,21 +6,22 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..console import print_json
 from ..export import check_exportable, export_stock
-from ..writing import written_aside
+from ..storage.files import written_aside
 from .loading import load_config_and_tokenizer, load_model
+from .printing import print_json
 
 
 def run(args: Namespace) -> None:
     """
-    Saves a sliced model as one of its family's own class, with its tokenizer, and prints what it is.
+    Saves a sliced model as a model of its family's own class, with its tokenizer, and prints its class and size.
 
     Args:
         args (`Namespace`): of `optimum-cli slicegpt export`.
 
     Raises:
-        OSError, ValueError: whatever can be refused, before the weights are read.
+        OSError, ValueError: the model cannot be exported, or the output cannot be used. No weights are read before
+            both are checked.
     """
     with written_aside(Path(args.output)) as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, args.tokenizer)

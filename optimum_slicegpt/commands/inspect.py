@@ -4,16 +4,18 @@ from argparse import Namespace
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration import SliceGPTConfig
-from ..console import print_inspection, print_json, print_record
-from ..inspection import inspect_dense
-from ..quantizer import SliceGPTQuantizer, check_sliceable
-from ..spectrum import Spectrum, measure_spectrum, with_energy
-from ..writing import file_written_aside, written_aside
+from ..data.calibration import calibration_batches
+from ..evaluation.spectrum import measure_spectrum
+from ..modeling.checks import check_sliceable
+from ..planning.inspection import Inspection, Spectrum, add_energy, inspect_dense
+from ..storage.files import file_written_aside, written_aside
 from .loading import check_device, load_config_and_tokenizer, load_model
+from .printing import print_inspection, print_json, print_record
 
 
 CALIBRATION = ("dataset", "text_column", "nsamples", "seqlen", "batch_size", "seed", "device")
@@ -21,8 +23,8 @@ CALIBRATION = ("dataset", "text_column", "nsamples", "seqlen", "batch_size", "se
 
 def run(args: Namespace) -> None:
     """
-    Prints what every method would make of a model, or what was done to one that is sliced; perhaps writes a report.
-    Loads no weights unless there is a dataset to measure the stream on.
+    Prints what every method would make of a dense model, or how a sliced model was made. Can write this as a report,
+    too. Loads weights only where a dataset is given, to measure the stream on it.
 
     FLOPs are of products with matrices; attention scores, whose number depends on the context, are left out.
 
@@ -33,40 +35,19 @@ def run(args: Namespace) -> None:
         ImportError: a report is asked for, and matplotlib is missing.
         OSError, ValueError: there is no such model, or its family cannot be sliced; the report is there already.
     """
-    calibration = {key: value for key, value in vars(args).items() if key in CALIBRATION}
-    if calibration and "dataset" not in calibration:
-        flags = ", ".join("--" + key.replace("_", "-") for key in calibration)
-        raise ValueError(f"{flags} without --dataset: there is nothing to measure. Give a dataset, or leave it out.")
+    calibration = calibration_settings(args)
     if args.report or args.figures:
-        from ..report import dense_report, sliced_report  # which cannot be imported without matplotlib
+        from ..reports.report import dense_report, sliced_report  # This module cannot be imported without matplotlib.
     with ExitStack() as outputs:
         report = args.report and outputs.enter_context(file_written_aside(Path(args.report)))
         figures = args.figures and outputs.enter_context(written_aside(Path(args.figures)))
         model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
         is_sliced = model_config.model_type.startswith("sliced_")
         if is_sliced:
-            if calibration:
-                raise ValueError(
-                    f"--dataset measures the stream of a dense model, and {args.model} is sliced; give the model that "
-                    "it was made from, or leave --dataset out to be told how it was made."
-                )
-            keys = ("model_type", "original_hidden_size", "embedding_size", "shortcuts", "widths", "slicegpt")
-            record = {"model": args.model} | {key: getattr(model_config, key) for key in keys}
+            record = read_record(args, model_config, calibration)
         else:
-            found = inspect_dense(
-                model_config,
-                sparsities=args.sparsity,
-                reductions=args.parameter_reduction,
-                dtype=args.dtype,
-                round_to=args.round_to,
-            )
-            spectrum = measured(args, SliceGPTConfig(**calibration)) if calibration else None
-            record = {"model": args.model}
-            if spectrum:
-                found = with_energy(found, spectrum)
-                energy = {rotation: rows.tolist() for rotation, rows in spectrum.energy.items()}
-                record["spectrum"] = {"source": spectrum.source, "tokens": spectrum.tokens, "energy": energy}
-            record |= asdict(found)
+            found, spectrum = inspect_model(args, model_config, calibration)
+            record = {"model": args.model} | spectrum_record(spectrum) | asdict(found)
         if report or figures:
             page = (
                 sliced_report(args.model, model_config)
@@ -85,11 +66,66 @@ def run(args: Namespace) -> None:
         print(f"Saved in {path}")
 
 
-def measured(args: Namespace, config: SliceGPTConfig) -> Spectrum:
-    """The spectrum of a dense model on the calibration data that a configuration names."""
+def calibration_settings(args: Namespace) -> dict[str, Any]:
+    """
+    Returns the settings of calibration that were given.
+
+    Raises:
+        ValueError: there are some, but no dataset.
+    """
+    calibration = {key: value for key, value in vars(args).items() if key in CALIBRATION}
+    if calibration and "dataset" not in calibration:
+        flags = ", ".join("--" + key.replace("_", "-") for key in calibration)
+        raise ValueError(f"{flags} without --dataset: there is nothing to measure. Give a dataset, or leave it out.")
+    return calibration
+
+
+def read_record(args: Namespace, model_config: PreTrainedConfig, calibration: dict[str, Any]) -> dict[str, Any]:
+    """
+    Reads from its configuration how a sliced model was made.
+
+    Raises:
+        ValueError: a dataset is given, and there is no dense stream to measure.
+    """
+    if calibration:
+        raise ValueError(
+            f"--dataset measures the stream of a dense model, and {args.model} is sliced; give the model that "
+            "it was made from, or leave --dataset out to see how it was made."
+        )
+    keys = ("model_type", "original_hidden_size", "embedding_size", "shortcuts", "widths", "slicegpt")
+    return {"model": args.model} | {key: getattr(model_config, key) for key in keys}
+
+
+def inspect_model(
+    args: Namespace, model_config: PreTrainedConfig, calibration: dict[str, Any]
+) -> tuple[Inspection, Spectrum | None]:
+    """Computes what every method would make of a dense model, and measures its stream if there is a dataset."""
+    found = inspect_dense(
+        model_config,
+        sparsities=args.sparsity,
+        reductions=args.parameter_reduction,
+        dtype=args.dtype,
+        round_to=args.round_to,
+    )
+    if not calibration:
+        return found, None
+    spectrum = measure_stream(args, SliceGPTConfig(**calibration))
+    return add_energy(found, spectrum), spectrum
+
+
+def measure_stream(args: Namespace, config: SliceGPTConfig) -> Spectrum:
+    """Measures the spectrum of a dense model on the calibration data that a configuration names."""
     check_device(config.device)
     _, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
     model = load_model(args, args.dtype)
     check_sliceable(model)
-    batches = SliceGPTQuantizer(config).calibration_batches(model, tokenizer)
+    batches = calibration_batches(model, config, tokenizer)
     return measure_spectrum(model, batches, device=config.device)
+
+
+def spectrum_record(spectrum: Spectrum | None) -> dict[str, Any]:
+    """Returns a measured spectrum as JSON holds it."""
+    if spectrum is None:
+        return {}
+    energy = {rotation: rows.tolist() for rotation, rows in spectrum.energy.items()}
+    return {"spectrum": {"source": spectrum.source, "tokens": spectrum.tokens, "energy": energy}}

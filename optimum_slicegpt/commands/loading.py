@@ -1,34 +1,40 @@
-"""What commands load and measure."""
+"""Loading and measuring, as several commands need it."""
 
 import sys
 from argparse import Namespace
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..calibration import TokenBatches, load_batches, within_positions
-from ..checkpoint import Checkpoint
-from ..evaluation import Perplexity, evaluate_perplexity
+from ..data.batches import TokenBatches, limit_to_positions, load_batches
+from ..evaluation.perplexity import Perplexity, evaluate_perplexity
+from ..storage.checkpoint import Checkpoint
 
 
 def silence() -> None:
-    """Of several processes, the first one alone speaks; the others tell only of errors."""
+    """Keeps progress bars and warnings of this process off the console. The first of several processes prints them."""
     logging.disable_progress_bar()
     for library in ("transformers", "optimum_slicegpt"):
         logging.get_logger(library).setLevel(logging.ERROR)
 
 
 def check_device(device: str | None) -> None:
-    """Refuses what would fail only once the model is loaded."""
+    """Refuses a device that is not available, which would otherwise show only once the model is loaded."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device!r} is not available here.") from error
 
 
-def load_config_and_tokenizer(args: Namespace, tokenizer: str | None):
-    """What tells, without reading weights, whether the rest can work."""
+def load_config_and_tokenizer(args: Namespace, tokenizer: str | None) -> tuple[PreTrainedConfig, Any]:
+    """
+    Loads the configuration of `args.model` and a tokenizer, and no weights.
+
+    Raises:
+        OSError, ValueError: one of them cannot be loaded.
+    """
     model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     name = tokenizer or args.model
     try:
@@ -39,11 +45,16 @@ def load_config_and_tokenizer(args: Namespace, tokenizer: str | None):
 
 def load_model(args: Namespace, dtype: str, name: str | None = None) -> PreTrainedModel:
     """
-    Loads `args.model`, or another that is named, if its files are all that they should be: otherwise, what is missing
-    would be random. Files of quantized models hold other tensors than the model, and are left to transformers.
+    Loads a model after its files were checked: transformers would fill missing weights with random values. Files of
+    quantized models hold other tensors than the model, and transformers alone checks them.
+
+    Args:
+        args (`Namespace`): names the model.
+        dtype (`str`): to load it in; `"auto"` is the dtype of the checkpoint.
+        name (`str`, *optional*): of another model.
 
     Raises:
-        OSError, ValueError: as [`Checkpoint`].
+        OSError, ValueError: [`Checkpoint`] refuses the files.
     """
     name = name or args.model
     config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
@@ -54,9 +65,9 @@ def load_model(args: Namespace, dtype: str, name: str | None = None) -> PreTrain
     )
 
 
-def compared_configs(args: Namespace, model_config) -> list:
+def configs_to_compare(args: Namespace, model_config: PreTrainedConfig) -> list[PreTrainedConfig]:
     """
-    Configurations of what is compared: of the baseline, if there is one, and of the model.
+    Returns the configurations of the baseline, if there is one, and of the model.
 
     Raises:
         ValueError: their vocabularies differ, so that they cannot read the same tokens.
@@ -81,13 +92,13 @@ def load_test_batches(
         split=split,
         text_column=text_column,
         nsamples=nsamples,
-        seqlen=within_positions(seqlen, model_config),
+        seqlen=limit_to_positions(seqlen, model_config),
         seed=seed,
     )
 
 
-def measure(model: PreTrainedModel, batches: TokenBatches, device: str | None) -> Perplexity:
+def measure_perplexity(model: PreTrainedModel, batches: TokenBatches, device: str | None) -> Perplexity:
     home = model.device
     found = evaluate_perplexity(model, batches, device=device, progress=sys.stderr.isatty())
-    model.to(home)  # slicing on a device wants one layer at a time there, not the model
+    model.to(home)  # Slicing on a device needs the room there for one layer at a time.
     return found

@@ -4,29 +4,31 @@ from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from ..console import print_json, print_table
-from ..model_card import model_card
-from ..processes import joined
+from ..distributed import join_processes
 from ..recovery import RecoveryConfig, recover
-from ..recovery.training import on_cpu
-from ..writing import check_output, written_aside
+from ..recovery.trainer import uses_cpu
+from ..reports.model_card import model_card
+from ..storage.files import check_output, written_aside
 from .loading import check_device, load_config_and_tokenizer, load_model, silence
+from .printing import print_json, print_table
 
 
 def run(args: Namespace) -> None:
     """
-    Recovers a sliced model, saves it with its tokenizer, and prints what became of it.
+    Recovers a sliced model, saves it with its tokenizer, and prints its perplexity before and after.
 
-    Under `accelerate launch` every process trains, and the first one writes and prints. A run that is cut off leaves
-    no output. If it had `--checkpoints`, the same command with `--resume` goes on from the last whole one there, and
-    ends in the weights in which the run would have ended. `--checkpoints` and `--output` are folders of their own:
-    the first grows while the run lasts, and is yours to delete; the second is whole, or not there.
+    Under `accelerate launch` every process trains, and the first process writes and prints. A run that is cut off
+    leaves no output. If it had `--checkpoints`, the same command with `--resume` continues from the last complete
+    checkpoint there, and ends with the weights of an undisturbed run. `--checkpoints` and `--output` are two folders:
+    the first grows during the run, and you delete it; the second is complete, or absent.
 
     Args:
-        args (`Namespace`): of `optimum-cli slicegpt recover`; the fields of `RecoveryConfig` that were given.
+        args (`Namespace`):
+            Of `optimum-cli slicegpt recover`. It holds only those fields of `RecoveryConfig` that were given.
 
     Raises:
-        OSError, ValueError: whatever can be refused, before training; a loss that is not finite.
+        OSError, ValueError: the model, a setting, the data or a folder cannot be used, all of which is checked before
+            training; a loss is not finite.
     """
     given = vars(args)
     if args.teacher is not None:
@@ -34,7 +36,7 @@ def run(args: Namespace) -> None:
     config = RecoveryConfig(
         **{field.name: given[field.name] for field in fields(RecoveryConfig) if field.name in given}
     )
-    processes = joined(cpu=on_cpu(config))
+    processes = join_processes(cpu=uses_cpu(config))
     if not processes.is_main_process:
         silence()
     check_device(config.teacher_device)

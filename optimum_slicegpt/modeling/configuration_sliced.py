@@ -10,19 +10,19 @@ from .families import FAMILIES, check_equal_widths, family_of
 
 class SlicedConfigMixin:
     """
-    What a sliced configuration adds to that of its family.
+    Fields that a sliced configuration adds to those of its family.
 
-    - `hidden_size`: width of the last hidden state, which is what heads read.
+    - `hidden_size`: width of the last hidden state, which heads read.
     - `original_hidden_size`: hidden size D of the dense model.
-    - `widths`: width of the stream at every site, first to final norm.
-    - `embedding_size`: D where the table of embeddings is left as wide as it was, because the head shares it. Then one
-      linear layer leads from the embeddings to the first site, another from the final norm back to D dimensions.
-    - `shortcuts`: whether every site has a basis of its own, with a linear layer on each residual connection that
-      leads from one to the next. Without them, all sites share one basis and one width.
-    - `intermediate_sizes`: number of neurons in every layer's MLP, where they differ. Then the family's own key holds
-      the largest.
-    - `head_dim`: explicit, because no width determines it any more.
-    - `slicegpt`: how the model was made; informative only.
+    - `widths`: width of the stream at every site, from the first norm to the final one.
+    - `embedding_size`: D where the table of embeddings keeps its width because the head shares it. Then a linear layer
+      leads from the embeddings to the first site, and another from the final norm back to D dimensions.
+    - `shortcuts`: whether every site has a basis of its own. Then a linear layer on each residual connection leads
+      from one basis to the next. Without shortcuts, all sites share one basis and one width.
+    - `intermediate_sizes`: number of neurons in every layer's MLP, where layers differ. Then the family's own key
+      holds the largest.
+    - `head_dim`: always explicit, because it does not follow from a width.
+    - `slicegpt`: the record of how the model was made; nothing is computed from it.
     """
 
     def __post_init__(self, **kwargs):
@@ -32,12 +32,12 @@ class SlicedConfigMixin:
 
     def validate_architecture(self):
         """
-        Checks the widths against the number of layers.
+        Checks the widths against the sites, and the numbers of neurons against the MLPs.
 
         Raises:
             ValueError: `widths` has another length than the model has sites, holds values outside 1 to
-                `original_hidden_size`, or differs where the family needs one width; `hidden_size` is not the width
-                of the last hidden state; `intermediate_sizes` does not fit the number of layers or the MLPs.
+                `original_hidden_size`, or different ones where the family needs one width; `hidden_size` is not the
+                width of the last hidden state; `intermediate_sizes` does not fit the number of layers or the MLPs.
         """
         if self.intermediate_sizes is not None:
             self._validate_intermediate_sizes()
@@ -62,22 +62,23 @@ class SlicedConfigMixin:
 
     def _validate_intermediate_sizes(self):
         family, sizes = family_of(self), self.intermediate_sizes
-        most = getattr(self, family.inner_key)
+        most = getattr(self, family.neurons_key)
         if len(sizes) != self.num_hidden_layers or min(sizes) < 1 or max(sizes) != most or family.moe:
             raise ValueError(
                 f"intermediate_sizes={sizes}; it must hold one positive integer for each of {self.num_hidden_layers} "
-                f"layers, the largest of which is {family.inner_key}={most}, and experts have none."
+                f"layers, the largest of which is {family.neurons_key}={most}, and experts have none."
             )
 
     def validate_rope(self):
-        with self.dense_sizes():  # heads are as large as they were
+        # Attention heads keep the size that they have in the dense model.
+        with self.dense_sizes():
             super().validate_rope()
 
     @contextmanager
     def dense_sizes(self):
-        """The dense model's sizes, for the time in which the family's own constructors run."""
+        """Holds the dense model's sizes while the family's own constructors run."""
         sliced = {key: getattr(self, key) for key in family_of(self).size_keys}
-        # Past the validation of fields: the object is back in its valid state before anyone else sees it.
+        # Writing to `__dict__` skips the validation of fields, which the sizes in between would not pass.
         self.__dict__.update(dict.fromkeys(self._own_keys(sliced), self.original_hidden_size or self.hidden_size))
         try:
             yield self
@@ -89,6 +90,7 @@ class SlicedConfigMixin:
 
 
 def _sliced_config_class(model_type: str) -> type:
+    """Derives a sliced configuration class from a family's configuration."""
     base = CONFIG_MAPPING[model_type]
     fields = {
         "widths": list[int] | None,
@@ -96,13 +98,13 @@ def _sliced_config_class(model_type: str) -> type:
         "embedding_size": int | None,
         "shortcuts": bool,
         "intermediate_sizes": list[int] | None,
-        "head_dim": int | None,  # some families lack it, and Falcon computes it from the hidden size
+        "head_dim": int | None,  # Some families have no such field, and Falcon's is computed from the hidden size.
         "slicegpt": dict | None,
     }
     namespace = {
         "__module__": __name__,
         "__annotations__": fields,
-        "__doc__": f"Configuration of a sliced {model_type} model. See [`SlicedConfigMixin`] for what it adds.",
+        "__doc__": f"Configuration of a sliced {model_type} model. Its own fields: see [`SlicedConfigMixin`].",
         "model_type": f"sliced_{model_type}",
         **dict.fromkeys(fields),
         "shortcuts": True,
@@ -110,11 +112,11 @@ def _sliced_config_class(model_type: str) -> type:
     return strict(type(f"Sliced{base.__name__}", (SlicedConfigMixin, base), namespace))
 
 
-# These files travel with checkpoints, to installations that may lack a family.
+# These files travel with checkpoints to installations whose transformers may lack a family.
 SLICED_CONFIGS: dict[str, type] = {
     model_type: _sliced_config_class(model_type) for model_type in FAMILIES if model_type in CONFIG_MAPPING
 }
 for _config_class in SLICED_CONFIGS.values():
-    globals()[_config_class.__name__] = _config_class  # reachable by name, so that it can be pickled
+    globals()[_config_class.__name__] = _config_class  # pickle finds a class by its name in its module.
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
     _config_class.register_for_auto_class()

@@ -1,7 +1,7 @@
 """
-Who reads and who writes the residual stream, family by family.
+The table of families: which modules of each read and write the residual stream.
 
-A family is a `model_type` of transformers. Its row holds names, never code: the one forward of a sliced decoder layer
+A family is a `model_type` of transformers. Its row holds names, never code: the forward of a sliced decoder layer
 ([`modeling_sliced.SlicedLayerMixin`]), the fusion of norms, the rotation and the parameter count all read this table
 and know no other names.
 """
@@ -87,7 +87,7 @@ FAMILIES: dict[str, Family] = {
         mlp_readers=("fc1",),
         mlp_writer="fc2",
         mlp_dropout="dropout",
-        inner_key="ffn_dim",
+        neurons_key="ffn_dim",
         layer_norm=True,
         size_keys=("hidden_size", "word_embed_proj_dim"),
         requires=(
@@ -106,7 +106,7 @@ FAMILIES: dict[str, Family] = {
         mlp_norm="ln_2",
         mlp_readers=("mlp.c_fc",),
         mlp_writer="mlp.c_proj",
-        inner_key="n_inner",
+        neurons_key="n_inner",
         layer_norm=True,
         restores_shape=True,
         size_keys=("n_embd",),
@@ -124,7 +124,7 @@ FAMILIES: dict[str, Family] = {
         mlp_readers=("mlp.dense_h_to_4h",),
         mlp_writer="mlp.dense_4h_to_h",
         mlp_dropout="hidden_dropout",
-        inner_key="ffn_hidden_size",
+        neurons_key="ffn_hidden_size",
         layer_norm=True,
         parallel=True,
         returns_tuple=True,
@@ -145,18 +145,18 @@ NOT_SLICEABLE: dict[str, str] = {
     "openai-gpt": POST_NORM,
     "doge": PER_CHANNEL,
 }
-"""Families that computational invariance excludes, and why."""
+"""Families that computational invariance excludes, and the reasons."""
 
 
 def family_of(config) -> Family:
     """
-    The row of a model's configuration, as its variant of the family has it.
+    Returns a model's row in the table, changed for its variant of the family.
 
     Args:
         config (`PreTrainedConfig`): of a dense or a sliced model.
 
     Raises:
-        ValueError: the family is not in the table, cannot be sliced, or this variant of it cannot.
+        ValueError: the family is not in the table; the family, or this variant of it, cannot be sliced.
     """
     model_type = config.model_type.removeprefix("sliced_")
     if model_type not in FAMILIES:
@@ -175,9 +175,15 @@ def family_of(config) -> Family:
     return family
 
 
+def num_neurons(config) -> int:
+    """Returns the number of neurons in each MLP of a dense model."""
+    # A configuration of GPT-2 may hold None, for four times the hidden size.
+    return getattr(config, family_of(config).neurons_key) or 4 * config.hidden_size
+
+
 def check_equal_widths(config, widths, tied: bool) -> None:
     """
-    Checks widths against what the family's code can compute.
+    Checks that sites are equally wide where the family's code needs it.
 
     Args:
         config (`PreTrainedConfig`): of a dense or a sliced model.
@@ -185,7 +191,7 @@ def check_equal_widths(config, widths, tied: bool) -> None:
         tied (`bool`): whether the head shares the embedding's matrix.
 
     Raises:
-        ValueError: two sites that must be equally wide are not.
+        ValueError: two sites that must be equally wide differ in width.
     """
     for first, second, reason in family_of(config).equal_sites(config, tied):
         if widths[first] != widths[second]:

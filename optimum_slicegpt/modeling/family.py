@@ -1,4 +1,4 @@
-"""What a row of the table of families holds: names of modules, and the few facts in which control flow differs."""
+"""A row of the table of families: names of modules, and the few facts in which control flow differs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ ENDS_MEET = "the model gives its output the shape that the embeddings had"
 @dataclass(frozen=True)
 class Block:
     """
-    A part of a decoder layer between two sites: it reads the stream at one, and adds to it before the next.
+    A part of a decoder layer between two sites: it reads the stream at the first, and adds to it before the second.
 
     Names are relative to the decoder layer.
     """
@@ -25,7 +25,7 @@ class Block:
     shortcut: str
     """The linear layer on the residual connection of a sliced layer, where sites differ in their basis."""
     keeps_width: bool = False
-    """Whether the site after it must be as wide as the one before."""
+    """Whether the site after the block must be as wide as the site before it."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Family:
     attn_readers: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     attn_writer: str = "self_attn.o_proj"
     attn_dropout: str | None = None
-    """A module, or a number on the layer, applied to the block's output while training."""
+    """A module, or a number on the layer: the dropout of the block's output."""
 
     mlp: tuple[str, ...] = ("mlp",)
-    """Modules applied one after another."""
+    """Modules that are applied one after another."""
     mlp_norm: str | None = "post_attention_layernorm"
     """`None` where attention and MLP read the same norm."""
     mlp_readers: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
@@ -60,17 +60,17 @@ class Family:
     mlp_dropout: str | None = None
 
     layer_norm: bool = False
-    """Whether norms subtract the mean. They become RMSNorms, once the writers are centred."""
+    """Whether norms subtract the mean. They become RMSNorms once the writers are centred."""
     norm_eps: float | None = None
-    """The eps of norms that have it in their code only."""
+    """The eps of the norms, where only their code has it."""
     gain_offset: float = 0.0
-    """What norms add to their weight before they multiply by it."""
+    """The number that norms add to their weight before they multiply by it."""
     residual_multiplier: str | None = None
-    """A number on the layer, by which blocks' outputs are multiplied."""
+    """A number on the layer that multiplies the outputs of its blocks."""
     parallel: bool = False
     """Whether attention and MLP share one residual connection."""
-    inner_key: str = "intermediate_size"
-    """Config key that holds the number of the MLP's neurons."""
+    neurons_key: str = "intermediate_size"
+    """Config key that holds the number of neurons of an MLP."""
     moe: bool = False
     """Whether the MLP is a mixture of experts."""
     restores_shape: bool = False
@@ -101,18 +101,25 @@ class Family:
         return (Block("parallel", reads, (self.attn_writer, self.mlp_writer), "attn_shortcut"),)
 
     def num_sites(self, config) -> int:
-        """Norms that read the stream: one before every block and one before the head (SliceGPT, section 3.3)."""
+        """Returns the number of norms that read the stream: one before every block, one before the head."""
         return config.num_hidden_layers * len(self.blocks) + 1
 
     def site_name(self, site: int, config) -> str:
-        """Where in a model a site is."""
+        """Returns where a site is, in words."""
         layer, block = divmod(site, len(self.blocks))
         if layer == config.num_hidden_layers:
             return "before the head"
         return f"layer {layer}, before its {self.blocks[block].kind} block"
 
     def equal_sites(self, config, tied: bool) -> list[tuple[int, int, str]]:
-        """Pairs of sites that must be equally wide, and why. Projections to and from a tied table keep ends apart."""
+        """
+        Returns pairs of sites that must be equally wide, and why.
+
+        Args:
+            config (`PreTrainedConfig`): of a dense or a sliced model.
+            tied (`bool`): whether the head shares the embedding's matrix. Then projections at both ends of the stream
+                allow the first and the last site to differ.
+        """
         last = self.num_sites(config) - 1
         pairs = [
             (site, site + 1, EXPERTS_KEEP_WIDTH)

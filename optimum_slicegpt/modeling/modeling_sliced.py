@@ -1,8 +1,8 @@
 """
 Sliced models: each family's own classes, with a width of its own at every site of the residual stream.
 
-No decoder forward is copied. A sliced model *is* the family's model: its constructor builds the dense skeleton, then
-narrows every linear layer that touches the stream, swaps the norms, and gives each decoder layer the forward of
+No decoder forward is copied. A sliced model *is* the family's model: its constructor builds the dense model without
+values, then resizes every weight on the stream, replaces the norms, and gives each decoder layer the forward of
 [`SlicedLayerMixin`].
 """
 
@@ -20,26 +20,26 @@ from transformers import (
 from .configuration_sliced import SLICED_CONFIGS
 from .families import family_of
 from .family import Block, Family
-from .weights import Reader, Writer
+from .weights import Reader, Writer, has_bias, resize_mlp
 
 
 class SlicedLayerMixin:
     """
-    The one forward of a decoder layer, for every family. Goes in front of the family's own layer class.
+    The forward of a decoder layer, the same for every family. It comes before the family's own layer class.
 
-    A block reads the stream through its norm. Where the next block lives in another basis, its output is added to what
-    a shortcut makes of the residual connection (SliceGPT, section 3.3).
+    A block reads the stream through its norm. Its output is added to the stream or, where the next site has another
+    basis, to the product of the stream and the shortcut (SliceGPT, section 3.3).
     """
 
     _family: Family
     _blocks: tuple[Block, ...]
     embedding_projection: nn.Linear | None
-    """In front of the first layer where the table of embeddings is wider than the stream."""
+    """Leads from the table of embeddings to the stream, in the first layer, where the table is wider."""
     _argument_names: tuple[str, ...]
-    """Of the family's forward, behind `hidden_states`: some models call their layers by position."""
+    """Arguments of the family's forward after `hidden_states`: some models pass them to their layers by position."""
 
-    def _added(self, output, dropout):
-        """A block's output, as it is added to the stream."""
+    def _drop_out_and_scale(self, output, dropout):
+        """Applies a block's dropout, and the family's multiplier, to its output."""
         dropout = getattr(self, dropout) if dropout else 0.0
         if isinstance(dropout, nn.Module):
             output = dropout(output)
@@ -49,40 +49,41 @@ class SlicedLayerMixin:
         return output * getattr(self, multiplier) if multiplier else output
 
     def _attn(self, normed, kwargs):
-        """What attention adds to the stream, and its weights if it has kept them."""
+        """Returns the output of attention, and its weights or `None`."""
         output, weights, *_ = getattr(self, self._family.attn)(hidden_states=normed, **kwargs)
-        return self._added(output, self._family.attn_dropout), weights
+        return self._drop_out_and_scale(output, self._family.attn_dropout), weights
 
     def _mlp(self, normed):
+        """Returns the output of the MLP."""
         for name in self._family.mlp:
             normed = getattr(self, name)(normed)
-        return self._added(normed, self._family.mlp_dropout)
+        return self._drop_out_and_scale(normed, self._family.mlp_dropout)
 
-    def block_output(self, kind, hidden_states, kwargs):
+    def block_output(self, kind, stream, kwargs):
         """
-        What one block adds to the stream.
+        Computes what one block adds to the stream.
 
         Args:
-            kind (`str`): `"attn"`, `"mlp"` or `"parallel"`, see [`families.Block`].
-            hidden_states (`torch.Tensor` of shape `(batch, tokens, width)`): the stream at the block's site.
-            kwargs (`dict`): what the model passes on to attention: mask, positions, cache.
+            kind (`str`): `"attn"`, `"mlp"` or `"parallel"`, see [`family.Block`].
+            stream (`torch.Tensor` of shape `(batch, tokens, width)`): the stream at the block's site.
+            kwargs (`dict`): arguments of attention that come from the model: mask, positions, cache.
 
         Returns:
             `torch.Tensor` of shape `(batch, tokens, width of the writers)`.
         """
-        return self._block(kind, hidden_states, kwargs)[0]
+        return self._block(kind, stream, kwargs)[0]
 
-    def _block(self, kind, hidden_states, kwargs):
-        """What a block adds to the stream, and the weights of its attention if it has some and kept them."""
+    def _block(self, kind, stream, kwargs):
+        """Returns what a block adds to the stream, and the weights of its attention or `None`."""
         family = self._family
         if kind == "mlp":
-            return self._mlp(getattr(self, family.mlp_norm)(hidden_states)), None
-        normed = getattr(self, family.attn_norm)(hidden_states)
+            return self._mlp(getattr(self, family.mlp_norm)(stream)), None
+        normed = getattr(self, family.attn_norm)(stream)
         output, weights = self._attn(normed, kwargs)
         if kind == "attn":
             return output, weights
         if family.mlp_norm is not None:
-            normed = getattr(self, family.mlp_norm)(hidden_states)
+            normed = getattr(self, family.mlp_norm)(stream)
         return output + self._mlp(normed), weights
 
     def forward(self, hidden_states, *args, **kwargs):
@@ -91,19 +92,15 @@ class SlicedLayerMixin:
             hidden_states = self.embedding_projection(hidden_states)
         weights = None
         for block in self._blocks:
-            output, seen = self._block(block.kind, hidden_states, kwargs)
-            weights = seen if weights is None else weights
+            output, block_weights = self._block(block.kind, hidden_states, kwargs)
+            weights = block_weights if weights is None else weights
             shortcut = getattr(self, block.shortcut)
             hidden_states = (hidden_states if shortcut is None else shortcut(hidden_states)) + output
         return (hidden_states, weights) if self._family.returns_tuple else hidden_states
 
 
-def _has_bias(norm):
-    return getattr(norm, "bias", None) is not None
-
-
 class ProjectedNorm(nn.RMSNorm):
-    """The final norm of a model whose head shares the embedding's matrix: it leads the stream back to D dimensions."""
+    """The final norm of a model whose head shares the embedding's matrix, with a projection back to D dimensions."""
 
     def __init__(self, width, out_features, bias, eps, device=None, dtype=None):
         super().__init__(width, eps=eps, device=device, dtype=dtype)
@@ -114,29 +111,19 @@ class ProjectedNorm(nn.RMSNorm):
 
 
 def _resize_norm(parent, name, width, family, like, out_features=None):
+    """Replaces a norm by an RMSNorm over another width or, with `out_features`, by a [`ProjectedNorm`]."""
     old = getattr(parent, name)
-    # With the stream scaled by sqrt(width / D), the stock norm over `width` dimensions divides exactly as the dense
-    # one did, eps included. Gains and biases live in the readers.
+    # The stream is scaled by sqrt(width / D), so that an RMSNorm over `width` dimensions divides exactly as the dense
+    # norm does over D, eps included. Gains and biases are in the readers.
     eps = family.norm_eps or getattr(old, "variance_epsilon", None) or old.eps
     placement = {"eps": eps, "device": like.device, "dtype": like.dtype}
     if out_features is None:
         new = nn.RMSNorm(width, **placement)
     else:
-        new = ProjectedNorm(width, out_features, _has_bias(old), **placement)
-    # Gemma would fill it with zeros, because its own norms multiply by 1 + weight. It holds ones already.
+        new = ProjectedNorm(width, out_features, has_bias(old), **placement)
+    # The norm holds ones. Gemma would initialise it with zeros, because its own norms multiply by 1 + weight.
     new._is_hf_initialized = True
     setattr(parent, name, new)
-
-
-def resize_mlp(layer: nn.Module, family: Family, neurons: int) -> None:
-    """Makes room for another number of neurons in a layer's MLP. The values are to be filled in."""
-    writer = Writer(layer, family.mlp_writer)
-    before = writer.weight.shape[-2]
-    writer.resize(writer.weight.shape[-1], rows=neurons)
-    for name in family.mlp_readers:
-        reader = Reader(layer, name)
-        rows, width = reader.weight.shape  # twice as many rows as neurons, where a layer fuses its gate
-        reader.resize(width, rows=rows // before * neurons)
 
 
 def _shortcut(width_in, width_out, like):
@@ -144,10 +131,10 @@ def _shortcut(width_in, width_out, like):
 
 
 class SlicedModelMixin:
-    """Narrows a freshly built dense skeleton to the widths of its configuration."""
+    """The constructor of a sliced model: builds the family's dense model, and resizes it to the configuration."""
 
     _auto_map: dict[str, str]
-    """Where a checkpoint's own copy of these files has the classes of the family."""
+    """Names of the family's classes in the copy of these files that a checkpoint brings, by Auto class."""
 
     def __init__(self, config, *args, **kwargs):
         with config.dense_sizes():
@@ -156,6 +143,7 @@ class SlicedModelMixin:
         self.post_init()
 
     def _slice(self):
+        """Resizes weights and norms to the widths, and adds shortcuts and projections."""
         config, family = self.config, family_of(self.config)
         body = self.base_model.get_submodule(family.body)
         layers = getattr(body, family.layers)
@@ -163,12 +151,12 @@ class SlicedModelMixin:
         like = body.get_submodule(family.embeddings[0]).weight
 
         if config.embedding_size is None:
-            bias = _has_bias(getattr(body, family.final_norm)) and hasattr(self, family.head)
+            bias = has_bias(getattr(body, family.final_norm)) and hasattr(self, family.head)
             for name, child in self.named_children():
-                if isinstance(child, nn.Linear):  # whatever reads the last hidden state
+                if isinstance(child, nn.Linear):  # The head, of any kind, reads the last hidden state.
                     Reader(self, name).resize(widths[-1], bias)
         if self.base_model is not self and isinstance(self.base_model, SlicedModelMixin):
-            return  # most classifiers ask AutoModel for their base, and got a sliced one
+            return  # Most classifiers build their base by AutoModel, which has sliced it already.
 
         site = 0
         for index, layer in enumerate(layers):
@@ -195,25 +183,29 @@ class SlicedModelMixin:
 
     @staticmethod
     def _slice_block(layer: nn.Module, block: Block, width_in: int, width_out: int, like: Tensor):
+        """Resizes a block's readers and norms to the width before it, its writers to the width after it."""
         for norm, readers in block.reads:
             for reader in readers:
-                Reader(layer, reader).resize(width_in, _has_bias(getattr(layer, norm)))
+                Reader(layer, reader).resize(width_in, has_bias(getattr(layer, norm)))
             _resize_norm(layer, norm, width_in, layer._family, like)
         for writer in block.writers:
             Writer(layer, writer).resize(width_out)
 
     def get_correct_experts_implementation(self, requested_experts):
-        # Grouped products take rows of whole 16 bytes, of which half precision, to come or not, has 8 numbers.
+        # Grouped products need rows that are multiples of 16 bytes, 8 numbers in half precision. The model may be
+        # converted to half precision later.
         if requested_experts in (None, "grouped_mm") and any(width % 8 for width in self.config.widths or ()):
             requested_experts = "eager"
         return super().get_correct_experts_implementation(requested_experts)
 
     def save_pretrained(self, *args, **kwargs):
-        # This class and its configuration add themselves; a checkpoint is to load as any class of its family.
+        # transformers adds this class and its configuration to the map. The family's other classes are added here, so
+        # that a checkpoint loads as any of them.
         self.config.auto_map = dict(self._auto_map)
         super().save_pretrained(*args, **kwargs)
 
-    # transformers reads the source of a class's module to see what its layers can do. Ours are the family's.
+    # transformers reads the source of a class's module to find out what its layers support. That source is the
+    # family's, because the layers are.
 
     @classmethod
     def _can_set_attn_implementation(cls):
@@ -225,12 +217,14 @@ class SlicedModelMixin:
 
 
 def _sliced_layer_class(base: type) -> type:
+    """Derives a sliced class from a family's decoder layer."""
     names = tuple(inspect.signature(base.forward).parameters)[2:]
     namespace = {"__module__": __name__, "_argument_names": names}
     return type(f"Sliced{base.__name__}", (SlicedLayerMixin, base), namespace)
 
 
 def _sliced_model_class(config_class: type, base: type, auto_map: dict[str, str]) -> type:
+    """Derives a sliced class from a family's model."""
     namespace = {
         "__module__": __name__,
         "__doc__": f"Sliced {base.__name__}, see [`SlicedModelMixin`].",
@@ -250,7 +244,7 @@ AUTO_CLASSES = (
 
 
 def _register(config_class: type):
-    """Defines a family's classes in this module, so that they can be pickled, and tells the Auto classes."""
+    """Defines a family's classes in this module, where pickle finds them, and registers them with the Auto classes."""
     dense_config_class, auto_map = config_class.__mro__[2], {}
     for auto_class in AUTO_CLASSES:
         if dense_config_class not in auto_class._model_mapping:

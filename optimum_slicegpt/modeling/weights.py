@@ -1,10 +1,12 @@
 """
-Weights on the residual stream, seen in one way whoever holds them: an `nn.Linear`, the transposed `Conv1D` of GPT-2, a
-router, a table of embeddings, or a bare tensor of experts.
+Weights on the residual stream, with one layout for all modules that hold them: an `nn.Linear`, the transposed `Conv1D`
+of GPT-2, a router, a table of embeddings, or a bare tensor of experts.
 """
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from .family import Family
 
 
 class StreamWeight:
@@ -12,14 +14,14 @@ class StreamWeight:
     A weight whose last axis is the stream, whatever its layout in memory.
 
     Args:
-        parent (`nn.Module`): what `name` is relative to.
-        name (`str`): of a module that has a `weight`, or of a parameter: experts are matrices stacked in one.
+        parent (`nn.Module`): the module that `name` is relative to.
+        name (`str`): of a module that has a `weight`, or of a parameter, which may stack the matrices of experts.
     """
 
-    size_names: tuple[str, ...]
-    """Attributes in which layers of any kind note how wide the stream is."""
-    row_names: tuple[str, ...]
-    """The same of the other axis."""
+    width_attributes: tuple[str, ...]
+    """Attributes in which modules of any kind hold the size of the last axis, the width of the stream."""
+    row_attributes: tuple[str, ...]
+    """Attributes in which modules of any kind hold the size of the last axis but one, the number of rows."""
 
     def __init__(self, parent: nn.Module, name: str):
         owner, _, child = name.rpartition(".")
@@ -29,33 +31,34 @@ class StreamWeight:
 
     @property
     def transposed(self) -> bool:
-        """Whether the stream is the last axis but one in memory."""
+        """Whether the stream is the last axis but one of the tensor in memory."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """A view `(..., rows, width)`."""
+        """The weight as a view `(..., rows, width)`."""
         stored = getattr(self.module, self.key)
         return stored.mT if self.transposed else stored
 
     @property
     def bias(self) -> Tensor | None:
+        """The bias beside the weight, or `None`."""
         return getattr(self.module, "bias", None) if self.key == "weight" else None
 
     def set(self, weight: Tensor, bias: Tensor | None = None, *, like: Tensor) -> None:
         """
-        Gives the weight `(..., rows, width)` and, unless `None`, the bias. Layers learn of their new size.
+        Stores another weight and, unless it is `None`, another bias, and updates the sizes that the module holds.
 
         Args:
-            weight (`torch.Tensor` of shape `(..., rows, width)`): in any layout; what is stored is contiguous.
-            bias (`torch.Tensor`, *optional*): as long as the layer's output is wide.
-            like (`torch.Tensor`): has the dtype and the device that both are to have.
+            weight (`torch.Tensor` of shape `(..., rows, width)`): in any layout; it is stored contiguous.
+            bias (`torch.Tensor`, *optional*): as long as the module's output is wide.
+            like (`torch.Tensor`): a tensor of the dtype and on the device for both.
         """
         stored = (weight.mT if self.transposed else weight).contiguous()
         setattr(self.module, self.key, nn.Parameter(stored.to(like.device, like.dtype)))
         if bias is not None:
             self.module.bias = nn.Parameter(bias.to(like.device, like.dtype))
-        for names, size in ((self.size_names, weight.shape[-1]), (self.row_names, weight.shape[-2])):
+        for names, size in ((self.width_attributes, weight.shape[-1]), (self.row_attributes, weight.shape[-2])):
             for name in names:
                 if hasattr(self.module, name):
                     setattr(self.module, name, size)
@@ -64,36 +67,72 @@ class StreamWeight:
         old = self.weight
         bias = None if bias_size is None else old.new_empty(bias_size)
         self.set(old.new_empty(*old.shape[:-2], rows, width), bias, like=old)
-        self.module._is_hf_initialized = False  # a mark of transformers, for whom the layer is as good as new
+        self.module._is_hf_initialized = False  # transformers then initialises the module as it does any other.
 
 
 class Reader(StreamWeight):
-    """A weight that the stream is multiplied by: `(..., out, width)`."""
+    """A weight `(..., out, width)` that multiplies the stream."""
 
-    size_names = ("in_features", "nx", "hidden_dim")
-    row_names = ("out_features", "nf")
+    width_attributes = ("in_features", "nx", "hidden_dim")
+    row_attributes = ("out_features", "nf")
 
     @property
     def transposed(self) -> bool:
         return isinstance(self.module, Conv1D)
 
     def resize(self, width: int, new_bias: bool = False, rows: int | None = None) -> None:
-        """Makes room for another width or number of rows, and perhaps for a first bias. Values are to be filled in."""
+        """
+        Allocates a weight of another width or number of rows, without values.
+
+        Args:
+            width (`int`): of the stream.
+            new_bias (`bool`, defaults to `False`): whether a module without a bias gets one.
+            rows (`int`, *optional*): number of outputs. As many as before by default.
+        """
         before, bias = self.weight.shape[-2], self.bias
         rows = rows or before
         self._resize(rows, width, rows if (new_bias if bias is None else rows != before) else None)
 
 
 class Writer(StreamWeight):
-    """A weight whose output is added to the stream: `(..., in, width)`. A table of embeddings is one."""
+    """A weight `(..., in, width)` whose output is added to the stream. Tables of embeddings are writers, too."""
 
-    size_names = ("out_features", "nf", "hidden_dim", "embedding_dim")
-    row_names = ("in_features", "nx")
+    width_attributes = ("out_features", "nf", "hidden_dim", "embedding_dim")
+    row_attributes = ("in_features", "nx")
 
     @property
     def transposed(self) -> bool:
         return not isinstance(self.module, Conv1D | nn.Embedding)
 
     def resize(self, width: int, rows: int | None = None) -> None:
-        """Makes room for another width or number of rows. The values are to be filled in."""
+        """
+        Allocates a weight of another width or number of rows, without values.
+
+        Args:
+            width (`int`): of the stream.
+            rows (`int`, *optional*): number of inputs. As many as before by default.
+        """
         self._resize(rows or self.weight.shape[-2], width, None if self.bias is None else width)
+
+
+def has_bias(norm: nn.Module) -> bool:
+    return getattr(norm, "bias", None) is not None
+
+
+def resize_mlp(layer: nn.Module, family: Family, neurons: int) -> None:
+    """
+    Allocates the weights of an MLP for another number of neurons, without values.
+
+    Args:
+        layer (`nn.Module`): the decoder layer.
+        family ([`family.Family`]): its row in the table of families.
+        neurons (`int`): number of neurons.
+    """
+    writer = Writer(layer, family.mlp_writer)
+    before = writer.weight.shape[-2]
+    writer.resize(writer.weight.shape[-1], rows=neurons)
+    for name in family.mlp_readers:
+        reader = Reader(layer, name)
+        rows, width = reader.weight.shape
+        # A reader that fuses gate and up projection has two rows for each neuron.
+        reader.resize(width, rows=rows // before * neurons)

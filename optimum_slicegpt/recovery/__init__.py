@@ -1,4 +1,4 @@
-"""Recovery: fine-tuning after slicing, with LoRA or of everything, alone or with the dense model as the teacher."""
+"""Recovers sliced models by fine-tuning: with LoRA or of all parameters, alone or with the dense model as teacher."""
 
 from .configuration import RecoveryConfig
 from .fine_tuning import recover

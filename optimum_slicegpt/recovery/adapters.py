@@ -1,13 +1,12 @@
-"""Where LoRA goes, from the table of families."""
+"""Puts LoRA on a sliced model, by its row in the table of families, and removes it."""
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..modeling.families import family_of
-from ..modeling.weights import Reader
+from ..modeling.decoder import Decoder
 from .configuration import RecoveryConfig
 
 
@@ -16,26 +15,24 @@ logger = logging.get_logger(__name__)
 
 def lora_config(model: PreTrainedModel, config: RecoveryConfig) -> LoraConfig:
     """
-    LoRA on all that reads or writes the residual stream in the layers of a sliced model, and where asked for on the
-    linear layers that slicing added.
+    Configures LoRA on all readers and writers in the layers of a model, and with `config.shortcuts` on the linear
+    layers that slicing added. Routers and stacked experts are no linear layers: they are `target_parameters`, which
+    PEFT trains without dropout only, so such a model has none.
 
     Args:
-        model (`PreTrainedModel`): a sliced causal language model.
+        model (`PreTrainedModel`): a causal language model, sliced or dense.
         config ([`RecoveryConfig`]): rank, alpha, dropout, shortcuts.
 
     Returns:
-        `peft.LoraConfig`: routers and stacked experts, which are no linear layers, are its `target_parameters`. PEFT
-        trains these without dropout only, so there is none for such a model.
+        `peft.LoraConfig`: for `peft.get_peft_model`.
 
     Raises:
-        ValueError: slicing added no linear layers, and `config.shortcuts` asks for them.
+        ValueError: `config.shortcuts` is set, and slicing added no linear layers.
     """
-    family = family_of(model.config)
-    layer = getattr(model.base_model.get_submodule(family.body), family.layers)[0]
-    names = [
-        name for block in family.blocks for name in (*(n for _, names in block.reads for n in names), *block.writers)
-    ]
-    weights = {name: Reader(layer, name) for name in names}
+    # All layers have the same names, so those of the first one will do.
+    weights = {}
+    for block in Decoder(model).blocks_of(0):
+        weights |= block.readers() | block.writers()
     linear = [name for name, weight in weights.items() if isinstance(weight.module, nn.Linear | Conv1D)]
     if config.shortcuts:
         linear += added_linear_layers(model)
@@ -57,12 +54,18 @@ def lora_config(model: PreTrainedModel, config: RecoveryConfig) -> LoraConfig:
 
 def added_linear_layers(model: PreTrainedModel) -> list[str]:
     """
-    Names of the linear layers that the dense model does not have: shortcuts, and projections around a tied table.
+    Names the linear layers that slicing added: shortcuts, and projections behind a tied table and before its head.
+
+    Args:
+        model (`PreTrainedModel`): a sliced model.
+
+    Returns:
+        `list[str]`: last parts of their names, as `target_modules` of PEFT.
 
     Raises:
-        ValueError: there are none.
+        ValueError: slicing added none.
     """
-    config, family = model.config, family_of(model.config)
+    config, family = model.config, Decoder(model).family
     names = [block.shortcut for block in family.blocks] if config.shortcuts else []
     if config.embedding_size is not None:
         names += ["embedding_projection", f"{family.final_norm}.projection"]
@@ -72,3 +75,21 @@ def added_linear_layers(model: PreTrainedModel) -> list[str]:
             "sliced. Leave shortcuts out."
         )
     return names
+
+
+def remove_adapters(adapted: PeftModel, trainable: list[nn.Parameter], *, merge: bool) -> PreTrainedModel:
+    """
+    Removes the adapters of a model.
+
+    Args:
+        adapted (`PeftModel`): the model with its adapters.
+        trainable (`list[torch.nn.Parameter]`): parameters that were trainable before, and are so again.
+        merge (`bool`): whether to add the adapters to the weights.
+
+    Returns:
+        `PreTrainedModel`: the model inside.
+    """
+    model = adapted.merge_and_unload() if merge else adapted.unload()
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    return model

@@ -1,72 +1,73 @@
-"""How to recover: [`RecoveryConfig`]."""
+"""Holds the settings of a recovery: [`RecoveryConfig`]."""
 
 import math
 import os
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-
-from ..configuration import DTYPES
+from ..configuration import Validated
 
 
 LORA_RATE, FULL_RATE = 1e-3, 2e-5
+"""Default learning rates of LoRA, and of all parameters."""
 
 
 @dataclass
-class RecoveryConfig:
+class RecoveryConfig(Validated):
     """
-    How to recover a sliced model. Validated when built. Rank, alpha and length are the paper's (SliceGPT, section
-    4.1), dropout is from its authors' instructions.
+    Settings of [`recover`]. Validated when built. Rank, alpha and length are those of the paper (SliceGPT, section
+    4.1), dropout is that of its authors' instructions.
 
     Args:
         dataset (defaults to `"auto"`):
-            What to train on. Text: a name (`"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python-docs"`), a path or
+            Data to train on. Text: a name (`"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python-docs"`), a path or
             list of paths to txt, json, jsonl or parquet files, or a list of strings. Conversations: a table, or a list
             of mappings, with `messages`, or with `instruction`, perhaps `input`, and `output` or `instances` of them.
         text_column (`str`, *optional*):
-            Column of a table that holds the text. `"text"`, or the only one of strings, by default.
-        mask_prompts (`bool`, defaults to `True`): whether only the answers of conversations count in the loss.
-        nsamples (`int`, defaults to 1000): sequences to make of the data, held-out ones included.
-        seqlen (`int`, defaults to 1024): tokens per sequence, at most what the model's positions allow.
+            Column of a table that holds the text. By default `"text"`, or the only one of strings.
+        mask_prompts (`bool`, defaults to `True`): whether the loss counts only the answers of conversations.
+        nsamples (`int`, defaults to 1000): number of sequences, held-out ones included.
+        seqlen (`int`, defaults to 1024): tokens per sequence, at most as many as the model has positions.
         held_out (`int` or `float`, defaults to 0.05):
             Sequences that are not trained on: their number, or their share of all.
-        full (`bool`, defaults to `False`): train all parameters, and no adapter.
-        lora_rank (`int`, defaults to 32): of LoRA.
+        full (`bool`, defaults to `False`): train all parameters instead of adapters.
+        lora_rank (`int`, defaults to 32): rank of LoRA.
         lora_alpha (`float`, defaults to 10): LoRA's products are scaled by `lora_alpha / lora_rank`.
-        lora_dropout (`float`, defaults to 0.05): before LoRA. Experts are trained without dropout.
+        lora_dropout (`float`, defaults to 0.05): dropout before LoRA. Experts are trained without dropout.
         shortcuts (`bool`, defaults to `False`):
-            Whether adapters go onto the linear layers that slicing added, too: the shortcuts of per-block rotations,
-            and the projections behind a tied embedding and before its head.
+            Put adapters on the linear layers that slicing added, too: the shortcuts of per-block rotations, and the
+            projections behind a tied embedding and before its head.
         keep_adapter (`bool`, defaults to `False`):
-            Leave the adapter apart from the model in place of merging it. It notes the folder that the model was
-            loaded from, so save a model that was sliced a moment ago, and load it from there.
+            Leave the adapter apart from the model instead of merging it. The adapter records the folder that the model
+            was loaded from, so save a model that was just sliced, and load it from there.
         learning_rate (`float`, *optional*):
-            At its highest: a twentieth of the steps leads up to it, a cosine down from it. 1e-3 by default, and 2e-5
-            with `full`.
+            Highest learning rate: it rises to this over a twentieth of the steps, and falls by a cosine. By default
+            1e-3, or 2e-5 with `full`.
         epochs (`float`, defaults to 1): passes over the sequences.
-        max_steps (`int`, *optional*): number of steps, in place of `epochs`.
+        max_steps (`int`, *optional*): number of steps, instead of `epochs`.
         batch_size (`int`, defaults to 1): sequences per process and forward.
         gradient_accumulation (`int`, defaults to 4): forwards per step.
         eval_steps (`int` or `float`, defaults to 0.1):
             Steps between two evaluations, each of which leaves a checkpoint: their number, or a share of all steps.
         patience (`int`, *optional*, defaults to 3):
-            Evaluations without a better one before training ends. `None` never ends it early.
+            Training ends early after this many evaluations without a lower loss. `None` never ends it early.
         distill (`bool`, defaults to `False`): learn from the dense model, too.
         adapt_teacher (`bool`, defaults to `False`):
-            Have the dense model learn from the same sequences first, by adapters that go afterwards. Takes about as
-            long again. A teacher that does not know their kind of text holds the student back (Sreenivas et al., 2024,
-            "LLM Pruning and Distillation in Practice", where it is called teacher correction).
-        temperature (`float`, defaults to 1.0): divides the logits of both models in the distillation loss.
-        distill_weight (`float`, defaults to 0.5): w of the loss (1 - w) * cross-entropy + w * T² * divergence.
-        teacher_dtype (`str`, defaults to `"bfloat16"`): of a teacher that is given by name.
-        teacher_device (`str`, *optional*): where that computes. By default where the model is trained.
+            Train adapters on the dense model first, on the same sequences, and remove them afterwards. The recovery
+            takes about twice as long. A teacher that does not know this kind of text holds the student back (Sreenivas
+            et al., 2024, "LLM Pruning and Distillation in Practice", where it is called teacher correction).
+        temperature (`float`, defaults to 1.0):
+            Divides the logits of both models in the distillation loss, see [`distillation_loss`].
+        distill_weight (`float`, defaults to 0.5):
+            w of the loss `(1 - w) * cross-entropy + w * temperature² * divergence`.
+        teacher_dtype (`str`, defaults to `"bfloat16"`): dtype of a teacher that is given by name.
+        teacher_device (`str`, *optional*): device of a teacher that is given by name. By default that of the model.
         bf16 (`bool`, defaults to `True`): compute in bfloat16 (autocast); weights keep their dtype.
-        use_cpu (`bool`, defaults to `False`): train on the CPU also where there is an accelerator.
-        seed (`int`, defaults to 0): of the data's order, the adapter's first weights and dropout.
+        use_cpu (`bool`, defaults to `False`): train on the CPU even where there is an accelerator.
+        seed (`int`, defaults to 0): seeds the order of the data, the adapter's first weights, and dropout.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: a value is out of its range, or two values contradict each other.
     """
 
     dataset: Any = "auto"
@@ -121,26 +122,13 @@ class RecoveryConfig:
             raise ValueError(f"{key}=True with full=True, which trains everything without adapters; leave one out.")
         if self.adapt_teacher and not self.distill:
             raise ValueError("adapt_teacher=True with distill=False, which has no teacher; set distill=True.")
-        if isinstance(self.teacher_dtype, torch.dtype):
-            self.teacher_dtype = str(self.teacher_dtype).removeprefix("torch.")
-        self._require("teacher_dtype", self.teacher_dtype in DTYPES, f"choose one of {', '.join(DTYPES)}")
-        if self.teacher_device is not None:
-            self.teacher_device = str(self.teacher_device)
-            try:
-                torch.device(self.teacher_device)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"teacher_device={self.teacher_device!r} is not a torch device, such as 'cpu' or 'cuda:0'."
-                ) from error
+        self._require_dtype("teacher_dtype")
+        self._require_device("teacher_device")
         if self.learning_rate is None:
             self.learning_rate = FULL_RATE if self.full else LORA_RATE
 
-    def _require(self, key: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise ValueError(f"{key}={getattr(self, key)!r}; {remedy}.")
-
     def to_dict(self) -> dict[str, Any]:
-        """Everything that JSON can hold: a dataset is, unless it is a name or paths, `None`."""
+        """Returns the settings as JSON can hold them. A dataset that is neither a name nor paths is `None`."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         items = [self.dataset] if isinstance(self.dataset, str | os.PathLike) else list(self.dataset)
         if all(isinstance(item, os.PathLike) for item in items):

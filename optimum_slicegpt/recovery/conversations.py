@@ -1,11 +1,11 @@
-"""Instruction data: tables or rows -> conversations, each a list of messages with a role and a content."""
+"""Reads instruction data, tables or rows, as conversations: lists of messages with a role and a content."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..texts import TABLES, read_table
+from ..data.texts import TABLES, read_table
 
 
 Conversation = list[dict[str, Any]]
@@ -13,7 +13,7 @@ Conversation = list[dict[str, Any]]
 
 def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
     """
-    Conversations of a dataset, if it holds any.
+    Reads the conversations of a dataset, if it holds any.
 
     Args:
         dataset:
@@ -22,10 +22,10 @@ def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
             `input`. A table with a column `text` holds texts.
 
     Returns:
-        `tuple`: the conversations and where they come from, `str`; or `None`, if these are texts.
+        `tuple`: the conversations and the name of their source, `str`; or `None`, if the dataset holds texts.
 
     Raises:
-        ValueError: an unreadable file; a row in which nobody answers.
+        ValueError: a file is unreadable; a row is not a conversation in which an assistant answers.
     """
     items = [dataset] if isinstance(dataset, str | os.PathLike | Mapping) else list(dataset)
     if items and all(isinstance(item, Mapping) for item in items):
@@ -37,7 +37,7 @@ def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
     else:
         return None
     rows = (row for table in tables for row in table)
-    return [found for number, row in enumerate(rows) for found in _conversations(row, number, source)], source
+    return [each for number, row in enumerate(rows) for each in _conversations(row, number, source)], source
 
 
 def _is_table(path: Path) -> bool:
@@ -49,24 +49,28 @@ def _holds_conversations(columns: list[str]) -> bool:
 
 
 def _conversations(row: Mapping[str, Any], number: int, source: str) -> list[Conversation]:
+    """Reads the conversations of one row: one of `messages`, or one of each instance of an instruction."""
     where = f"Row {number} of {source!r}"
     if row.get("messages") is not None:
-        found = [[{key: value for key, value in message.items() if value is not None} for message in row["messages"]]]
+        # A table fills keys that a message does not have with None.
+        conversations = [
+            [{key: value for key, value in message.items() if value is not None} for message in row["messages"]]
+        ]
     elif row.get("instruction") is not None:
-        found = [
+        conversations = [
             [
-                {"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], case.get("input"))))},
-                {"role": "assistant", "content": case.get("output")},
+                {"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], instance.get("input"))))},
+                {"role": "assistant", "content": instance.get("output")},
             ]
-            for case in row.get("instances") or [row]
+            for instance in row.get("instances") or [row]
         ]
     else:
         raise ValueError(f"{where} has neither messages nor an instruction, only {list(row)}.")
-    for messages in found:
+    for messages in conversations:
         roles = [message.get("role") for message in messages]
         if "assistant" not in roles[1:] or any(message.get("content") is None for message in messages):
             raise ValueError(
                 f"{where} is no conversation: every message needs a role and a content, and after the first one an "
                 f"assistant must answer. Its roles are {roles}."
             )
-    return found
+    return conversations

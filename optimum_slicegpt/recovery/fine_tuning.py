@@ -1,43 +1,31 @@
-"""[`recover`]: everything around the training itself."""
+"""Recovers a sliced model: checks everything, trains, puts back what training changed, and records the result."""
 
 import math
 import os
-import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel, TrainerState
+from accelerate import PartialState
+from peft import LoraConfig, PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.trainer_utils import set_seed
-from transformers.utils import logging
 
-from ..assembly import evaluating
-from ..calibration import load_batches, within_positions
-from ..model_card import public_name
-from ..modeling.families import family_of
-from ..processes import joined
-from .adapters import lora_config
-from .checkpoints import (
-    TEACHER,
-    check_checkpoints,
-    checkpoint_folder,
-    data_fingerprint,
-    last_checkpoint,
-    model_fingerprint,
-)
+from ..data.batches import limit_to_positions, load_batches
+from ..distributed import join_processes
+from ..modeling.checks import check_sliced, check_without_adapters
+from ..modeling.contexts import evaluating
+from ..modeling.decoder import Decoder
+from ..record import public_name
+from .adapters import lora_config, remove_adapters
 from .configuration import LORA_RATE, RecoveryConfig
-from .distillation import find_teacher
 from .packing import PackedSequences, load_sequences
-from .training import RecoveryTrainer, on_cpu
-
-
-logger = logging.get_logger(__name__)
+from .resuming import TEACHER, check_checkpoints, checkpoint_folder, recovery_arguments
+from .trainer import uses_cpu
+from .training import Training, restored, seeded, train
 
 
 def recover(
@@ -50,119 +38,85 @@ def recover(
     resume: bool = False,
 ) -> PreTrainedModel | PeftModel:
     """
-    Fine-tunes a sliced model in place, by PEFT and `Trainer`, and keeps what is best on held-out sequences.
+    Fine-tunes a sliced model in place, by PEFT and `Trainer`, and keeps the weights that are best on held-out
+    sequences.
 
-    Runs in as many processes as `accelerate launch` starts; each of them gets the result. Everything that can be
-    refused is refused before anything changes. With adapters, a run that is cut off leaves the model as it was.
+    Runs in as many processes as `accelerate launch` starts; each of them has the result. All checks run before
+    anything changes. With adapters, an interrupted run leaves the model as it was.
 
-    To go on with a run that was cut off, give it a folder for `checkpoints`, and call this again with the same
-    arguments and `resume=True`. The last whole checkpoint there has weights, optimizer, schedule, data order and
-    random states, so the outcome is that of an undisturbed run.
+    To be able to resume, pass `checkpoints`. After an interruption, call this again with the same arguments and
+    `resume=True`. The last complete checkpoint there has weights, optimizer, schedule, data order and random states,
+    so the result is that of a run without interruption.
 
     Args:
         model (`PreTrainedModel`): a sliced causal language model.
         tokenizer (`str` or tokenizer, *optional*): the object, its name or its path. By default `model.name_or_path`.
-        config ([`RecoveryConfig`], *optional*): how.
+        config ([`RecoveryConfig`], *optional*): the settings. By default `RecoveryConfig()`.
         teacher (`PreTrainedModel` or `str`, *optional*):
-            With `config.distill`, the dense model. One that is loaded computes where and as it is; it may sit on the
-            CPU in bfloat16. By default, the model on the Hub from which this one was sliced. It is left as it is.
+            With `config.distill`, the dense model. A loaded one keeps its device and dtype; it may be on the CPU in
+            bfloat16. By default, the model on the Hub from which this one was sliced. It is left as it is.
         checkpoints (`str` or `os.PathLike`, *optional*):
-            Folder for the best checkpoint and the last one. They stay there. By default a temporary one.
-        resume (`bool`, defaults to `False`): go on with the run in `checkpoints`, or, if it had no whole checkpoint
-            yet, begin it again.
+            Folder for the best checkpoint and the last one. They stay there. By default a temporary folder.
+        resume (`bool`, defaults to `False`):
+            Continue the run in `checkpoints`, or start it again if it has no complete checkpoint yet.
 
     Returns:
         `PreTrainedModel`: `model` itself, adapters merged; or with `config.keep_adapter` a `PeftModel` around it.
-        What was done is in `config.slicegpt["recovery"]` of the model.
+        The record of the recovery is in `config.slicegpt["recovery"]` of the model.
 
     Raises:
         OSError: the data, the tokenizer or the teacher are not there.
         ValueError: the model, the data, the teacher or the checkpoints cannot be used; the loss became infinite.
     """
     config = config or RecoveryConfig()
-    checkpoints = None if checkpoints is None else Path(checkpoints)
+    folder = None if checkpoints is None else Path(checkpoints)
     check_recoverable(model, config)
     adapter = None if config.full else lora_config(model, config)
-    processes = joined(cpu=on_cpu(config))
-    with processes.main_process_first():  # which may download
-        sequences = load_sequences(
-            config.dataset,
-            tokenizer or model.name_or_path,
-            nsamples=config.nsamples,
-            seqlen=within_positions(config.seqlen, model.config),
-            held_out=config.held_out,
-            seed=config.seed,
-            text_column=config.text_column,
-            mask_prompts=config.mask_prompts,
-        )
-    load_batches(sequences.train + sequences.held_out, vocab_size=model.config.vocab_size)
-    made_with = config.to_dict() | {"dataset": sequences.source, "data": data_fingerprint(sequences)}
-    made_with["processes"] = processes.num_processes
+    processes = join_processes(cpu=uses_cpu(config))
+    sequences = _load_data(model, tokenizer, config, processes)
     teacher = find_teacher(teacher, model, config, processes.device)
-    made_with |= {"model": model_fingerprint(model), "teacher": teacher and model_fingerprint(teacher)}
-    check_checkpoints(checkpoints, made_with, resume)
-    learning = _for_teachers(config)
-    teacher_adapter = lora_config(check_without_adapters(teacher, "teacher"), learning) if learning else None
+    arguments = recovery_arguments(config, sequences, model, teacher, processes)
+    check_checkpoints(folder, arguments, resume)
+    teacher_adapter = _teacher_adapter(teacher, config) if config.adapt_teacher else None
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with (
-        _seeded(config.seed, processes.device),
-        _as_it_was(model),
-        checkpoint_folder(checkpoints, processes, None if resume else made_with) as folder,
-        evaluating(teacher) if teacher else nullcontext(),
-        _adapted(teacher, teacher_adapter, learning, folder / TEACHER, sequences, resume) as (guide, guide_perplexity),
+        seeded(config.seed, processes.device),
+        restored(model),
+        checkpoint_folder(folder, processes, None if resume else arguments) as folder,
+        _adapted_teacher(teacher, teacher_adapter, config, folder / TEACHER, sequences, resume) as (guide, perplexity),
     ):
-        trained = get_peft_model(model, adapter) if adapter else model
-        try:
-            trainer = RecoveryTrainer(trained, config, folder, sequences, guide)
-            seconds = _train(trainer, last_checkpoint(folder) if resume else None)
-            before, after = _held_out_losses(trainer.state)
-        except BaseException:
-            if adapter:
-                _without_adapters(trained, trainable, merge=False)
-            raise
-        finally:
-            _without_autocast(trained)
-        processes.wait_for_everyone()  # before the folder goes
+        training = train(model, adapter, config, folder, sequences, guide, resume=resume)
+        processes.wait_for_everyone()  # The folder may be a temporary one, which is deleted next.
+        recovered = training.model
         if adapter and not config.keep_adapter:
-            trained = _without_adapters(trained, trainable, merge=True)
-    settings = {key: value for key, value in config.to_dict().items() if key != "dataset"}
-    if adapter:
-        settings["lora_dropout"] = adapter.lora_dropout  # experts have none
-    record = {
-        "source": sequences.source,
-        "sequences": len(sequences.train),
-        "tokens": sum(len(sequence["input_ids"]) for sequence in sequences.train),
-        "steps": trainer.state.global_step,
-        "best_step": trainer.state.best_global_step,
-        "held_out_sequences": len(sequences.held_out),
-        "perplexity_before": math.exp(before),
-        "perplexity_after": math.exp(after),
-        "teacher": teacher and public_name(teacher.name_or_path),
-        "teacher_perplexity": guide_perplexity,
-        "seconds": round(seconds, 1),
-        "processes": processes.num_processes,
-        "settings": settings,
-    }
+            recovered = remove_adapters(recovered, training.trainable, merge=True)
+
+    record = _record(training, config, adapter, sequences, processes, teacher, perplexity)
     model.config.slicegpt = (model.config.slicegpt or {}) | {"recovery": record}
-    return trained.eval()
+    return recovered.eval()
+
+
+# Before training: checks, data and the teacher
 
 
 def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
     """
-    Refuses what cannot be trained.
+    Checks that a model can be recovered.
+
+    Args:
+        model (`PreTrainedModel`): any model.
+        config ([`RecoveryConfig`]): the settings.
 
     Raises:
-        ValueError: the model is not sliced, carries adapters already, or is to be trained whole in half precision.
+        ValueError: the model is not sliced or has no language model's head; it carries adapters; it is in half
+            precision, and all parameters are to be trained.
     """
-    if not model.config.model_type.startswith("sliced_"):
-        raise ValueError(
-            f"model_type={model.config.model_type!r} is not that of a sliced model, which begins with 'sliced_'; "
-            "slice the model first, and export it to a stock architecture, if it is to have one, afterwards."
-        )
-    if not hasattr(model, family_of(model.config).head):
+    check_sliced(
+        model, "slice the model first, and export it to a stock architecture, if it is to have one, afterwards"
+    )
+    if not hasattr(model, Decoder(model).head_name):
         raise ValueError(f"Cannot recover a {type(model).__name__}; load the checkpoint with AutoModelForCausalLM.")
-    check_without_adapters(model, "model")
+    check_without_adapters(model, "The model", "recover")
     if config.full and model.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"full=True with weights in {model.dtype}, in which small steps are rounded away; load the model with "
@@ -170,125 +124,140 @@ def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
         )
 
 
-def _for_teachers(config: RecoveryConfig) -> RecoveryConfig | None:
-    """How a teacher learns first, if it is to: always by adapters, and none where slicing has added layers."""
-    if not config.adapt_teacher:
+def _load_data(
+    model: PreTrainedModel, tokenizer: Any, config: RecoveryConfig, processes: PartialState
+) -> PackedSequences:
+    with processes.main_process_first():  # One process downloads, the others find the files in its cache.
+        sequences = load_sequences(
+            config.dataset,
+            tokenizer or model.name_or_path,
+            nsamples=config.nsamples,
+            seqlen=limit_to_positions(config.seqlen, model.config),
+            held_out=config.held_out,
+            seed=config.seed,
+            text_column=config.text_column,
+            mask_prompts=config.mask_prompts,
+        )
+    # This also checks the token ids.
+    load_batches(sequences.train + sequences.held_out, vocab_size=model.config.vocab_size)
+    return sequences
+
+
+def find_teacher(
+    teacher: PreTrainedModel | str | None, student: PreTrainedModel, config: RecoveryConfig, device: torch.device
+) -> PreTrainedModel | None:
+    """
+    Finds the teacher, and loads it if it is given by name. Its vocabulary is checked before any weights are read.
+
+    Args:
+        teacher (`PreTrainedModel` or `str`, *optional*):
+            The model, its name or its path. By default the model on the Hub from which the student was sliced.
+        student (`PreTrainedModel`): a sliced model.
+        config ([`RecoveryConfig`]): whether to distill; dtype and device of a teacher that is loaded here.
+        device (`torch.device`): device of a teacher that is loaded here, unless `config` names one.
+
+    Returns:
+        `PreTrainedModel` or `None`: the teacher, or none without `config.distill`.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: `config.distill` needs a teacher and none is known; a teacher is given without `config.distill`; it
+            has another vocabulary.
+    """
+    if not config.distill:
+        if teacher is not None:
+            raise ValueError("A teacher is given and distill=False; set distill=True, or leave the teacher out.")
         return None
+    if teacher is None:
+        teacher = public_name((student.config.slicegpt or {}).get("base_model") or "")
+        if "/" not in teacher:
+            raise ValueError(
+                "distill=True needs a teacher, and the model does not say which one on the Hub it was sliced from. "
+                "Give the dense model, its name or its path."
+            )
+    is_name = isinstance(teacher, str)
+    teacher_config = AutoConfig.from_pretrained(teacher) if is_name else teacher.config
+    if teacher_config.vocab_size != student.config.vocab_size:
+        raise ValueError(
+            f"The teacher has a vocabulary of {teacher_config.vocab_size:,} tokens and the model one of "
+            f"{student.config.vocab_size:,}; only with the same one can they be compared. Give the dense model from "
+            "which this one was sliced."
+        )
+    if not is_name:
+        return teacher
+    loaded = AutoModelForCausalLM.from_pretrained(teacher, dtype=getattr(torch, config.teacher_dtype))
+    return loaded.to(config.teacher_device or device)
+
+
+def _teacher_config(config: RecoveryConfig) -> RecoveryConfig:
+    """Returns the settings to adapt a teacher with: always by adapters, and none on layers that slicing adds."""
     rate = LORA_RATE if config.full else config.learning_rate
     return replace(config, full=False, shortcuts=False, learning_rate=rate)
 
 
+def _teacher_adapter(teacher: PreTrainedModel, config: RecoveryConfig) -> LoraConfig:
+    check_without_adapters(teacher, "The teacher", "recover")
+    return lora_config(teacher, _teacher_config(config))
+
+
+# Training
+
+
 @contextmanager
-def _adapted(
+def _adapted_teacher(
     teacher: PreTrainedModel | None,
     adapter: LoraConfig | None,
-    config: RecoveryConfig | None,
+    config: RecoveryConfig,
     folder: Path,
     sequences: PackedSequences,
     resume: bool,
 ) -> Iterator[tuple[PreTrainedModel | PeftModel | None, float | None]]:
     """
-    The teacher and, where it learns from the same sequences first, its held-out perplexity by then. What it learns is
-    in its adapter, which goes at the end.
+    Yields the teacher in evaluation mode, and its held-out perplexity if it is adapted. With `adapter`, adapters are
+    trained on the student's sequences first, and removed at the end.
     """
-    if adapter is None:
-        yield teacher, None
-        return
-    device, trainable = teacher.device, [each for each in teacher.parameters() if each.requires_grad]
-    with _as_it_was(teacher):
-        adapted = get_peft_model(teacher, adapter)
+    with evaluating(teacher) if teacher else nullcontext(), restored(teacher) if adapter else nullcontext():
+        if adapter is None:
+            yield teacher, None
+            return
+        device = teacher.device
+        training = train(teacher, adapter, _teacher_config(config), folder, sequences, resume=resume)
         try:
-            trainer = RecoveryTrainer(adapted, config, folder, sequences)
-            try:
-                _train(trainer, last_checkpoint(folder) if resume else None)
-            finally:
-                _without_autocast(adapted)
-            _, loss = _held_out_losses(trainer.state)
-            set_seed(config.seed)  # what follows is the same after a run that was cut off here
-            yield adapted.eval().to(device), math.exp(loss)
+            # A resumed run may skip this training, and must draw the same random numbers for the student.
+            set_seed(config.seed)
+            yield training.model.eval().to(device), math.exp(training.loss_after)
         finally:
-            _without_adapters(adapted, trainable, merge=False)
+            remove_adapters(training.model, training.trainable, merge=False)
 
 
-def check_without_adapters(model: PreTrainedModel, what: str) -> PreTrainedModel:
-    """
-    The model itself, on which adapters can be put.
-
-    Raises:
-        ValueError: it carries some already.
-    """
-    if any(hasattr(module, "base_layer") for module in model.modules()):
-        raise ValueError(f"The {what} carries PEFT adapters; call merge_and_unload() first, then recover.")
-    return model
+# After training
 
 
-def _train(trainer: RecoveryTrainer, checkpoint: Path | None) -> float:
-    """Trains to the end and loads the best weights; returns the seconds it took."""
-    start = time.perf_counter()
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
-    if state and _is_over(state):
-        # Cut off after its last step. `train` would take one more.
-        trainer.state = state
-        trainer._load_best_model()
-    else:
-        trainer.args.eval_on_start = checkpoint is None
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    return time.perf_counter() - start
-
-
-def _is_over(state: TrainerState) -> bool:
-    return state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
-
-
-def _held_out_losses(state: TrainerState) -> tuple[float, float]:
-    """Mean held-out losses before the first step and of the best checkpoint, in nats."""
-    before = next(entry["eval_nll"] for entry in state.log_history if "eval_nll" in entry)
-    after = state.best_metric
-    if after is None or not math.isfinite(after + before):
-        raise ValueError(
-            f"The held-out loss was {before:.4f} nats before recovery and never finite afterwards. Lower "
-            "learning_rate, or look at the sliced model, if it was not finite before."
-        )
-    if after >= before:
-        logger.warning(
-            f"The held-out loss did not fall, from {before:.4f} to {after:.4f} nats: train longer, on more data, or "
-            "with another learning_rate."
-        )
-    return before, after
-
-
-def _without_autocast(model: torch.nn.Module) -> None:
-    """Takes away the forward with autocast around it, which accelerate has put before the class's own."""
-    for name in ("forward", "_original_forward"):
-        vars(model).pop(name, None)
-
-
-def _without_adapters(adapted: PeftModel, trainable: list[torch.nn.Parameter], *, merge: bool) -> PreTrainedModel:
-    model = adapted.merge_and_unload() if merge else adapted.unload()
-    for parameter in trainable:
-        parameter.requires_grad_(True)
-    return model
-
-
-@contextmanager
-def _as_it_was(model: PreTrainedModel) -> Iterator[None]:
-    """Puts back what training changes beside weights."""
-    device, training, use_cache = model.device, model.training, model.config.use_cache
-    try:
-        yield
-    finally:
-        model.config.use_cache = use_cache
-        model.train(training).to(device)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds every random number generator for the time being."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        set_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+def _record(
+    training: Training,
+    config: RecoveryConfig,
+    adapter: LoraConfig | None,
+    sequences: PackedSequences,
+    processes: PartialState,
+    teacher: PreTrainedModel | None,
+    teacher_perplexity: float | None,
+) -> dict[str, Any]:
+    """Returns the record of a recovery, as JSON can hold it."""
+    settings = {key: value for key, value in config.to_dict().items() if key != "dataset"}
+    if adapter:
+        settings["lora_dropout"] = adapter.lora_dropout  # A model with experts is trained without dropout.
+    return {
+        "source": sequences.source,
+        "sequences": len(sequences.train),
+        "tokens": sum(len(sequence["input_ids"]) for sequence in sequences.train),
+        "steps": training.steps,
+        "best_step": training.best_step,
+        "held_out_sequences": len(sequences.held_out),
+        "perplexity_before": math.exp(training.loss_before),
+        "perplexity_after": math.exp(training.loss_after),
+        "teacher": teacher and public_name(teacher.name_or_path),
+        "teacher_perplexity": teacher_perplexity,
+        "seconds": round(training.seconds, 1),
+        "processes": processes.num_processes,
+        "settings": settings,
+    }

@@ -1,159 +1,174 @@
-"""The `Trainer` of a recovery: what it measures, what it learns from, and what it shows."""
+"""Trains a model, or adapters on it, from start to end, and keeps the best weights."""
 
+import math
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer_utils import set_seed
 from transformers.utils import logging
 
+from .adapters import remove_adapters
 from .configuration import RecoveryConfig
-from .distillation import distillation_loss
-from .packing import UNLABELLED, PackedSequences
+from .packing import PackedSequences
+from .resuming import last_checkpoint
+from .trainer import RecoveryTrainer
 
 
 logger = logging.get_logger(__name__)
 
-BESIDE_LOGITS = ["aux_loss", "past_key_values", "hidden_states", "attentions", "router_logits"]
-"""What causal language models may give beside their loss and logits."""
 
-
-def training_arguments(config: RecoveryConfig, folder: Path) -> TrainingArguments:
+@dataclass(frozen=True)
+class Training:
     """
-    `TrainingArguments` of a recovery. Evaluates before the first step, every `config.eval_steps`, and after the last
-    one; keeps the best checkpoint and the last.
+    Result of [`train`].
 
     Args:
-        config ([`RecoveryConfig`]): what they follow from.
-        folder (`Path`): for checkpoints.
+        model (`PreTrainedModel` or `PeftModel`): the model with the best weights, its adapters apart.
+        trainable (`list[torch.nn.Parameter]`): parameters that were trainable before adapters were put on the model.
+        steps (`int`), best_step (`int`): number of steps, and the step with the lowest held-out loss.
+        loss_before (`float`), loss_after (`float`): held-out loss before the first step and at the best one, in nats.
+        seconds (`float`): time that it took.
     """
-    use_cpu = on_cpu(config)
-    return TrainingArguments(
-        str(folder),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
-        eval_strategy="steps",
-        eval_steps=config.eval_steps,
-        save_strategy="steps",
-        save_steps=config.eval_steps,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="nll",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,
-        bf16=config.bf16,
-        use_cpu=use_cpu,
-        dataloader_pin_memory=not use_cpu,
-        ddp_find_unused_parameters=False,
-        seed=config.seed,
-        data_seed=config.seed,
-        label_names=["labels"],
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to="none",
-    )
+
+    model: PreTrainedModel | PeftModel
+    trainable: list[torch.nn.Parameter]
+    steps: int
+    best_step: int
+    loss_before: float
+    loss_after: float
+    seconds: float
 
 
-def on_cpu(config: RecoveryConfig) -> bool:
-    """Whether training runs on the CPU, which libraries want to be told where there is nothing else."""
-    return config.use_cpu or not torch.accelerator.is_available()
-
-
-class RecoveryTrainer(Trainer):
+def train(
+    model: PreTrainedModel,
+    adapter: LoraConfig | None,
+    config: RecoveryConfig,
+    folder: Path,
+    sequences: PackedSequences,
+    teacher: PreTrainedModel | PeftModel | None = None,
+    *,
+    resume: bool,
+) -> Training:
     """
-    A `Trainer` that measures the mean loss per label on held-out sequences (`eval_nll`, in nats, and
-    `eval_perplexity`), and learns from a teacher if there is one.
+    Trains a model, or adapters on it, and keeps the best weights. If that fails, the adapters are removed.
 
     Args:
-        model (`PreTrainedModel` or `PeftModel`): what is trained.
-        config ([`RecoveryConfig`]): how.
-        folder (`Path`): for checkpoints.
-        sequences ([`PackedSequences`]): what on.
-        teacher (`PreTrainedModel`, *optional*): in evaluation mode, on any device and in any dtype.
+        model (`PreTrainedModel`): the model to train.
+        adapter (`LoraConfig`, *optional*): adapters to train. By default all parameters are trained.
+        config ([`RecoveryConfig`]): the settings.
+        folder (`Path`): folder of checkpoints.
+        sequences ([`PackedSequences`]): the data.
+        teacher (`PreTrainedModel` or `PeftModel`, *optional*): in evaluation mode.
+        resume (`bool`): whether to continue from the last checkpoint in the folder.
+
+    Raises:
+        ValueError: a held-out loss is not finite.
     """
-
-    def __init__(self, model, config: RecoveryConfig, folder: Path, sequences: PackedSequences, teacher=None):
-        super().__init__(
-            model,
-            training_arguments(config, folder),
-            train_dataset=sequences.train,
-            eval_dataset=sequences.held_out,
-            compute_metrics=mean_loss,
-            preprocess_logits_for_metrics=sums_of_losses,
-            callbacks=[Progress()] + [EarlyStoppingCallback(config.patience)] * bool(config.patience),
-        )
-        self.remove_callback(PrinterCallback)
-        self.teacher, self.temperature, self.distill_weight = teacher, config.temperature, config.distill_weight
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys=BESIDE_LOGITS)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.teacher is None or not model.training:  # what is held out is measured alike with and without
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels, input_ids = inputs["labels"], inputs["input_ids"]
-        with torch.no_grad():
-            teacher_logits = self.teacher(input_ids=input_ids.to(self.teacher.device), use_cache=False).logits
-        logits = model(input_ids=input_ids).logits
-        loss = distillation_loss(
-            logits, teacher_logits, labels, temperature=self.temperature, weight=self.distill_weight
-        )
-        # As the base class does: a mean over all processes' labels, where gradients will be averaged over processes.
-        return loss / num_items_in_batch * self.accelerator.num_processes
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = get_peft_model(model, adapter) if adapter else model
+    try:
+        trainer = RecoveryTrainer(trained, config, folder, sequences, teacher)
+        seconds = run_trainer(trainer, last_checkpoint(folder) if resume else None)
+        before, after = held_out_losses(trainer.state)
+    except BaseException:
+        if adapter:
+            remove_adapters(trained, trainable, merge=False)
+        raise
+    finally:
+        remove_autocast(trained)
+    steps, best_step = trainer.state.global_step, trainer.state.best_global_step
+    return Training(trained, trainable, steps, best_step, before, after, seconds)
 
 
-def sums_of_losses(logits: Tensor, labels: Tensor) -> Tensor:
+def run_trainer(trainer: RecoveryTrainer, checkpoint: Path | None) -> float:
     """
-    Sum of the next-token losses of each sequence, and their number.
+    Trains to the end, and loads the best weights.
 
     Args:
-        logits (`torch.Tensor` of shape `(B, T, V)`), labels (`torch.Tensor` of shape `(B, T)`): not shifted.
+        trainer ([`RecoveryTrainer`]): its model is trained.
+        checkpoint (`Path`, *optional*): checkpoint to continue from. By default training starts.
 
     Returns:
-        `torch.Tensor` of shape `(B, 2)`, float32.
+        `float`: the seconds that it took.
     """
-    rows = [
-        (
-            F.cross_entropy(row.float(), targets, ignore_index=UNLABELLED, reduction="sum"),
-            (targets != UNLABELLED).sum(),
+    start = time.perf_counter()
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
+    if state and is_finished(state):
+        # The run was interrupted after its last step. `Trainer.train` would add another step.
+        trainer.state = state
+        trainer._load_best_model()
+    else:
+        trainer.args.eval_on_start = checkpoint is None
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    return time.perf_counter() - start
+
+
+def is_finished(state: TrainerState) -> bool:
+    """Tells whether training had ended, by its last step or early."""
+    return state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
+
+
+def held_out_losses(state: TrainerState) -> tuple[float, float]:
+    """
+    Reads the mean held-out losses of a training, in nats. Warns if the loss did not fall.
+
+    Args:
+        state (`TrainerState`): at the end of training.
+
+    Returns:
+        `tuple`: the loss before the first step, and that of the best checkpoint.
+
+    Raises:
+        ValueError: a loss is not finite.
+    """
+    before = next(entry["eval_nll"] for entry in state.log_history if "eval_nll" in entry)
+    after = state.best_metric
+    if after is None or not math.isfinite(after + before):
+        raise ValueError(
+            f"The held-out loss was {before:.4f} nats before recovery and never finite afterwards. Lower "
+            "learning_rate, or look at the sliced model, if it was not finite before."
         )
-        for row, targets in zip(logits[:, :-1], labels[:, 1:], strict=True)
-    ]
-    return torch.stack([torch.stack([loss, count.float()]) for loss, count in rows])
+    if after >= before:
+        logger.warning(
+            f"The held-out loss did not fall, from {before:.4f} to {after:.4f} nats: train longer, on more data, or "
+            "with another learning_rate."
+        )
+    return before, after
 
 
-def mean_loss(prediction) -> dict[str, float]:
-    """From [`sums_of_losses`] of all sequences, the mean loss per label and its exponential."""
-    loss, count = prediction.predictions.astype(np.float64).sum(0)
-    return {"nll": loss / count, "perplexity": np.exp(loss / count)}
+def remove_autocast(model: torch.nn.Module) -> None:
+    """Removes the `forward` with autocast that accelerate has set on a model, so that its class's own is used."""
+    for name in ("forward", "_original_forward"):
+        vars(model).pop(name, None)
 
 
-class Progress(TrainerCallback):
-    """A bar over steps, with the losses. Other processes than the first show none, and so does what is no terminal."""
+@contextmanager
+def restored(model: PreTrainedModel) -> Iterator[None]:
+    """Restores a model's device, training mode and `use_cache`, which training changes besides its weights."""
+    device, training, use_cache = model.device, model.training, model.config.use_cache
+    try:
+        yield
+    finally:
+        model.config.use_cache = use_cache
+        model.train(training).to(device)
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        shown = None if state.is_world_process_zero else True
-        self.bar = logging.tqdm(total=state.max_steps, initial=state.global_step, desc="Recovering", disable=shown)
-        self.losses = {}
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(1)
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        names = {"loss": "loss", "eval_perplexity": "held-out perplexity"}
-        self.losses |= {shown: f"{logs[name]:.4g}" for name, shown in names.items() if name in logs}
-        self.bar.set_postfix(self.losses)
-        if state.is_world_process_zero:
-            logger.info(f"step {state.global_step} of {state.max_steps}: {logs}")
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds every random number generator during a computation, and restores them."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        set_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,4 +1,4 @@
-"""The validation set of PIQA as its authors publish it: questions in `valid.jsonl`, answers in `valid-labels.lst`."""
+"""Reads PIQA's validation set as its authors publish it: questions in `valid.jsonl`, answers in `valid-labels.lst`."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,14 @@ from datasets import Dataset
 
 def load(piqa: str | None = None, **_) -> dict[str, Dataset]:
     """
-    Called by lm-eval with what `--metadata` holds.
+    Reads the questions for lm-eval, which calls this function with the values of `--metadata`.
 
     Args:
-        piqa (`str`): the folder.
+        piqa (`str`): the folder with both files.
 
     Raises:
-        ValueError: none is given; one file has more lines than the other.
-        FileNotFoundError: a file is not in it.
+        ValueError: no folder is given; one file has more lines than the other.
+        FileNotFoundError: a file is missing.
     """
     if piqa is None:
         raise ValueError('Where is PIQA? Give its folder: --metadata \'{"piqa": "FOLDER"}\'.')

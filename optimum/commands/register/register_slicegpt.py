@@ -1,8 +1,8 @@
 """
-`optimum-cli slicegpt`. Its parsers are in `optimum/commands/slicegpt`; what the commands do is in
-`optimum_slicegpt.commands`, which is imported when one of them runs, so that help is instant.
+`optimum-cli slicegpt`. Its parsers are in `optimum/commands/slicegpt`, its work is in `optimum_slicegpt.commands`. The
+latter is imported when a command runs, so that help is instant.
 
-No `__init__.py` on these paths: `optimum` is a namespace package, and `optimum-cli` looks here for every plugin.
+These folders have no `__init__.py`: `optimum` is a namespace package, and `optimum-cli` looks here for every plugin.
 """
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo

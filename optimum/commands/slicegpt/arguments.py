@@ -1,4 +1,4 @@
-"""What the parsers of `optimum-cli slicegpt` share. Nothing heavy is imported, so that help is instant."""
+"""Flags that several commands of `optimum-cli slicegpt` share. No heavy module is imported, so help is instant."""
 
 import sys
 from argparse import Action, ArgumentParser
@@ -17,11 +17,11 @@ EMBEDDINGS = ("auto", "tied", "sliced")
 
 
 class SliceGPTSubcommand(BaseOptimumCLICommand):
-    """Runs the module of its name in `optimum_slicegpt.commands`. What a user can put right is told in a line."""
+    """A command that runs the module of its name in `optimum_slicegpt.commands`. Errors of its user take one line."""
 
     def run(self):
         try:
-            import_module("optimum_slicegpt.console").progress_on_terminals_only()
+            import_module("optimum_slicegpt.commands.printing").limit_progress_to_terminals()
             import_module(f"optimum_slicegpt.commands.{self.COMMAND.name}").run(self.args)
         except (ImportError, OSError, ValueError) as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -32,17 +32,17 @@ class SliceGPTSubcommand(BaseOptimumCLICommand):
 
 
 class Dataset(Action):
-    """One value is a name or a path; several are as well, and no texts."""
+    """An action that reads one value as a name or a path, and several as names and paths, never as texts."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        from optimum_slicegpt.texts import NAMES
+        from optimum_slicegpt.data.texts import NAMES
 
         several = [value if value in NAMES else Path(value) for value in values]
         setattr(namespace, self.dest, values[0] if len(values) == 1 else several)
 
 
 class Datasets(Dataset):
-    """Given again, it adds a dataset."""
+    """An action that adds a dataset each time that the flag is given."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         earlier = getattr(namespace, self.dest) or []
@@ -51,6 +51,7 @@ class Datasets(Dataset):
 
 
 def seed(text: str) -> int | None:
+    """Reads a seed; `none` means no shuffling."""
     return None if text == "none" else int(text)
 
 
@@ -65,22 +66,32 @@ def add_model_arguments(parser: ArgumentParser, tokenizer: bool = True) -> None:
 
 
 def add_baseline_argument(parser: ArgumentParser) -> None:
-    parser.add_argument("--baseline", metavar="NAME", help="measure this model beside it, the dense one say")
+    parser.add_argument("--baseline", metavar="NAME", help="measure this model, too: the dense one, for example")
 
 
 def add_text_arguments(
     group,
     action: type[Action] = Dataset,
-    default: str = "auto, wikitext2 where it can be had and otherwise python-docs",
+    default: str = "auto, wikitext2 where it can be loaded and otherwise python-docs",
+    calibration: bool = False,
 ) -> None:
-    """Which text, and how it becomes sequences of tokens."""
+    """
+    Adds the flags that name a text and the number and length of its sequences.
+
+    Args:
+        group: parser or group of flags.
+        action (`type`): reads the values of `--dataset`.
+        default (`str`): what is read without `--dataset`.
+        calibration (`bool`): whether the model may write the text, and several datasets may be mixed.
+    """
+    more = "; or self, text that the model writes; several of them make a mixture" if calibration else ""
     group.add_argument(
         "--dataset",
         action=action,
         nargs="+",
         metavar="DATA",
-        help="wikitext2, ptb, c4, alpaca or python-docs; or paths of txt, json, jsonl or parquet files; to slice also "
-        f"self, text that the model writes, and several names, of which each gives its share (default: {default})",
+        help="wikitext2, ptb, c4, alpaca or python-docs; or paths of txt, json, jsonl or parquet files"
+        f"{more} (default: {default})",
     )
     group.add_argument(
         "--text-column", metavar="NAME", help="column that holds the text (default: text, or the only one of strings)"

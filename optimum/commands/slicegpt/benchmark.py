@@ -13,7 +13,7 @@ class BenchmarkCommand(SliceGPTSubcommand):
     @staticmethod
     def parse_args(parser: ArgumentParser):
         parser.description = (
-            BenchmarkCommand.COMMAND.help + " Two models take turns in one process, so that noise hits both alike."
+            BenchmarkCommand.COMMAND.help + " Two models take turns in one process, so that noise affects both alike."
         )
         add_model_arguments(parser, tokenizer=False)
         add_baseline_argument(parser)
@@ -21,17 +21,21 @@ class BenchmarkCommand(SliceGPTSubcommand):
             "--random-weights",
             action="store_true",
             default=False,
-            help="build the models from their configurations, which is all that is read of them",
+            help="read configurations only, and build the models with random weights",
         )
         parser.add_argument(
             "--batch-size", type=int, nargs="+", metavar="N", default=[1], help="numbers of sequences (default: 1)"
         )
         parser.add_argument("--seqlen", type=int, metavar="N", default=512, help="tokens per prompt (default: 512)")
         parser.add_argument(
-            "--new-tokens", type=int, metavar="N", default=32, help="tokens to generate after it (default: 32)"
+            "--new-tokens", type=int, metavar="N", default=32, help="tokens to generate after the prompt (default: 32)"
         )
         parser.add_argument(
-            "--warmup", type=int, metavar="N", default=2, help="passes before those that count (default: 2)"
+            "--warmup",
+            type=int,
+            metavar="N",
+            default=2,
+            help="passes that do not count, before the others (default: 2)",
         )
         parser.add_argument("--repeats", type=int, metavar="N", default=7, help="passes that count (default: 7)")
         parser.add_argument("--compile", action="store_true", default=False, help="measure with torch.compile")

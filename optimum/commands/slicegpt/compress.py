@@ -37,14 +37,17 @@ class CompressCommand(SliceGPTSubcommand):
             help="load and save the model in this dtype (default: auto, as stored)",
         )
         parser.add_argument(
-            "--max-shard-size", metavar="SIZE", default="50GB", help="of one weight file, such as 5GB (default: 50GB)"
+            "--max-shard-size",
+            metavar="SIZE",
+            default="50GB",
+            help="largest size of one weight file, such as 5GB (default: 50GB)",
         )
         parser.add_argument("--push-to-hub", metavar="REPO_ID", default=None, help="upload the saved model, too")
         parser.add_argument(
             "--plan",
             action="store_true",
             default=False,
-            help="only tell what the run would take: memory, disk, and roughly its time",
+            help="only estimate what the run would take: memory, disk and time",
         )
 
         streaming = parser.add_argument_group("models larger than memory")
@@ -52,20 +55,20 @@ class CompressCommand(SliceGPTSubcommand):
             "--stream",
             action="store_true",
             default=False,
-            help="read, slice and write a layer at a time; the result is the same",
+            help="read, slice and write one layer at a time; the result is the same",
         )
         streaming.add_argument(
             "--max-memory",
             metavar="SIZE",
             default=None,
-            help="keep so much of activations and second moments in memory, the others in files beside the output "
+            help="keep this much of activations and second moments in memory, the rest in files beside the output "
             "(default: 1GiB)",
         )
         streaming.add_argument(
             "--resume",
             action="store_true",
             default=False,
-            help="take up a run into this output that was interrupted, if there is one",
+            help="resume an interrupted run into this output, if there is one",
         )
 
         slicing = parser.add_argument_group("slicing")
@@ -76,57 +79,62 @@ class CompressCommand(SliceGPTSubcommand):
             help="share of hidden dimensions to delete, in [0, 1)",
         )
         slicing.add_argument(
-            "--widths", type=int, nargs="+", metavar="K", help="width at every site, in place of --sparsity"
+            "--widths", type=int, nargs="+", metavar="K", help="width at every site, instead of --sparsity"
         )
         slicing.add_argument(
             "--parameter-reduction",
             type=float,
             metavar="R",
-            help="share of all parameters to delete, in [0, 1), in place of --sparsity and --widths (default: 0.2)",
+            help="share of all parameters to delete, in [0, 1), instead of --sparsity and --widths (default: 0.2)",
         )
         slicing.add_argument(
             "--mlp-sparsity",
             type=float,
             metavar="S",
-            help="share of the neurons inside each MLP to delete, in [0, 1) (default: none, or with "
-            "--parameter-reduction what goes best with the width)",
+            help="share of the neurons in each MLP to delete, in [0, 1) (default: none, or with --parameter-reduction "
+            "the share that goes best with the width)",
         )
         slicing.add_argument(
             "--schedule",
             choices=SCHEDULES,
-            help="leave every MLP as many neurons, or more where they add more to the stream, which no stock class "
-            "has room for (default: uniform)",
+            help="keep equally many neurons in every MLP, or more where they add more to the stream, which no stock "
+            "class can hold (default: uniform)",
         )
         slicing.add_argument(
             "--rotation",
             choices=ROTATIONS,
-            help="axes and a shortcut for every block, or axes and a width that all share (default: shared)",
+            help="axes and a shortcut for every block, or axes and a width that all blocks share (default: shared)",
         )
         slicing.add_argument(
             "--refit",
             action=BooleanOptionalAction,
-            help="fit what blocks read and write, in order, so that the stream follows the dense one (default: yes)",
+            help="fit readers and writers block by block, so that the sliced stream follows the dense (default: yes)",
         )
         slicing.add_argument(
             "--metric",
             choices=METRICS,
-            help="weigh directions of the stream by the gradient of the loss, or all alike (default: none)",
+            help="weight all directions of the stream alike, or by the gradient of the loss (default: none)",
         )
         slicing.add_argument(
             "--round-to", type=int, metavar="N", help="round widths down to a multiple of this (default: 8)"
         )
-        slicing.add_argument("--slice-head", action="store_true", help="slice the input of the head, too")
+        slicing.add_argument(
+            "--slice-head",
+            action="store_true",
+            help="with --rotation per_block, slice the input of the head, too; shared axes always slice it",
+        )
         slicing.add_argument(
             "--embeddings",
             choices=EMBEDDINGS,
-            help="a head tied to its embedding stays so, or both are sliced (default: auto, the smaller)",
+            help="a head tied to its embedding stays tied, or both are sliced (default: auto, the smaller; with "
+            "--parameter-reduction, a tied head stays tied)",
         )
         slicing.add_argument(
             "--orientation", choices=ORIENTATIONS, help="random spreads outliers over the kept axes (default: pca)"
         )
 
         calibration = parser.add_argument_group("calibration")
-        add_text_arguments(calibration)
+        add_text_arguments(calibration, calibration=True)
         calibration.add_argument("--batch-size", type=int, metavar="N", help="sequences per forward (default: 8)")
         calibration.add_argument(
             "--seed",

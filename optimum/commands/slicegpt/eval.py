@@ -21,8 +21,8 @@ class EvalCommand(SliceGPTSubcommand):
     @staticmethod
     def parse_args(parser: ArgumentParser):
         parser.description = (
-            EvalCommand.COMMAND.help + " Standard errors are over sequences, and that of a difference is paired. "
-            "--dataset may be given several times, for a row each."
+            EvalCommand.COMMAND.help + " Standard errors are over sequences, and the error of a difference is paired. "
+            "--dataset may be given several times, for one row each."
         )
         add_model_arguments(parser)
         add_baseline_argument(parser)
@@ -32,8 +32,8 @@ class EvalCommand(SliceGPTSubcommand):
             "--stride",
             type=int,
             metavar="N",
-            help="read the text of all sequences in windows of --seqlen tokens, each N tokens further than the one "
-            "before, and predict each token once (default: separate sequences)",
+            help="read the text of all sequences in windows of --seqlen tokens, each N tokens after the last, and "
+            "predict each token once (default: separate sequences)",
         )
         parser.add_argument(
             "--batch-size", type=int, metavar="N", default=1, help="sequences or windows per forward (default: 1)"

@@ -9,14 +9,14 @@ from .arguments import SliceGPTSubcommand, add_dtype_argument, add_model_argumen
 
 class InspectCommand(SliceGPTSubcommand):
     COMMAND = CommandInfo(
-        name="inspect", help="Tell what slicing would make of a model, or how a sliced one was made."
+        name="inspect", help="Show what slicing would make of a model, or how a sliced model was made."
     )
 
     @staticmethod
     def parse_args(parser: ArgumentParser):
         parser.description = (
-            InspectCommand.COMMAND.help + " Weights are loaded only where a dataset is given. FLOPs are of products "
-            "with matrices, for one token, attention scores left out."
+            InspectCommand.COMMAND.help + " Loads weights only if a dataset is given. FLOPs are of products with "
+            "matrices, for one token, attention scores left out."
         )
         add_model_arguments(parser)
         parser.add_argument(
@@ -40,13 +40,13 @@ class InspectCommand(SliceGPTSubcommand):
             "--round-to", type=int, metavar="N", default=8, help="round widths down to a multiple of this (default: 8)"
         )
         parser.add_argument(
-            "--report", metavar="FILE", help="write it as one HTML file with pictures, which is not there yet"
+            "--report", metavar="FILE", help="write this as one HTML file with pictures; the file must be absent"
         )
         parser.add_argument("--figures", metavar="FOLDER", help="write the pictures as PNG files: absent, or empty")
 
         energy = parser.add_argument_group("energy of the stream, measured where a dataset is given")
-        energy.argument_default = SUPPRESS  # so that what is given in vain shows
-        add_text_arguments(energy, default="none, and nothing is measured")
+        energy.argument_default = SUPPRESS  # Only flags that were given are then refused without a dataset.
+        add_text_arguments(energy, default="none, and nothing is measured", calibration=True)
         energy.add_argument("--batch-size", type=int, metavar="N", help="sequences per forward (default: 8)")
         energy.add_argument(
             "--seed", type=seed, metavar="N", help="picks sequences; none takes the first ones (default: 0)"

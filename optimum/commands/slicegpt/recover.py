@@ -15,13 +15,13 @@ from .arguments import (
 
 
 class RecoverCommand(SliceGPTSubcommand):
-    COMMAND = CommandInfo(name="recover", help="Fine-tune a sliced model, and save it as one.")
+    COMMAND = CommandInfo(name="recover", help="Fine-tune a sliced model; the result is a sliced model again.")
 
     @staticmethod
     def parse_args(parser: ArgumentParser):
         parser.description = (
-            RecoverCommand.COMMAND.help + " Runs as it is under accelerate launch. A run with --checkpoints that was "
-            "cut off goes on when the same command is given again with --resume."
+            RecoverCommand.COMMAND.help + " Also runs under accelerate launch. A run with --checkpoints that was "
+            "cut off continues when the same command is given again with --resume."
         )
         # Flags that are not given stay out of the namespace, so the defaults of `RecoveryConfig` are in one place.
         parser.argument_default = SUPPRESS
@@ -39,10 +39,10 @@ class RecoverCommand(SliceGPTSubcommand):
             "--resume",
             action="store_true",
             default=False,
-            help="go on from the last whole checkpoint in --checkpoints",
+            help="continue from the last complete checkpoint in --checkpoints",
         )
         parser.add_argument(
-            "--keep-adapter", action="store_true", help="save the adapter alone, in place of the model with it merged"
+            "--keep-adapter", action="store_true", help="save the adapter alone, instead of merging it into the model"
         )
 
         data = parser.add_argument_group("data")
@@ -53,7 +53,7 @@ class RecoverCommand(SliceGPTSubcommand):
             metavar="DATA",
             help="wikitext2, ptb, c4, alpaca or python-docs; or paths of txt, json, jsonl or parquet files, which "
             "hold texts or conversations: messages, or instruction, input and output "
-            "(default: auto, wikitext2 where it can be had and otherwise python-docs)",
+            "(default: auto, wikitext2 where it can be loaded and otherwise python-docs)",
         )
         data.add_argument(
             "--text-column", metavar="NAME", help="column that holds texts (default: text, or the only one of strings)"
@@ -61,7 +61,7 @@ class RecoverCommand(SliceGPTSubcommand):
         data.add_argument(
             "--mask-prompts",
             action=BooleanOptionalAction,
-            help="learn the answers of conversations only (default: yes)",
+            help="learn only the answers of conversations (default: yes)",
         )
         data.add_argument(
             "--nsamples", type=int, metavar="N", help="sequences, held-out ones included (default: 1000)"
@@ -88,7 +88,7 @@ class RecoverCommand(SliceGPTSubcommand):
             "--learning-rate", type=float, metavar="X", help="at its highest (default: 1e-3, and 2e-5 with --full)"
         )
         training.add_argument("--epochs", type=number, metavar="X", help="passes over the sequences (default: 1)")
-        training.add_argument("--max-steps", type=int, metavar="N", help="number of steps, in place of --epochs")
+        training.add_argument("--max-steps", type=int, metavar="N", help="number of steps, instead of --epochs")
         training.add_argument(
             "--batch-size", type=int, metavar="N", help="sequences per process and forward (default: 1)"
         )
@@ -103,36 +103,45 @@ class RecoverCommand(SliceGPTSubcommand):
             "--patience",
             type=patience,
             metavar="N",
-            help="end after N evaluations without a better one; none never does (default: 3)",
+            help="end after N evaluations without improvement; none never ends early (default: 3)",
         )
         training.add_argument(
             "--bf16", action=BooleanOptionalAction, help="compute in bfloat16, by autocast (default: yes)"
         )
-        training.add_argument("--use-cpu", action="store_true", help="even where there is an accelerator")
+        training.add_argument(
+            "--use-cpu", action="store_true", help="train on the CPU even if there is an accelerator"
+        )
         training.add_argument("--seed", type=int, metavar="N", help="of data, adapter and dropout (default: 0)")
 
         distillation = parser.add_argument_group("distillation")
         distillation.add_argument(
-            "--distill", action="store_true", help="learn from the model that was sliced, too; --teacher implies it"
+            "--distill", action="store_true", help="learn from the dense model, too; --teacher implies it"
         )
         distillation.add_argument(
-            "--teacher", metavar="NAME", default=None, help="the dense model (default: as the sliced one says)"
+            "--teacher",
+            metavar="NAME",
+            default=None,
+            help="the dense model (default: the base model that the record of the sliced model names)",
         )
         distillation.add_argument(
-            "--adapt-teacher", action="store_true", help="have it learn from the same data first"
+            "--adapt-teacher", action="store_true", help="train the teacher on the same data first"
         )
         distillation.add_argument(
-            "--temperature", type=number, metavar="T", help="divides the logits of both (default: 1.0)"
+            "--temperature", type=number, metavar="T", help="divides the logits of model and teacher (default: 1.0)"
         )
         distillation.add_argument(
             "--distill-weight", type=number, metavar="W", help="(1 - W) * cross-entropy + W * T² * KL (default: 0.5)"
         )
-        distillation.add_argument("--teacher-dtype", choices=DTYPES, help="load it in this dtype (default: bfloat16)")
-        distillation.add_argument("--teacher-device", help="compute it here (default: where the model is trained)")
+        distillation.add_argument(
+            "--teacher-dtype", choices=DTYPES, help="load the teacher in this dtype (default: bfloat16)"
+        )
+        distillation.add_argument(
+            "--teacher-device", help="compute the teacher on this device (default: where the model is trained)"
+        )
 
 
 def number(text: str) -> int | float:
-    """A count stays one: 1 is not 1.0."""
+    """Reads an integer as an `int`, for 1 step is not the share 1.0."""
     try:
         return int(text)
     except ValueError:
@@ -140,4 +149,5 @@ def number(text: str) -> int | float:
 
 
 def patience(text: str) -> int | None:
+    """Reads a number of evaluations; `none` means no early end."""
     return None if text == "none" else int(text)

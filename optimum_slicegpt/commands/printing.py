@@ -1,0 +1,157 @@
+"""Everything that the commands print."""
+
+import json
+import sys
+from typing import Any
+
+import datasets
+from transformers.utils import logging
+
+from ..evaluation.benchmark import Benchmark
+from ..evaluation.speed import Spread
+from ..planning.inspection import Inspection
+from ..reports.text import format_change, format_value, inspection_rows
+from ..slicing.estimate import RunEstimate
+
+
+def limit_progress_to_terminals() -> None:
+    """Keeps the progress bars of transformers, huggingface_hub and datasets out of files and pipes."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+
+
+def print_json(report: dict[str, Any]) -> None:
+    # JSON has no NaN and no infinity, which Python writes nevertheless.
+    print(json.dumps(json.loads(json.dumps(report), parse_constant=lambda name: None)))
+
+
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    """Prints columns as wide as their longest cell: the first flush left, figures flush right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for label, *figures in rows:
+        aligned = (f"{figure:>{width}}" for figure, width in zip(figures, others, strict=True))
+        print("  ".join([f"{label:<{first}}", *aligned]))
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Prints what a run of `compress` made of a model, as [`compress.summarise`] returns it."""
+    record = summary["slicegpt"]
+    counts = record["parameters_before"], record["parameters_after"]
+    sizes = summary["bytes_in_memory_before"], summary["bytes_on_disk_after"]
+    rows = [
+        ("", "before", "after", "change"),
+        ("parameters", *(f"{count:,}" for count in counts), format_change(*counts)),
+        ("size", *(f"{size / 1e6:,.1f} MB" for size in sizes), format_change(*sizes)),
+    ]
+    if "perplexity_on" in summary:
+        figures = [summary[f"perplexity_{when}"]["perplexity"] for when in ("before", "after")]
+        texts = (f"{figure:.2f}" for figure in figures)
+        rows.append((f"perplexity on {summary['perplexity_on']}", *texts, format_change(*figures)))
+    print_table(rows)
+    print("Size before is of the parameters in memory, size after of the weight files on disk.")
+    share = counts[1] / counts[0] - 1
+    verb, more = ("grew", "more") if share > 0 else ("shrank", "fewer")
+    print(f"The model {verb}: {abs(share):.1%} {more} parameters.")
+    print(", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in record["seconds"].items()))
+    print(summary["export_obstacle"] or "It fits a stock class: optimum-cli slicegpt export makes it one.")
+    print(f"Saved in {summary['output']}")
+
+
+def print_estimate(estimate: RunEstimate) -> None:
+    """Prints what a run will take."""
+    gib = {name: f"{size / 2**30:.2f} GiB" for name, size in vars(estimate).items() if name.startswith("bytes_")}
+    peak = sum(estimate.memory.values()) / 2**30
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in estimate.memory.items())
+    work = ", ".join(f"{count / 1e12:,.2f} TFLOP in {dtype}" for dtype, count in estimate.flops.items())
+    passes = f"{len(estimate.passes)} ({', '.join(estimate.passes)})"
+    rows = {
+        "parameters": f"{estimate.parameters_before:,} before, {estimate.parameters_after:,} after",
+        "passes over the weights": f"{passes}, {gib['bytes_read']} read",
+        "disk": f"{gib['bytes_written']} for the result",
+        "memory, estimated": f"{peak:.2f} GiB at the peak ({parts})",
+        "time, estimated": f"{estimate.seconds / 60:,.1f} minutes of computing on this machine ({work})",
+    }
+    if estimate.bytes_beside:
+        rows["disk"] += (
+            f", {gib['bytes_beside']} beside it until the end; {gib['bytes_per_step']} saved after each layer"
+        )
+    for name, value in rows.items():
+        print(f"{name}: {value}")
+    print(flush=True)
+
+
+def print_inspection(found: Inspection) -> None:
+    """Prints the dense model and each way of slicing it."""
+    neurons = f"{found.neurons:,} neurons in each MLP" if found.neurons else "experts"
+    print(
+        f"{found.model_type}: hidden size {found.hidden_size:,}, {neurons}; {found.dtype}. "
+        "FLOPs: of products with matrices, attention scores left out."
+    )
+    print_table(inspection_rows(found))
+    for error in dict.fromkeys(each.error for each in found.sliced if each.error):
+        print(error)
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """Prints the keys of a sliced configuration and how the model was made."""
+    rows = {key: value for key, value in record.items() if key != "slicegpt"} | (record["slicegpt"] or {})
+    for key, value in rows.items():
+        if value not in (None, ""):
+            print(f"{key.replace('_', ' ')}: {format_value(value)}")
+
+
+def print_perplexities(model: str, baseline: str | None, results: list[dict[str, Any]]) -> None:
+    """Prints a row for every dataset and model; with a baseline, the difference of the two as well."""
+
+    def make_row(dataset, name, found):
+        figures = f"{found['ntokens']:,}", f"{found['perplexity']:.2f}", f"{found['nll']:.4f} ± {found['stderr']:.4f}"
+        difference = found.get("difference")
+        return dataset, name, *figures, f"{difference['nll']:+.4f} ± {difference['stderr']:.4f}" if difference else "-"
+
+    rows = [("dataset", "model", "tokens", "perplexity", "nll", "difference")]
+    for result in results:
+        if baseline is not None:
+            rows.append(make_row(result["dataset"], baseline, result["baseline"]))
+        rows.append(make_row(result["dataset"], model, result))
+    if baseline is None:
+        print_table([row[:-1] for row in rows])
+        return
+    print_table(rows)
+    print("Difference: of nll, which is the logarithm of the ratio of perplexities. Its standard error is paired.")
+
+
+def print_benchmark(names: dict[str, str], found: Benchmark) -> None:
+    """Prints speed and memory of each model, and the ratios of throughputs where there are two."""
+    settings = found.settings
+    threads = f", {found.threads} threads" if found.device == "cpu" else ""
+    print(", ".join(f"{key}: {name}" for key, name in names.items()))
+    print(
+        f"Prompts of {settings.seqlen:,} tokens, {settings.new_tokens:,} new ones; {found.dtype} on {found.device}"
+        f"{threads}. Median (first to third quartile) of {settings.repeats} repeats."
+    )
+    memory = "peak" if found.speeds[0].peak_gib is not None else "weights + cache"
+    rows = [("batch", "model", "prefill, ms", "tokens/s", "decode, ms/step", "tokens/s", f"{memory}, GiB")]
+    for each in found.speeds:
+        gib = each.weights_gib + each.cache_gib if each.peak_gib is None else each.peak_gib
+        phases = [
+            cell
+            for phase in (each.prefill, each.decode)
+            for cell in (_format_spread(phase.latency_ms, 1), f"{phase.tokens_per_s:,.0f}")
+        ]
+        rows.append((str(each.batch_size), each.model, *phases, f"{gib:.3f}"))
+    print_table(rows)
+    if found.speedups:
+        rows = [("batch", "throughput", "prefill", "by FLOPs alone", "decode", "by FLOPs alone")]
+        for each in found.speedups:
+            ratios = [
+                cell
+                for ratio in (each.prefill, each.decode)
+                for cell in (f"{_format_spread(ratio.throughput, 2)} ×", f"{ratio.flops:.2f} ×")
+            ]
+            rows.append((str(each.batch_size), f"{each.model} over {each.baseline}", *ratios))
+        print_table(rows)
+
+
+def _format_spread(values: Spread, digits: int) -> str:
+    return f"{values.median:,.{digits}f} ({values.q1:,.{digits}f} to {values.q3:,.{digits}f})"

@@ -1,0 +1,211 @@
+"""Turns texts or tokens into fixed token batches, for calibration and for evaluation."""
+
+import itertools
+import os
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from .texts import load_texts
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class TokenBatches:
+    """
+    Token batches and the name of their source. Iterating yields the batches.
+
+    Args:
+        batches (`list[dict[str, torch.Tensor]]`):
+            Each has `input_ids` `(B, T)`, int64 on the CPU, and `attention_mask` of that shape where one was given.
+        source (`str`):
+            The data that was used: a name of `DATASETS`, file names, `"texts"`, `"tokens"`, or `"self"` for text of
+            the model. Names of a mixture are joined by commas.
+    """
+
+    batches: list[dict[str, torch.Tensor]]
+    source: str
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(self.batches)
+
+    @property
+    def ntokens(self) -> int:
+        """The number of unmasked tokens."""
+        masks = (batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in self.batches)
+        return sum(int(mask.sum()) for mask in masks)
+
+
+def load_batches(
+    dataset: Any,
+    tokenizer: Any = None,
+    *,
+    split: str = "train",
+    text_column: str | None = None,
+    nsamples: int = 128,
+    seqlen: int = 2048,
+    batch_size: int = 8,
+    seed: int | None = 0,
+    vocab_size: int | None = None,
+) -> TokenBatches:
+    """
+    Loads a dataset as fixed token batches. Joins its documents by blank lines, tokenises them once without special
+    tokens, and cuts the tokens into consecutive chunks. Neither reads nor changes the global random number generators.
+
+    Args:
+        dataset:
+            Text: a name of `DATASETS` or `"auto"`, a path or list of paths, or a list of texts, see [`load_texts`]. Or
+            batches that are tokenised already, which are used as they are: mappings with `input_ids` `(B, T)` or
+            `(T,)` and perhaps `attention_mask` of the same shape. Other keys are dropped.
+        tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*):
+            The object, its name or its path. Text needs one.
+        split (`str`, defaults to `"train"`):
+            `"train"` or `"test"`. Named datasets only.
+        text_column (`str`, *optional*):
+            Column that holds the text. By default the dataset's own; of a file, "text" or the only column of strings.
+        nsamples (`int`, defaults to 128):
+            Number of chunks. A text with too few tokens makes fewer chunks, or a single short one, with a warning.
+        seqlen (`int`, defaults to 2048):
+            Tokens per chunk. Tokens at the end of the text that fill no chunk are dropped.
+        batch_size (`int`, defaults to 8):
+            Chunks per batch; the last batch may be smaller.
+        seed (`int`, *optional*, defaults to 0):
+            Draws the chunks, and the documents where there are many more than needed. None takes the first ones.
+        vocab_size (`int`, *optional*):
+            Number of embeddings of the model. All token ids must be below it.
+
+    Returns:
+        `TokenBatches`: the same ones for the same arguments.
+
+    Raises:
+        ConnectionError: a named dataset is neither on the Hub nor in its cache.
+        FileNotFoundError: a path is not a file.
+        ValueError: the name, split, file or column cannot be used, see [`load_texts`]; there is no tokenizer; a size
+            is below 1; there are no tokens; tokens are malformed or outside the vocabulary.
+
+    Examples:
+        >>> from transformers import AutoTokenizer
+        >>> tokenizer = AutoTokenizer.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")  # doctest: +SKIP
+        >>> batches = load_batches("python-docs", tokenizer, nsamples=12, seqlen=64)  # doctest: +SKIP
+        >>> [tuple(batch["input_ids"].shape) for batch in batches]  # doctest: +SKIP
+        [(8, 64), (4, 64)]
+        >>> batches = load_batches([{"input_ids": [[5, 6, 7], [8, 9, 10]]}, {"input_ids": [11, 12]}])
+        >>> [tuple(batch["input_ids"].shape) for batch in batches], batches.source, batches.ntokens
+        ([(2, 3), (1, 2)], 'tokens', 8)
+    """
+    for name, value in {"nsamples": nsamples, "seqlen": seqlen, "batch_size": batch_size}.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    if dataset is None:
+        dataset = ()
+    items = [dataset] if isinstance(dataset, str | os.PathLike | Mapping) else list(dataset)
+    if not items:
+        raise ValueError("The dataset is empty. Give a name, paths, texts or tokenised batches.")
+    if all(isinstance(item, str | os.PathLike) for item in items):
+        tokenizer = find_tokenizer(tokenizer)
+        named = dataset if isinstance(dataset, str) else items
+        documents, source = load_texts(named, split=split, text_column=text_column)
+        # A token has about 4 characters, so these are about four times as many tokens as needed.
+        documents = _sample_documents(documents, 16 * nsamples * seqlen, seed)
+        chunks = _cut_chunks("\n\n".join(documents), tokenizer, nsamples, seqlen, seed, source)
+        batches = [{"input_ids": input_ids} for input_ids in chunks.split(batch_size)]
+    else:
+        batches = [_token_batch(item) for item in items]
+        source = dataset.source if isinstance(dataset, TokenBatches) else "tokens"
+    if vocab_size is not None:
+        ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            raise ValueError(
+                f"Token ids from {ids.min()} to {ids.max()} are not all in [0, {vocab_size}), the model's vocabulary. "
+                "The tokenizer probably does not belong to this model: load both from the same checkpoint."
+            )
+    return TokenBatches(batches, source)
+
+
+def limit_to_positions(seqlen: int, model_config) -> int:
+    """Returns `seqlen`, or the number of positions of a model where that is less."""
+    return min(seqlen, getattr(model_config, "max_position_embeddings", None) or seqlen)
+
+
+def find_tokenizer(tokenizer: Any) -> Any:
+    """
+    Loads a tokenizer by its name or path.
+
+    Args:
+        tokenizer (`str`, `os.PathLike` or tokenizer): name, path or object.
+
+    Returns:
+        `PreTrainedTokenizerBase`: an object is returned as it is.
+
+    Raises:
+        ValueError: no name is given, or no tokenizer is there.
+    """
+    remedy = "pass tokenizer= (an object, a name or a path), or calibrate on tokenised batches"
+    if not tokenizer:
+        raise ValueError(f"The calibration data is text and no tokenizer is known: {remedy}.")
+    if not isinstance(tokenizer, str | os.PathLike):
+        return tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(tokenizer)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"No tokenizer could be loaded from {str(tokenizer)!r}: {remedy}.") from error
+
+
+def _sample_documents(documents: list[str], characters: int, seed: int | None) -> list[str]:
+    """Draws documents until they have that many characters, or takes the first ones; keeps their order."""
+    indices = range(len(documents))
+    order = indices if seed is None else random.Random(seed).sample(indices, len(documents))
+    # Entry i counts the characters before document i.
+    before = itertools.accumulate((len(documents[index]) for index in order), initial=0)
+    drawn = [index for index, count in zip(order, before, strict=False) if count < characters]
+    return [documents[index] for index in sorted(drawn)]
+
+
+def _cut_chunks(text: str, tokenizer: Any, nsamples: int, seqlen: int, seed: int | None, source: str) -> torch.Tensor:
+    """Tokenises a text and cuts it into at most `nsamples` chunks: `(N, seqlen)`, or `(1, T)` of a short text."""
+    # The text may be longer than the model's context, of which tokenizers warn unless verbose=False.
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < 2:
+        raise ValueError(f"No tokens to use in dataset {source!r}: its text has {len(ids)}, and 2 are needed.")
+    count = max(len(ids) // seqlen, 1)
+    if len(ids) < nsamples * seqlen:
+        used = f"{count} of {min(len(ids), seqlen)}"
+        logger.warning(f"Dataset {source!r} is too short for {nsamples} chunks of {seqlen} tokens: using {used}.")
+    chunks = torch.tensor(ids[: count * seqlen]).view(count, -1)
+    if seed is None or count <= nsamples:
+        return chunks[:nsamples]
+    return chunks[sorted(random.Random(seed).sample(range(count), nsamples))]
+
+
+def _token_batch(item: Any) -> dict[str, torch.Tensor]:
+    """Checks a tokenised batch, and turns its values into tensors."""
+    if not isinstance(item, Mapping) or item.get("input_ids") is None:
+        got = list(item) if isinstance(item, Mapping) else type(item).__name__
+        raise ValueError(f"Each tokenised batch must be a mapping with 'input_ids', got {got}. Give texts as strings.")
+    names = [name for name in ("input_ids", "attention_mask") if item.get(name) is not None]
+    batch = {name: _integer_matrix(item[name], name) for name in names}
+    shape, mask = tuple(batch["input_ids"].shape), batch.get("attention_mask")
+    if mask is not None and (mask.shape != shape or not mask.any()):
+        got = f"shape {tuple(mask.shape)}, {mask.count_nonzero()} nonzero"
+        raise ValueError(f"attention_mask must have the shape of input_ids, {shape}, and not be all zero; got {got}.")
+    return batch
+
+
+def _integer_matrix(values: Any, name: str) -> torch.Tensor:
+    """Turns `values` into a tensor `(B, T)`, int64 on the CPU."""
+    try:
+        matrix = torch.as_tensor(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be integers of shape (batch, tokens), got a ragged list: {error}.") from error
+    matrix = matrix[None] if matrix.ndim == 1 else matrix
+    if matrix.ndim != 2 or matrix.numel() == 0 or matrix.is_floating_point():
+        got = f"shape {tuple(matrix.shape)} of {matrix.dtype}"
+        raise ValueError(f"{name} must be integers of shape (batch, tokens), got {got}.")
+    return matrix.to("cpu", torch.int64)

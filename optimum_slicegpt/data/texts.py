@@ -1,0 +1,202 @@
+"""
+Reads texts to calibrate on and to evaluate on: named datasets, files, or the documents themselves.
+
+Importing `datasets` takes about 80 MB of memory, so it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.utils import get_session, httpx
+from transformers.utils import logging
+
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class NamedDataset:
+    """
+    The place of a named dataset.
+
+    Args:
+        path (`str`, *optional*): repository on the Hub. `None` is the documentation that comes with Python.
+        name (`str`, *optional*): configuration of the repository.
+        text_column (`str`, defaults to `"text"`): column that holds the text.
+        running_text (`bool`, defaults to `False`): whether rows are consecutive pieces of one text, not documents.
+        splits (`Mapping[str, str]`): `"train"` and `"test"` -> the repository's names for them.
+        data_files (`Mapping[str, str]`): `"train"` and `"test"` -> one file, where a split has too many to load.
+        revision (`str`, *optional*):
+            Branch of converted files, where the main branch holds a script, which `datasets` does not run.
+    """
+
+    path: str | None
+    name: str | None = None
+    text_column: str = "text"
+    running_text: bool = False
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
+    data_files: Mapping[str, str] = field(default_factory=dict)
+    revision: str | None = None
+
+
+DATASETS = {
+    "wikitext2": NamedDataset("Salesforce/wikitext", "wikitext-2-raw-v1", running_text=True),
+    "ptb": NamedDataset(
+        "ptb-text-only/ptb_text_only", text_column="sentence", running_text=True, revision="refs/convert/parquet"
+    ),
+    "c4": NamedDataset(
+        "allenai/c4",
+        splits={"train": "train", "test": "validation"},
+        data_files={"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"},
+    ),
+    "alpaca": NamedDataset("tatsu-lab/alpaca", splits={"train": "train[20%:]", "test": "train[:20%]"}),
+    "python-docs": NamedDataset(None),
+}
+
+NAMES = ("auto", "self", *DATASETS)
+"""Names that `SliceGPTConfig.dataset` accepts."""
+
+TABLES = (".json", ".jsonl", ".parquet")
+"""Extensions of files that hold rows with named columns."""
+_EXTENSIONS = (".txt", *TABLES)
+
+
+def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = None) -> tuple[list[str], str]:
+    """
+    Reads the documents of a dataset.
+
+    Args:
+        dataset (`str`, `os.PathLike`, or a list of them):
+            A name of `DATASETS`; `"auto"` (wikitext2 where the Hub or its cache answers, otherwise python-docs, with a
+            warning); a path or list of paths to .txt files (one document each) or .json, .jsonl or .parquet tables; or
+            a list of texts.
+        split (`str`, defaults to `"train"`):
+            `"train"` or `"test"`. Named datasets only.
+        text_column (`str`, *optional*):
+            Column that holds the text. By default the dataset's own; of a file, "text" or the only column of strings.
+
+    Returns:
+        `tuple`: the documents, `list[str]`, and the name of the data that was used, `str`.
+
+    Raises:
+        ConnectionError: a named dataset is neither on the Hub nor in its cache.
+        FileNotFoundError: a path is not a file.
+        ValueError: the name, split, file extension or column is unknown; a file is unreadable; there is no text.
+    """
+    if isinstance(dataset, str) and dataset == "auto":
+        try:
+            return _read_named("wikitext2", split, text_column), "wikitext2"
+        except ConnectionError as error:
+            logger.warning(f"Using dataset='python-docs': 'wikitext2' is out of reach. {error.__cause__}")
+            dataset = "python-docs"
+    items = [dataset] if isinstance(dataset, str | os.PathLike) else list(dataset)
+    if not isinstance(dataset, str) and (names := [item for item in items if item in NAMES]):
+        raise ValueError(
+            f"{names} among {len(items)} texts: names of datasets, which only slicing mixes (SliceGPTConfig.dataset). "
+            "Give one name, or paths, or texts."
+        )
+    if isinstance(dataset, str) and (dataset in DATASETS or not _is_path(dataset)):
+        documents, source = _read_named(dataset, split, text_column), dataset
+    elif all(_is_path(item) for item in items):
+        documents = [document for path in items for document in _read_file(Path(path), text_column)]
+        source = ", ".join(Path(path).name for path in items)
+    else:
+        documents, source = items, "texts"
+    if not any(document.strip() for document in documents):
+        raise ValueError(f"No text in dataset {source!r}: every document is empty. Give at least one with some words.")
+    return documents, source
+
+
+def _is_path(item: str | os.PathLike) -> bool:
+    # An extension makes an item a path: a misspelt "corpus.txt" is a missing file, not a text.
+    return isinstance(item, os.PathLike) or os.path.isfile(item) or os.path.splitext(item)[1] in _EXTENSIONS
+
+
+def _read_named(name: str, split: str, text_column: str | None) -> list[str]:
+    if name not in DATASETS:
+        nearest = difflib.get_close_matches(name, DATASETS, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        allowed = f"'auto', one of {list(DATASETS)}, a file ({', '.join(_EXTENSIONS)}) that exists, or a list of texts"
+        raise ValueError(f"Unknown dataset {name[:80]!r}.{hint} Give {allowed}.")
+    row = DATASETS[name]
+    if split not in row.splits:
+        raise ValueError(f"Unknown split={split!r} of dataset {name!r}. Choose one of {list(row.splits)}.")
+    if row.path is None:
+        return [topics[topic] for i, topic in enumerate(sorted(topics)) if (i % 5 == 4) == (split == "test")]
+
+    import datasets
+
+    hub_split = row.splits[split]
+    data_files = {hub_split: row.data_files[split]} if row.data_files else None
+    # `datasets` retries an unreachable Hub for half a minute. In offline mode it looks into its cache at once.
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = was_offline or not _hub_answers()
+    try:
+        rows = datasets.load_dataset(row.path, row.name, split=hub_split, data_files=data_files, revision=row.revision)
+    # `datasets` raises a ValueError where the cache lacks the configuration.
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        remedy = "Use dataset='python-docs', which needs no network, or a file; or load it online and keep the cache."
+        raise ConnectionError(f"Cannot load {name!r} ({row.path}) from Hub or cache: {error}. {remedy}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+    documents = _read_column(rows, text_column or row.text_column, name)
+    return ["\n\n".join(documents)] if row.running_text else documents
+
+
+def _hub_answers() -> bool:
+    import datasets
+
+    try:
+        get_session().head(datasets.config.HF_ENDPOINT, timeout=5)
+    except (httpx.TransportError, OSError):
+        return False
+    return True
+
+
+def _read_file(path: Path, text_column: str | None) -> list[str]:
+    if path.suffix not in _EXTENSIONS:
+        raise ValueError(f"Unknown extension of {str(path)!r}. Convert it to one of {', '.join(_EXTENSIONS)}.")
+    if path.suffix == ".txt":
+        return [path.read_text(encoding="utf-8")]
+    return _read_column(read_table(path), text_column, path.name)
+
+
+def read_table(path: Path) -> datasets.Dataset:
+    """
+    Reads the rows of a .json, .jsonl or .parquet file.
+
+    Raises:
+        ValueError: the file holds something other than rows with named columns.
+    """
+    import datasets
+    import pyarrow.parquet
+
+    try:
+        if path.suffix == ".parquet":
+            return datasets.Dataset(pyarrow.parquet.read_table(path))
+        content = path.read_text(encoding="utf-8")
+        lines = [line for line in content.split("\n") if line.strip()]
+        rows = json.loads(content) if path.suffix == ".json" else [json.loads(line) for line in lines]
+        return datasets.Dataset.from_list([dict(row) for row in rows])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"Cannot read {str(path)!r} as a table of rows with named columns: {error}.") from error
+
+
+def _read_column(rows: datasets.Dataset, text_column: str | None, source: str) -> list[str]:
+    columns = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "").endswith("string")]
+    text_column = text_column or ("text" if "text" in columns or len(columns) != 1 else columns[0])
+    if text_column not in columns:
+        allowed = f"its columns of strings: {columns}; all its columns: {rows.column_names}"
+        raise ValueError(f"No strings in text_column={text_column!r} of {source!r}. Choose one of {allowed}.")
+    return [text for text in rows[text_column] if text is not None]

@@ -1,0 +1,123 @@
+"""
+Sums of products over tokens, and products of weights with matrices, in float64.
+
+References:
+    Ashkboos et al. (2024), SliceGPT, https://arxiv.org/abs/2401.15024: the second moment (equation 8), the cost of
+    float32 (table 4).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+ROWS_AT_ONCE = 2048
+"""Number of rows that [`compose`] multiplies at a time: it bounds float64 copies of a large vocabulary to 100 MB."""
+
+NUM_STRIPS = 4
+"""
+Number of strips of rows in which a symmetric product is computed, each from the diagonal on. Four strips take 10 of
+the 16 blocks of the whole product.
+"""
+
+
+def add_second_moment_(total: Tensor, x: Tensor, factor: Tensor | None = None) -> None:
+    """
+    Adds xᵀx to a running sum, on and above the diagonal. Once all tokens are added, [`mirror_`] fills in the rest.
+
+    The product of one batch is taken in float32 at least, the sum over batches in float64: axes from sums in float32
+    cost perplexity.
+
+    Args:
+        total (`torch.Tensor` of shape `(D, D)`, float64): the running sum, changed in place.
+        x (`torch.Tensor` of shape `(tokens, D)`): the stream at a site.
+        factor (`torch.Tensor` of shape `(tokens, 1)`, *optional*): multiplies each token of x.
+    """
+    if factor is not None:
+        # float16 may be too narrow for the products, so they take the factor's dtype. bfloat16 is wide enough.
+        x = (x * factor).to(torch.bfloat16 if x.dtype == torch.bfloat16 else factor.dtype)
+    add_products_(total, x)
+
+
+def add_products_(total: Tensor, x: Tensor) -> None:
+    """
+    Adds `x[:, :rows].T @ x` to a running sum, except for the blocks below the diagonal, which [`mirror_`] fills in.
+
+    Args:
+        total (`torch.Tensor` of shape `(rows, columns)`, float64): the running sum, changed in place.
+        x (`torch.Tensor` of shape `(tokens, columns)`): in any dtype; products are taken in it, or in float32 if it is
+            narrower.
+    """
+    with float32_products_of(x.dtype):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        for start, stop in strips(len(total)):
+            total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+
+
+def mirror_(total: Tensor) -> None:
+    """Copies the blocks above the diagonal of a sum `(rows, columns)` to their places below it."""
+    for start, stop in strips(len(total)):
+        total[stop:, start:stop] = total[start:stop, stop : len(total)].T
+
+
+def strips(rows: int) -> Iterator[tuple[int, int]]:
+    """Returns where each of [`NUM_STRIPS`] strips of rows starts and ends."""
+    return pairwise(rows * strip // NUM_STRIPS for strip in range(NUM_STRIPS + 1))
+
+
+@contextmanager
+def float32_products_of(dtype: torch.dtype) -> Iterator[None]:
+    """
+    Lets float32 matrices whose values `dtype` can hold be multiplied as fast as the processor allows.
+
+    For bfloat16 values, a processor that multiplies bfloat16 into float32 sums is twice as fast, and as exact.
+
+    Args:
+        dtype (`torch.dtype`): from which the values were converted to float32.
+    """
+    backend = getattr(torch.backends.mkldnn, "matmul", None)  # torch has it from version 2.9 on.
+    if dtype != torch.bfloat16 or backend is None:
+        yield
+        return
+    before, backend.fp32_precision = backend.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        backend.fp32_precision = before
+
+
+def root_mean_square(stream: Tensor) -> Tensor:
+    """
+    Computes the root mean square of each token, by which norms divide: `√(mean(x²) + 1e-6)`.
+
+    Args:
+        stream (`torch.Tensor` of shape `(..., D)`): in any dtype.
+
+    Returns:
+        `torch.Tensor` of shape `(..., 1)`, in float32 at least; more than 0.
+    """
+    if stream.dtype in (torch.float16, torch.bfloat16):
+        stream = stream.float()
+    return (stream.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def compose(weight: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """
+    Computes `weight @ matrix` in float64, and rounds the result once.
+
+    Args:
+        weight (`torch.Tensor` of shape `(rows, D)` or `(experts, rows, D)`): in any dtype.
+        matrix (`torch.Tensor` of shape `(D, k)`, float64): on the device that computes.
+        dtype (`torch.dtype`): of the result.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, k)` or `(experts, rows, k)`, on the device of `matrix`.
+    """
+    out = torch.empty(*weight.shape[:-1], matrix.shape[1], dtype=dtype, device=matrix.device)
+    for source, target in zip(*((weight, out) if weight.ndim == 3 else (weight[None], out[None])), strict=True):
+        for rows, result in zip(source.split(ROWS_AT_ONCE), target.split(ROWS_AT_ONCE), strict=True):
+            result.copy_(rows.to(matrix) @ matrix)
+    return out

@@ -1,0 +1,70 @@
+"""Checks that a model can be sliced, or is sliced."""
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
+
+from .families import family_of
+
+
+def check_sliceable(model: PreTrainedModel) -> None:
+    """
+    Checks that a model can be sliced.
+
+    Args:
+        model (`PreTrainedModel`): any model.
+
+    Raises:
+        ValueError: the model is already sliced, quantized, carries adapters or offload hooks, is of an unsupported
+            family, or is not a causal language model.
+    """
+    if model.config.model_type.startswith("sliced_"):
+        raise ValueError("This model is already sliced; slice the dense model with the sparsity you want.")
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+        raise ValueError("This model is quantized; slice the full-precision model first and quantize the result.")
+    check_without_adapters(model, "This model", "slice")
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise ValueError(
+            "This model is dispatched by accelerate (device_map, offloading); load it on one device, or on the CPU "
+            "with SliceGPTConfig(device='cuda'), which slices layer by layer on the GPU."
+        )
+    family_of(model.config)
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)]
+    if type(model) is not expected:
+        raise ValueError(
+            f"Cannot slice a {type(model).__name__}; load the checkpoint as {expected.__name__} "
+            "(AutoModelForCausalLM), slice that, and put other heads on the result."
+        )
+
+
+def check_without_adapters(model: PreTrainedModel, name: str, next_step: str) -> None:
+    """
+    Checks that a model carries no adapters of PEFT. Adapters that were merged do not count.
+
+    Args:
+        model (`PreTrainedModel`): any model.
+        name (`str`): begins the message: `"This model"`.
+        next_step (`str`): ends the message: a verb.
+
+    Raises:
+        ValueError: a layer is inside an adapter of PEFT.
+    """
+    # PEFT's wrappers hold the layer under one of these names. It may leave a `peft_config` on a model that it unloads.
+    if any(hasattr(module, "base_layer") or hasattr(module, "original_module") for module in model.modules()):
+        raise ValueError(f"{name} carries PEFT adapters; call merge_and_unload() first, then {next_step}.")
+
+
+def check_sliced(model: PreTrainedModel, remedy: str) -> None:
+    """
+    Checks that a model is sliced.
+
+    Args:
+        model (`PreTrainedModel`): any model.
+        remedy (`str`): ends the message.
+
+    Raises:
+        ValueError: the model is not sliced.
+    """
+    if not model.config.model_type.startswith("sliced_"):
+        raise ValueError(
+            f"model_type={model.config.model_type!r} is not that of a sliced model, which begins with 'sliced_'; "
+            f"{remedy}."
+        )

@@ -1,0 +1,1 @@
+"""Reports on models: text, pictures, pages, model cards, and publishing on the Hub."""

@@ -1,0 +1,1 @@
+"""The algorithm: statistics, axes, fit, write."""

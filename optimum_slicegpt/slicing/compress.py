@@ -1,0 +1,106 @@
+"""
+SliceGPT, block by block: statistics -> axes -> fit -> write. Notation and pictures: docs/how_it_works.md.
+
+x is the dense stream, D wide, z the sliced one, k wide. A site is where a norm reads the stream. The basis of a site
+has two matrices (D, k): weights that read the stream are multiplied by `read`, weights that write to it by `write`.
+Equations and figures are those of the paper (https://arxiv.org/abs/2401.15024).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..modeling.contexts import evaluating
+from ..storage.base import InMemory
+from .methods.energy import EnergyNeurons, UniformNeurons
+from .methods.fisher import FisherMetric, PlainMetric
+from .methods.per_block import per_block_axes
+from .methods.refit import Refit
+from .methods.rotate import Rotate
+from .methods.shared import SharedAxes
+from .run import Run, SlicedResult
+from .statistics import measuring_steps
+from .streams import DenseStream, SlicedStream
+from .writing import write_embeddings, write_head, write_readers, write_shortcut, write_writers
+
+
+if TYPE_CHECKING:
+    from ..configuration import SliceGPTConfig
+    from ..planning.widths import SlicePlan
+    from ..storage.base import Storage
+
+
+METRICS = {"none": PlainMetric, "fisher": FisherMetric}
+"""`config.metric`: how a deviation of the stream is weighted."""
+AXES = {"per_block": per_block_axes, "shared": SharedAxes}
+"""`config.rotation`: which directions of the stream are kept."""
+NEURONS = {"uniform": UniformNeurons, "energy": EnergyNeurons}
+"""`config.schedule`: how many neurons each MLP keeps."""
+FITS = {False: Rotate, True: Refit}
+"""`config.refit`: what the remaining weights become."""
+
+
+@torch.no_grad()
+def compress(
+    model: PreTrainedModel,
+    plan: SlicePlan,
+    batches: list[dict[str, Tensor]],
+    config: SliceGPTConfig,
+    storage: Storage | None = None,
+) -> SlicedResult:
+    """
+    Slices a model. The dense model is read, never changed.
+
+    Args:
+        model (`PreTrainedModel`): a dense causal language model.
+        plan ([`SlicePlan`]): width at every site, and neurons.
+        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`; the same in
+            all processes, which share them out, and which all get the result.
+        config ([`SliceGPTConfig`]): rotation, refit, metric, schedule, orientation, seed, device, dtype.
+        storage ([`Storage`], *optional*): where weights and activations are. In memory by default.
+
+    Raises:
+        ConnectionError: another process has failed.
+        ValueError: activations are not finite; processes were given different things.
+    """
+    run = Run(model, plan, batches, config, storage or InMemory(model, config))
+    metric, neurons, fit = METRICS[config.metric](run), NEURONS[config.schedule](run), FITS[config.refit](run)
+    axes = AXES[config.rotation](run, metric, fit)
+    parts = metric, neurons, axes, fit
+    x = DenseStream(run, followed=any(part.needs_dense_stream for part in parts))
+    z = next((part.sliced_stream for part in (axes, fit) if part.sliced_stream), SlicedStream)(run)
+
+    # Each item of `run.steps` is done once: a run that resumes skips it, and its state is saved before the next one.
+    with evaluating(model):
+        run.start_or_resume()
+        for measure in run.steps(measuring_steps(run, parts), "Measuring"):
+            measure()
+        for part in run.steps([part for part in parts if part.decides]):
+            part.decide()
+
+        for _ in run.single_step():
+            run.state.basis = axes.find(0, None, x, z)
+            write_embeddings(run, run.state.basis)  # equation 3
+            z.start(x, run.state.basis)
+        for index in run.steps(range(len(run.dense.layers)), "Slicing"):
+            with run.layer(index) as blocks:
+                for block in blocks:
+                    here = run.state.basis
+                    for norm in block.norms():
+                        write_readers(run, norm, fit.readers(norm, here, x, z))  # equation 4
+                    x.advance(block)  # the dense stream, one block on
+                    z.enter(block, here)  # up to the writers' inputs, or in all D dimensions for the paper's axes
+                    there = axes.find(block.site + 1, here, x, z)  # equation 8; k of D axes, equation 9
+                    write_writers(run, block, there)  # equations 5 and 6
+                    shortcut = write_shortcut(run, block, here, there)  # figure 4
+                    fitted = fit.writers(block, there, shortcut, x, z)  # they follow x; fewer neurons
+                    z.leave(block, here, there, shortcut, fitted)
+                    run.state.basis = there
+        for _ in run.single_step():
+            norm = run.final_norm()
+            write_head(run, norm, fit.readers(norm, run.state.basis, x, z))  # equation 7
+    return run.result()

@@ -1,0 +1,191 @@
+"""Estimates what a run will take before it starts: memory, disk, passes over the weights, and roughly its time."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ..configuration import SliceGPTConfig
+from ..linalg.moments import ROWS_AT_ONCE
+from ..linalg.regression import token_stride
+from ..modeling.decoder import Decoder
+from ..planning.sizes import most_inputs, product_size
+from ..planning.widths import SlicePlan
+from .statistics import AXES_TOKENS
+
+
+LIBRARIES = 500 * 2**20
+"""Bytes of resident memory once everything is imported."""
+
+TRIED_STRENGTHS = 6
+"""Factorizations for a regression: of the strengths that are tried, and of the one that is taken."""
+
+PROBE = 1024
+"""Rows and columns of the matrices by whose products the speed of this machine is measured."""
+
+TRIALS = 10
+"""Products of which the fastest counts, if they take no longer than a second."""
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """
+    The estimated cost of a run.
+
+    Args:
+        passes (`list[str]`): what each pass over the weights is for.
+        parameters_before (`int`): of the dense model.
+        parameters_after (`int`): of the sliced one.
+        bytes_read (`int`): of the checkpoint, in all passes.
+        bytes_written (`int`): of the sliced checkpoint.
+        bytes_beside (`int`): of files that are needed while streaming, at most.
+        bytes_per_step (`int`): of the state that streaming saves after each layer.
+        memory (`dict[str, int]`): bytes of memory at the peak, by what takes them.
+        flops (`dict[str, float]`): floating point operations, by the dtype in which they are done.
+        seconds (`float`): for these, as fast as this machine multiplies matrices. Reading and writing come on top.
+    """
+
+    passes: list[str]
+    parameters_before: int
+    parameters_after: int
+    bytes_read: int
+    bytes_written: int
+    bytes_beside: int
+    bytes_per_step: int
+    memory: dict[str, int]
+    flops: dict[str, float]
+    seconds: float
+
+
+def estimate_run(
+    model: PreTrainedModel,
+    plan: SlicePlan,
+    config: SliceGPTConfig,
+    tokens: int,
+    tokens_per_batch: int,
+    max_memory: int | None = None,
+) -> RunEstimate:
+    """
+    Estimates what a run will take.
+
+    Args:
+        model (`PreTrainedModel`): the dense model; `meta` tensors will do.
+        plan ([`SlicePlan`]): what is kept.
+        config ([`SliceGPTConfig`]): how to slice.
+        tokens (`int`): of the calibration data.
+        tokens_per_batch (`int`): of the largest batch.
+        max_memory (`int`, *optional*):
+            Bytes of activations and moments in memory, where the model is streamed. It is in memory by default.
+    """
+    costs = _Costs(model, plan, config, tokens, tokens_per_batch)
+    streaming, dense = max_memory is not None, sum(each.nbytes for each in model.parameters())
+    after = plan.num_parameters(model)
+    written = after * model.dtype.itemsize
+    kept = costs.activations + costs.moments
+    if streaming:
+        weights = {"weights of a layer or a table": costs.weights_at_once}
+    else:
+        weights = {"dense and sliced weights": dense + written}
+    flops = costs.flops()
+    return RunEstimate(
+        passes=costs.passes,
+        parameters_before=model.num_parameters(),
+        parameters_after=after,
+        bytes_read=(len(costs.passes) if streaming else 1) * dense,
+        bytes_written=written,
+        bytes_beside=2 * costs.state + costs.moments + max(0, costs.activations - max_memory) if streaming else 0,
+        bytes_per_step=costs.state if streaming else 0,
+        memory={
+            "libraries": LIBRARIES,
+            **weights,
+            "activations and moments": min(kept, max_memory) if streaming else kept,
+            "a batch in a layer": costs.batch,
+            "matrices of a step": costs.matrices,
+        },
+        flops=flops,
+        seconds=sum(count / _flops_per_s(dtype, config.device) for dtype, count in flops.items()),
+    )
+
+
+class _Costs:
+    """The parts of an estimate, in bytes and in floating point operations."""
+
+    def __init__(self, model, plan, config, tokens, tokens_per_batch):
+        self.dense, self.plan, self.refit, self.tokens = Decoder(model), plan, config.refit, tokens
+        self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
+        self.fisher = config.metric == "fisher"
+        self.measured = self.fisher or not plan.shortcuts
+        self.size, self.width, self.sites = plan.hidden_size, max(plan.widths), len(plan.widths)
+        self.measured_tokens = min(tokens, AXES_TOKENS * self.size) if self.measured else 0
+        self.inputs = [
+            sum(writer.weight.shape[-2] for writer in block.writers().values()) for block in self.dense.blocks()
+        ]
+        self.fits = list(self._fits()) if config.refit else []
+
+        stream, inputs = self.size * self.dtype.itemsize, max(self.inputs) * self.dtype.itemsize
+        matrix = 8 * self.size**2
+        self.state = tokens * stream * (2 if config.refit else 1) + 3 * matrix
+        # A refit keeps both streams, the dense one before a layer and after its blocks, and later what writers read.
+        self.activations = tokens * (max(4 * stream, 3 * stream + inputs) if config.refit else stream)
+        self.activations += self.measured_tokens * stream * (model.config.num_hidden_layers if self.fisher else 1)
+        self.moments = self.sites * matrix * (self.measured + self.fisher)
+        self.batch = tokens_per_batch * (2 * inputs + 4 * stream)
+
+    @property
+    def passes(self):
+        before = ["second moments of all sites"] * self.measured + ["gradients"] * self.fisher
+        return [*before, "slicing"]
+
+    def _fits(self):
+        """Yields the numbers of inputs and outputs of each regression."""
+        reader = self.width, self.size
+        for inputs, block in zip(self.inputs, self.dense.blocks(), strict=True):
+            yield from [reader] * len(block.names.reads)
+            if not block.keeps_width:
+                yield inputs, self.width
+        yield reader
+
+    @property
+    def weights_at_once(self):
+        table = max(self.dense.tables[0].weight.nbytes, self.dense.head.weight.nbytes)
+        layer = sum(parameter.nbytes for parameter in self.dense.layers[0].parameters())
+        cast = self.dtype.itemsize > self.dense.model.dtype.itemsize
+        return max(table * (1 if self.plan.tied else 2), layer * (4 if cast else 2))
+
+    @property
+    def matrices(self):
+        axes = 7 * self.size**2
+        rows = ROWS_AT_ONCE * (self.size + self.width) + 2 * self.size**2
+        fits = (5 * inputs**2 + 4 * inputs * outputs for inputs, outputs in self.fits)
+        return 8 * max(axes, rows, *fits, 0)
+
+    def flops(self) -> dict[str, float]:
+        head = 2 * self.dense.config.vocab_size * self.size
+        products = product_size(self.dense, self.plan.tied)
+        dense = 2 * products([self.size] * self.sites, shortcuts=False) - head
+        sliced = 2 * products(self.plan.widths, self.plan.neurons, self.plan.shortcuts) - head
+        forward = self.tokens * (dense + sliced if self.refit else 0 if self.measured else sliced)
+        forward += self.measured_tokens * (4 * dense + 3 * head if self.fisher else dense)
+        moments = 2 * self.size**2 * self.sites
+        moments *= self.measured_tokens * (1 + self.fisher) if self.measured else self.tokens
+        forward += 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
+        most = most_inputs(self.dense)
+        sums = self.tokens * sum(inputs**2 / token_stride(inputs, most) for inputs, _ in self.fits)
+        solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs in self.fits)
+        axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)
+        composed = 2 * self.size * self.dense.model.num_parameters() - head * self.size * self.plan.tied
+        flops = Counter({str(self.dtype).removeprefix("torch."): forward})
+        return dict(flops + Counter({"float32": moments + sums, "float64": solved + axes + composed}))
+
+
+def _flops_per_s(dtype: str, device: str | None) -> float:
+    device = torch.device(device or "cpu")
+    matrix = torch.ones(PROBE, PROBE, dtype=getattr(torch, dtype), device=device)
+    seconds = []
+    while len(seconds) < TRIALS and sum(seconds) < 1:
+        start = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()
+        seconds.append(time.perf_counter() - start)
+    return 2 * PROBE**3 / min(seconds)

@@ -1,0 +1,187 @@
+"""
+`refit=True`, the default: readers and writers are fitted again, and the neurons that cost least are deleted.
+
+Two streams go through the blocks side by side: x of the dense model, z of the sliced one. Each block's readers are
+fitted so that they find in z what the dense readers found in x, and its writers so that z follows x, which also
+repairs what earlier blocks have lost. With a the inputs of a regression, y its goal and P the weight that the basis
+alone determines,
+
+    min over W of  Σ |y - a W|² + s |diag(n) (W - P)|²,    n the norms of the inputs, s chosen on held-out tokens.
+
+- Readers: a = norm(z), y = norm(x), P = (Q / c)ᵀ.
+- Writers: a = what the block's writers read in the sliced model (and 1, where they have a bias),
+  y = (x after the block) Q c - (z before it) S, S the shortcut; both are divided by the root mean square of x.
+
+Neurons go as Optimal Brain Surgeon deletes weights (Hassibi and Stork, 1993). Repairing the error of the blocks before
+follows sequential layer-wise pruning, as in SparseGPT (Frantar and Alistarh, 2023).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ...linalg.moments import root_mean_square
+from ...linalg.regression import LeastSquares, token_stride
+from ...modeling.contexts import inputs_recorded, placed
+from ...planning.sizes import most_inputs
+from ..parts import Fit, timed
+from ..streams import SlicedStream
+from ..writing import writer_map
+
+
+class FittedStream(SlicedStream):
+    """
+    The sliced stream, with the inputs of each block's writers.
+
+    Attributes:
+        inputs (`list`): for each batch, what the writers of the block read `(B, T, inputs)`, side by side, followed by
+            a one if they have a bias.
+    """
+
+    @timed("forward")
+    def start(self, x, basis) -> None:
+        run = self.run
+        matrix = writer_map(run, basis).to(run.dtype)
+        run.state.z = [run.keep(value.to(run.device) @ matrix) for value in x.values]
+
+    def enter(self, block, here) -> None:
+        self.inputs = [] if block.keeps_width else self._inputs_of(block)
+
+    @timed("forward")
+    def _inputs_of(self, block):
+        run, sliced = self.run, block.sliced
+        writers = sliced.writers()
+        modules, factor = [writer.module for writer in writers.values()], block.sliced.multiplier
+        ones = any(writer.bias is not None for writer in writers.values())
+        inputs = []
+        with placed(sliced.layer, run.device, run.dtype), inputs_recorded(modules) as seen:
+            for batch, value in zip(run.batches, self.values, strict=True):
+                stream = value.to(run.device)
+                block.output(stream, batch)
+                parts = [seen[module] for module in modules] + [torch.ones_like(stream[..., :1])] * ones
+                if factor is not None:
+                    parts = [part * factor for part in parts]
+                inputs.append(run.keep(torch.cat(parts, -1) if len(parts) > 1 else parts[0]))
+        return inputs
+
+    @timed("forward")
+    def leave(self, block, here, there, shortcut, fitted) -> None:
+        run = self.run
+        if block.keeps_width:  # Experts read different tokens, so their writers are not fitted.
+            with placed(block.sliced.layer, run.device, run.dtype):
+                for position, (batch, value) in enumerate(zip(run.batches, self.values, strict=True)):
+                    stream = value.to(run.device)
+                    self.values[position] = run.keep(block.output(stream, batch) + residual(stream, shortcut))
+            return
+        weights, remaining = fitted
+        matrix = weights.to(run.dtype)
+        for position, (value, given) in enumerate(zip(self.values, self.inputs, strict=True)):
+            given = given.to(run.device)
+            added = (given if remaining is None else given[..., remaining]) @ matrix
+            added += residual(value.to(run.device), shortcut)
+            self.values[position] = run.keep(added)
+        self.inputs = []
+
+
+class Refit(Fit):
+    """Readers and writers that are fitted by ridge regression, and fewer neurons."""
+
+    needs_dense_stream = True
+    sliced_stream = FittedStream
+
+    def __init__(self, run):
+        super().__init__(run)
+        self._most_inputs = most_inputs(run.dense)
+
+    # Readers
+
+    def readers(self, norm, here, x, z) -> Tensor:
+        prior = here.read.T
+        regression = LeastSquares(*prior.shape, self.run.device)
+        self._add_readers(regression, norm, x, z)
+        return self._solve(regression, prior).T
+
+    @timed("regression")
+    def _add_readers(self, regression, norm, x, z):
+        run = self.run
+        eps = getattr(norm.dense, "variance_epsilon", getattr(norm.dense, "eps", run.dense.family.norm_eps))
+        for batch, dense, sliced in zip(run.batches, x.values, z.values, strict=True):
+            pair = self._sample_tokens(batch, regression.num_inputs, sliced, dense)
+            regression.add(*(nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair))
+        run.sum_(regression.sums)
+
+    @timed("solve")
+    def _solve(self, regression, prior):
+        return self.run.agreed(regression.solve(prior))
+
+    # Writers
+
+    def writers(self, block, there, shortcut, x, z) -> tuple[Tensor, Tensor | None] | None:
+        """
+        Fits writers, and deletes neurons.
+
+        Returns:
+            `tuple`: the weights `(inputs that remain, k)`, float64, and the indices of these inputs, `None` for all.
+            `None` for experts, which are not fitted.
+        """
+        if block.keeps_width:
+            return None
+        run, writers = self.run, block.sliced.writers()
+        # A block adds to the stream a linear function of what its writers read, and of 1, whose weight is the bias.
+        rows = [writer.weight.to(there.dual) for writer in writers.values()]
+        biases = [writer.bias for writer in writers.values() if writer.bias is not None]
+        if biases:
+            rows.append(sum(biases)[None].to(there.dual))
+        sizes = [len(each) for each in rows]
+        regression = LeastSquares(sum(sizes), there.width, run.device)
+        self._add_writers(regression, there, shortcut, x, z)
+        fitted = self._solve(regression, torch.cat(rows))
+        kept, mlp_writer, remaining = run.state.neurons[block.index], run.dense.family.mlp_writer, None
+        if kept is not None and mlp_writer in writers:
+            position = list(writers).index(mlp_writer)
+            first, count = sum(sizes[:position]), sizes[position]
+            fitted, remaining = self._delete_inputs(regression, slice(first, first + count), count - kept, fitted)
+            sizes[position] = kept
+            self._keep_neurons(block, remaining[first : first + kept] - first, count)
+        parts = fitted.split(sizes)
+        bias = parts[-1][0] if biases else None
+        for writer, weight in zip(writers.values(), parts, strict=False):
+            if writer.bias is None:
+                writer.set(weight, like=writer.weight)
+                continue
+            # Biases of parallel writers add up, so the first of them can hold the sum.
+            writer.set(weight, bias, like=writer.weight)
+            bias = torch.zeros_like(bias)
+        return fitted, remaining
+
+    @timed("regression")
+    def _add_writers(self, regression, there, shortcut, x, z):
+        run = self.run
+        goal = there.write.to(run.dtype)
+        for batch, *streams in zip(run.batches, z.inputs, z.values, x.values, strict=True):
+            given, sliced, dense = self._sample_tokens(batch, regression.num_inputs, *streams)
+            wanted = (dense @ goal).float() - residual(sliced, shortcut)
+            regression.add(given, wanted, 1 / root_mean_square(dense))
+        run.sum_(regression.sums)
+
+    @timed("solve")
+    def _delete_inputs(self, regression, candidates, count, fitted):
+        # Costs ignore the metric: neurons chosen by the gradient would suit the calibration text alone.
+        return map(self.run.agreed, regression.delete_inputs(candidates, count, fitted))
+
+    def _keep_neurons(self, block, kept, count):
+        """Keeps the neurons `kept` of `count`. Where a layer fuses gate and up projection, each has a row in both."""
+        for reader in self.run.sliced.mlp_readers(block.index):
+            rows = torch.cat([kept + start for start in range(0, reader.weight.shape[-2], count)])
+            rows = rows.to(reader.weight.device)
+            bias = None if reader.bias is None else reader.bias[rows]
+            reader.set(reader.weight[rows], bias, like=reader.weight)
+
+    def _sample_tokens(self, batch, num_inputs, *values) -> list[Tensor]:
+        """Returns values `(B, T, ...)` of the tokens that a regression with so many inputs takes, `(tokens, ...)`."""
+        stride = token_stride(num_inputs, self._most_inputs)
+        return [batch.tokens(each.to(self.run.device))[::stride] for each in values]
+
+
+def residual(stream: Tensor, shortcut: Tensor | None) -> Tensor:
+    """Returns what the residual connection makes of a stream: `stream @ shortcut`, or the stream itself."""
+    return stream if shortcut is None else stream @ shortcut.to(stream)

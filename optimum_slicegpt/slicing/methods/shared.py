@@ -1,0 +1,53 @@
+"""
+`rotation="shared"`: all sites share one set of axes, so that no shortcut is needed.
+
+The axes lose least over all sites together, see [`linalg.axes.shared_axes`]. A stream in one basis throughout is that
+of a model of the family's own class, only narrower.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from ...linalg.axes import shared_axes
+from ..parts import Axes, timed
+from ..state import Basis
+
+
+class SharedAxes(Axes):
+    """One set of axes for all sites, from second moments of the dense model."""
+
+    needs = frozenset({"moments"})
+    decides = True
+
+    @timed("axes")
+    def decide(self) -> None:
+        run = self.run
+        moments = LazySequence(run.state.statistics.moments, lambda moment: moment.to(run.device))
+        metrics = LazySequence(range(len(moments)), self.metric.at)
+        progress = partial(run.progress, description="Axes")
+        run.state.axes = run.agreed(run.orient(shared_axes(moments, metrics, run.plan.widths[0], progress=progress)))
+
+    @timed("axes")
+    def find(self, site, here, x, z) -> Basis:
+        moment = self.run.state.statistics.moments[site].to(self.run.device)
+        return self.basis(self.run.state.axes, moment, self.metric.at(site))
+
+
+class LazySequence(Sequence):
+    """
+    A sequence whose items are made when they are asked for.
+
+    Args:
+        items (`Sequence`): what the items are made of.
+        make (callable): makes one item.
+    """
+
+    def __init__(self, items: Sequence, make: Callable[[Any], Any]):
+        self._items, self._make = items, make
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._make(self._items[index])

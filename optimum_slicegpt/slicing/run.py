@@ -1,0 +1,256 @@
+"""One run over a model: where it computes, which of its steps are done, and how long they take."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..distributed import Processes
+from ..linalg.axes import random_orthogonal
+from ..modeling.decoder import Decoder
+from ..storage.base import release_freed_memory
+from .pairs import BlockPair, NormPair, pair_blocks
+from .skeleton import adopt_untouched, build_sliced, resize_mlps
+from .state import State
+from .streams import Batch, first_stream
+
+
+if TYPE_CHECKING:
+    from ..configuration import SliceGPTConfig
+    from ..planning.widths import SlicePlan
+    from ..storage.base import Storage
+
+
+SETTINGS = ("rotation", "refit", "metric", "schedule", "round_to", "orientation", "seed", "dtype")
+"""Settings on which the steps of a run depend, so that all processes must have the same."""
+
+
+@dataclass
+class SlicedResult:
+    """
+    The outcome of a run.
+
+    Args:
+        model (`PreTrainedModel`): the sliced model; shares with the dense one the tensors that slicing leaves alone.
+        energy_kept (`list[float]`): share of the stream's energy that is kept at every site.
+        seconds (`dict[str, float]`): wall time by phase.
+    """
+
+    model: PreTrainedModel
+    energy_kept: list[float]
+    seconds: dict[str, float]
+
+
+class Computation:
+    """
+    A pass over a dense model: the model is read, layer by layer, and never changed.
+
+    Args:
+        model (`PreTrainedModel`): a dense causal language model.
+        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`. Each of
+            several processes gets all batches and computes with its share.
+        config ([`SliceGPTConfig`]): says on which device and in which dtype to compute.
+        storage ([`Storage`]): where weights and activations are.
+
+    Attributes:
+        dense ([`Decoder`]): the dense model.
+        device (`torch.device`), dtype (`torch.dtype`): in which layers compute.
+        token_batches (`list[dict]`): this process's share of the batches.
+        batches (`list[Batch]`): the same as layers see them, once [`Computation.start`] has run.
+        seconds (`dict[str, float]`): wall time by phase.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batches: list[dict[str, Tensor]],
+        config: SliceGPTConfig,
+        storage: Storage,
+    ):
+        self.dense, self.config, self.storage = Decoder(model), config, storage
+        self.device = torch.device(config.device or storage.home)
+        if self.device.type == "mps":
+            raise ValueError(
+                "Cannot slice on device='mps', which has no float64 for sums over tokens; use device='cpu'."
+            )
+        self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
+        self.processes = Processes(self.device)
+        self.batch_tokens = [batch["input_ids"].numel() for batch in batches]  # These are the counts of all processes.
+        self.token_batches = self.share(batches)
+        self.batches: list[Batch] = []
+        self.seconds = defaultdict(float)
+
+    def start(self) -> list:
+        """
+        Turns tokens into the stream of the first site, and records what layers are called with.
+
+        Returns:
+            `list`: the stream `(B, T, D)` of each batch, as [`Computation.keep`] has it.
+        """
+        with self.loaded(*self.dense.around_layers), self.phase("forward"):
+            started = [first_stream(self.dense, tokens, self.device, self.dtype) for tokens in self.token_batches]
+            self.batches = [batch for _, batch in started]
+            return [self.keep(stream) for stream, _ in started]
+
+    @contextmanager
+    def loaded(self, *names: str) -> Iterator[None]:
+        """Loads the values of the named modules of the dense model, for the time of a computation."""
+        with ExitStack() as stack:
+            with self._storage_phase("read"):
+                stack.enter_context(self.storage.loaded(names))
+            yield
+
+    def keep(self, tensor: Tensor) -> Any:
+        """Stores a tensor. Returns an object with its `shape`, whose `to(device)` returns the tensor."""
+        return self.storage.keep(tensor.contiguous())
+
+    def share(self, items: Sequence) -> Sequence:
+        """Returns this process's share of the items."""
+        return self.processes.share(items)
+
+    def sum_(self, *tensors: Tensor) -> None:
+        """Adds each tensor up over all processes, in place."""
+        self.processes.sum_(*tensors)
+
+    def agreed(self, tensor: Tensor) -> Tensor:
+        """Returns the first process's tensor in all processes: machines differ in how they round."""
+        return self.processes.agreed(tensor)
+
+    def check_finite(self, moment: Tensor, site: int) -> None:
+        """
+        Refuses statistics of activations that overflowed.
+
+        Raises:
+            ValueError: they did.
+        """
+        if not moment.isfinite().all():
+            raise ValueError(
+                f"Activations at {self.dense.site_name(site)} are not finite in {self.dtype}; the model is unchanged. "
+                "Calibrate with a wider dtype, or look for weights that are not finite."
+            )
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time that a computation takes to a phase of the run."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds[name] += time.perf_counter() - start
+
+    def _storage_phase(self, name):
+        return self.phase(name) if self.storage.on_disk else nullcontext()
+
+    def progress(self, items: Iterable, description: str) -> Iterable:
+        """Returns the items behind a progress bar, on terminals, in the first process."""
+        return logging.tqdm(items, desc=description, unit="step", disable=None if self.processes.is_first else True)
+
+
+class Run(Computation):
+    """
+    A run that fills a sliced model, step by step. After each step, `state` holds everything that the remaining steps
+    need, so that a run can be saved there and resumed.
+
+    Args:
+        model (`PreTrainedModel`): a dense causal language model.
+        plan ([`SlicePlan`]): what to keep.
+        batches (`list[dict[str, torch.Tensor]]`), config ([`SliceGPTConfig`]), storage ([`Storage`]):
+            see [`Computation`].
+
+    Attributes:
+        sliced ([`Decoder`]): the sliced model, which has values as far as steps are done.
+        state ([`State`]): everything that the remaining steps need.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: SlicePlan,
+        batches: list[dict[str, Tensor]],
+        config: SliceGPTConfig,
+        storage: Storage,
+    ):
+        self.plan, self.sliced = plan, Decoder(build_sliced(model, plan))
+        super().__init__(model, batches, config, storage)
+        settings = {name: getattr(config, name) for name in SETTINGS}
+        self.processes.check_alike({"widths": plan, "settings": settings, "calibration data": batches})
+        adopt_untouched(self.dense, self.sliced)
+        self._done, self._count = 0, 0
+
+    def start_or_resume(self) -> None:
+        """Starts the run, or resumes it from the state that the storage has."""
+        stream, saved = self.start(), self.storage.restore(self.device)
+        if saved is None:
+            neurons = [self.plan.neurons] * len(self.dense.layers)
+            generator = torch.Generator().manual_seed(self.config.seed or 0)
+            self.state = State(x=stream, z=[], neurons=neurons, generator=generator, seconds=self.seconds)
+        else:
+            self._done = saved["done"]
+            self.state = State.from_dict(saved["state"])
+            for phase, seconds in self.seconds.items():
+                self.state.seconds[phase] += seconds
+            self.seconds = self.state.seconds
+            resize_mlps(self.sliced, self.state.neurons)
+        self.storage.allocate(self.sliced.model)
+
+    def steps(self, items: Iterable, description: str | None = None) -> Iterator:
+        """
+        Yields the items whose step is not done yet, and commits each when the next one is asked for.
+
+        Args:
+            items (`Iterable`): one for each step; always the same ones in a run and in those that resume it.
+            description (`str`, *optional*): of a progress bar.
+        """
+        items = list(items)
+        first, self._count = self._count, self._count + len(items)
+        left = items[max(0, self._done - first) :]
+        for item in self.progress(left, description) if description and left else left:
+            yield item
+            self._done += 1
+            with self._storage_phase("write"):
+                self.storage.commit(self.sliced.model, self.state.to_dict(), self._done)
+            release_freed_memory()
+
+    def single_step(self) -> Iterator:
+        """Yields once, as the one item of a step, unless that step is done."""
+        return self.steps([None])
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[list[BlockPair]]:
+        """Loads a layer of the dense model, and returns its blocks."""
+        name = self.dense.layer_name(index)
+        with self.loaded(name):
+            self.adopt(name)
+            yield pair_blocks(self.dense, self.sliced, index)
+
+    def final_norm(self) -> NormPair:
+        """Returns the final norm, which the head reads."""
+        return NormPair(self.dense.final_norm, self.sliced.final_norm, [(self.dense.head, self.sliced.head)])
+
+    def adopt(self, *names: str) -> None:
+        """Shares with the sliced model what slicing leaves as it is in modules that are loaded."""
+        adopt_untouched(self.dense, self.sliced, names)
+
+    def set_neurons(self, neurons: list[int]) -> None:
+        """Makes room for another number of neurons in the MLP of each layer of the sliced model."""
+        self.state.neurons = neurons
+        resize_mlps(self.sliced, neurons)
+        self.storage.allocate(self.sliced.model)
+
+    def orient(self, axes: Tensor) -> Tensor:
+        """Returns axes `(D, k)` of the same span, turned at random if the settings say so."""
+        if self.config.orientation == "random":
+            return axes @ random_orthogonal(axes.shape[1], self.state.generator).to(axes)
+        return axes
+
+    def result(self) -> SlicedResult:
+        return SlicedResult(self.sliced.model, self.state.energy_kept, dict(self.seconds))

@@ -1,0 +1,206 @@
+"""
+Statistics of the dense model: one pass over its layers, and one back for gradients.
+
+Second moments are of the stream as its readers see it, each token divided by its root mean square: otherwise the few
+tokens whose activations are massive would outweigh all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg.moments import add_second_moment_, mirror_, root_mean_square
+from ..modeling.contexts import injected, placed
+
+
+if TYPE_CHECKING:
+    from ..modeling.decoder import Decoder
+    from .parts import Part
+    from .run import Computation, Run
+    from .state import Statistics
+
+
+AXES_TOKENS = 8
+"""Statistics are taken on so many tokens for every dimension of the stream. Other numbers were not compared."""
+
+
+def num_batches(run: Computation) -> int:
+    """Counts this process's batches among the first ones that hold [`AXES_TOKENS`] tokens for every dimension."""
+    count, wanted = 0, AXES_TOKENS * run.dense.config.hidden_size
+    while count < len(run.batch_tokens) and wanted > 0:
+        wanted -= run.batch_tokens[count]
+        count += 1
+    return len(run.share(range(count)))
+
+
+def new_moment(run: Computation) -> Tensor:
+    """Returns an empty second moment `(D, D)`, float64, on the device that computes."""
+    size = run.dense.config.hidden_size
+    return torch.zeros(size, size, dtype=torch.float64, device=run.device)
+
+
+def sum_moments(run: Computation, *moments: Tensor) -> None:
+    """Adds up second moments over all processes, and mirrors them, in place."""
+    run.sum_(*moments)
+    for moment in moments:
+        mirror_(moment)
+
+
+def measuring_steps(run: Run, parts: Iterable[Part]) -> list[Callable[[], None]]:
+    """
+    Returns the steps that fill `run.state.statistics` with what parts need, none if they need nothing.
+
+    Args:
+        run ([`run.Run`]): just started, or resumed.
+        parts (`Iterable[Part]`): the parts of the method.
+    """
+    needs = {need for part in parts for need in part.needs}
+    if not needs:
+        return []
+    measured, statistics = num_batches(run), run.state.statistics
+    if not statistics.moments:
+        statistics.streams = [run.state.x[:measured]]
+    return DensePass(run, statistics, gradients="gradients" in needs, costs="costs" in needs).steps()
+
+
+class DensePass:
+    """
+    The steps that measure a dense model.
+
+    Args:
+        run ([`Computation`]): whose dense model it is; says where and in which dtype layers compute.
+        statistics ([`Statistics`]):
+            Filled step by step. `streams` holds the stream of the first site, of the batches that are measured.
+        gradients (`bool`): whether to measure second moments of the gradient of the summed next-token loss.
+        costs (`bool`): whether to measure what neurons add to the stream.
+    """
+
+    def __init__(self, run: Computation, statistics: Statistics, *, gradients: bool = False, costs: bool = False):
+        self.run, self.statistics, self._gradients, self._costs = run, statistics, gradients, costs
+
+    def steps(self) -> list[Callable[[], None]]:
+        layers = range(len(self.run.dense.layers))
+        forward = [partial(self.forward, index) for index in layers]
+        if not self._gradients:
+            return forward
+        return [*forward, self.loss, *(partial(self.backward, index) for index in reversed(layers))]
+
+    def forward(self, index: int) -> None:
+        """Computes the stream after a layer, and second moments after each block, before the first layer as well."""
+        run, statistics, layer = self.run, self.statistics, self.run.dense.layers[index]
+        family = run.dense.family
+        first = [new_moment(run)] if index == 0 else []
+        moments = [*first, *(new_moment(run) for _ in family.blocks)]
+        after, energies = [], []
+        with run.loaded(run.dense.layer_name(index)), self._phase(), placed(layer, run.device, run.dtype):
+            for batch, value in zip(run.batches, statistics.streams[-1], strict=False):
+                stream = value.to(run.device)
+                with self._neurons_recorded(layer) as active:
+                    streams = run.dense.layer_streams(index, stream, batch.layer_kwargs[index])
+                streams = [stream] * len(first) + run.dense.site_streams(streams, stream)
+                for neurons in active:
+                    neurons = batch.tokens(neurons.view(*stream.shape[:2], -1)).float()
+                    energies.append((neurons / root_mean_square(batch.tokens(streams[-1]))).double().square().sum(0))
+                for moment, tokens in zip(moments, map(batch.tokens, streams), strict=True):
+                    add_second_moment_(moment, tokens, 1 / root_mean_square(tokens))
+                after.append(run.keep(streams[-1]))
+            sum_moments(run, *moments)
+            for site, moment in enumerate(moments, len(statistics.moments)):
+                run.check_finite(moment, site)
+            if self._costs:
+                rows = run.dense.mlp_writer(index).weight.double()
+                costs = sum(energies) * rows.square().sum(-1)
+                run.sum_(costs)
+                statistics.costs.append(run.keep(costs))
+        statistics.moments += map(run.keep, moments)
+        statistics.streams.append(after)
+        if not self._gradients:
+            del statistics.streams[0]
+            if index == len(run.dense.layers) - 1:
+                statistics.streams.clear()
+
+    def loss(self) -> None:
+        """Computes the gradient of the loss with respect to the stream at the last site."""
+        run, statistics, moment = self.run, self.statistics, new_moment(self.run)
+        with run.loaded(*run.dense.around_layers, run.dense.head_name), self._phase():
+            for tokens, batch, value in zip(run.token_batches, run.batches, statistics.streams.pop(), strict=False):
+                stream = value.to(run.device)
+                gradient = loss_gradient(run.dense, tokens, stream, run.device, run.dtype)
+                add_second_moment_(moment, batch.tokens(gradient), root_mean_square(batch.tokens(stream)))
+                statistics.gradient.append(run.keep(gradient))
+            sum_moments(run, moment)
+        statistics.gradients.append(run.keep(moment))
+
+    def backward(self, index: int) -> None:
+        """Computes the gradient before a layer, and its second moments there and after each block except the last."""
+        run, statistics, layer = self.run, self.statistics, self.run.dense.layers[index]
+        family = run.dense.family
+        moments, before = [new_moment(run) for _ in family.blocks], []
+        with run.loaded(run.dense.layer_name(index)), self._phase(), placed(layer, run.device, run.dtype):
+            for batch, value, above in zip(run.batches, statistics.streams.pop(), statistics.gradient, strict=False):
+                start = value.to(run.device).detach().requires_grad_()
+                with torch.enable_grad():
+                    *inside, after = run.dense.layer_streams(index, start, batch.layer_kwargs[index])
+                    gradients = torch.autograd.grad(after, [start, *inside], above.to(run.device))
+                streams = [start, *run.dense.site_streams(inside, start)]
+                gradients = run.dense.site_streams(gradients, start)
+                for moment, *pair in zip(moments, streams, gradients, strict=True):
+                    stream, gradient = map(batch.tokens, pair)
+                    add_second_moment_(moment, gradient, root_mean_square(stream))
+                before.append(run.keep(gradients[0]))
+            sum_moments(run, *moments)
+        statistics.gradients[:0] = map(run.keep, moments)
+        statistics.gradient = before if index else []
+
+    @contextmanager
+    def _neurons_recorded(self, layer: nn.Module) -> Iterator[list[Tensor]]:
+        """Records what the writer of a layer's MLP reads, for the time of a computation, if costs are needed."""
+        seen = []
+        if not self._costs:
+            yield seen
+            return
+        writer = layer.get_submodule(self.run.dense.family.mlp_writer)
+        hook = writer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            yield seen
+        finally:
+            hook.remove()
+
+    def _phase(self):
+        return self.run.phase("gradients" if self._gradients else "second moments")
+
+
+def loss_gradient(
+    dense: Decoder, inputs: dict[str, Tensor], stream: Tensor, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """
+    Computes the gradient of the summed next-token loss with respect to the stream at the last site.
+
+    Args:
+        dense ([`Decoder`]): the dense model, whose final norm and head are loaded.
+        inputs (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
+        stream (`torch.Tensor` of shape `(B, T, D)`): at the last site.
+        device (`torch.device`), dtype (`torch.dtype`): in which layers compute.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T, D)`.
+    """
+    model, gradients = dense.model, []
+    for row, sequence in enumerate(stream.detach().split(1)):  # One sequence at a time, because its logits are large.
+        given = {key: value[row : row + 1].to(model.device) for key, value in inputs.items()}
+        targets = given["input_ids"][:, 1:].clone()
+        if "attention_mask" in given:
+            targets[~given["attention_mask"][:, 1:].bool()] = -100
+        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            sequence.requires_grad_()
+            with injected(dense, sequence.to(model.device, model.dtype)):
+                logits = model(**given, use_cache=False).logits[0, :-1].float()
+            loss = nn.functional.cross_entropy(logits, targets[0], reduction="sum")
+            gradients += torch.autograd.grad(loss, sequence)
+    return torch.cat(gradients)

@@ -1,0 +1,159 @@
+"""The stream of every calibration batch on its way through the layers: x of the dense model, z of the sliced one."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..modeling.contexts import layers_replaced, placed
+from .parts import timed
+from .state import Basis
+
+
+if TYPE_CHECKING:
+    from ..modeling.decoder import Decoder
+    from .pairs import BlockPair
+    from .run import Run
+
+
+@dataclass
+class Batch:
+    """
+    One calibration batch, as its layers see it.
+
+    Args:
+        real (`torch.Tensor` of shape `(B, T)`, *optional*): which positions are no padding; `None` for all.
+        layer_kwargs (`list[dict]`): the arguments of every decoder layer: mask, positions.
+    """
+
+    real: Tensor | None
+    layer_kwargs: list[dict]
+
+    def tokens(self, values: Tensor) -> Tensor:
+        """Returns values `(B, T, ...)` of all positions that are no padding, as `(tokens, ...)`."""
+        return values.flatten(0, 1) if self.real is None else values[self.real]
+
+
+def first_stream(
+    dense: Decoder, inputs: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Batch]:
+    """
+    Computes the stream at the first site of a dense model, and records what its layers are called with.
+
+    Args:
+        dense ([`Decoder`]): the dense model; its tables and what positions need are loaded.
+        inputs (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
+        device (`torch.device`), dtype (`torch.dtype`): in which the layers will compute.
+
+    Returns:
+        `tuple`: the stream `(B, T, D)`, centred where the family's norms would do that, and its [`Batch`].
+    """
+    family = dense.family
+    names = tuple(inspect.signature(dense.layers[0].forward).parameters)[1:]
+    calls = []
+
+    def record(hidden_states, *args, **kwargs):
+        calls.append((hidden_states, args, kwargs))
+        return (hidden_states,) if family.returns_tuple else hidden_states
+
+    with layers_replaced(dense, record):
+        dense.body(**{key: value.to(dense.model.device) for key, value in inputs.items()}, use_cache=False)
+    stream = calls[0][0].to(device, dtype, copy=True)
+    if family.layer_norm:
+        stream -= stream.mean(-1, keepdim=True)
+    mask = inputs.get("attention_mask")
+    layer_kwargs = [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls]
+    return stream, Batch(None if mask is None else mask.bool().to(device), _move(layer_kwargs, device, dtype))
+
+
+def _move(layer_kwargs: list[dict], device: torch.device, dtype: torch.dtype) -> list[dict]:
+    """Moves tensors to the device, floating ones to the dtype too; a tensor that layers share stays shared."""
+    moved = {}
+
+    def move(value):
+        if isinstance(value, tuple):
+            return tuple(map(move, value))
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in moved:
+            cast = _clamp_to_dtype(value, dtype) if value.is_floating_point() else value
+            moved[id(value)] = cast.to(device)
+        return moved[id(value)]
+
+    return [{key: move(value) for key, value in kwargs.items()} for kwargs in layer_kwargs]
+
+
+def _clamp_to_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Converts a tensor to a dtype, and clamps it to the dtype's range, so that a mask's least number stays finite."""
+    bounds = torch.finfo(dtype)
+    if bounds.max < torch.finfo(value.dtype).max:
+        value = value.clamp(bounds.min, bounds.max)
+    return value.to(dtype)
+
+
+class DenseStream:
+    """
+    The dense stream x: `values` holds a tensor `(B, T, D)` for each batch, as `run.keep` has it.
+
+    Args:
+        run ([`run.Run`]): whose state holds the values.
+        followed (`bool`): whether any part depends on the stream after the first site. If none does, it is forgotten.
+    """
+
+    def __init__(self, run: Run, followed: bool):
+        self.run, self._followed, self._after_blocks = run, followed, []
+
+    @property
+    def values(self) -> list:
+        return self.run.state.x
+
+    def advance(self, block: BlockPair) -> None:
+        """Takes the stream through a block. At the first block of a layer the whole layer is computed."""
+        if not self._followed:
+            self.run.state.x = []
+            return
+        if block.is_first:
+            self._after_blocks = self._through_layer(block)
+        self.run.state.x = self._after_blocks.pop(0)
+
+    @timed("forward")
+    def _through_layer(self, block: BlockPair) -> list[list]:
+        run, dense, index = self.run, self.run.dense, block.index
+        after = [[] for _ in dense.blocks_of(index)]
+        with placed(block.dense.layer, run.device, run.dtype):
+            for batch, value in zip(run.batches, self.values, strict=True):
+                stream = value.to(run.device)
+                streams = dense.layer_streams(index, stream, batch.layer_kwargs[index])
+                for values, each in zip(after, dense.site_streams(streams, stream), strict=True):
+                    values.append(run.keep(each))
+        return after
+
+
+class SlicedStream:
+    """
+    The sliced stream z: `values` holds a tensor for each batch. This class does not update the stream; parts that read
+    it name a subclass that does.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    @property
+    def values(self) -> list:
+        return self.run.state.z
+
+    def start(self, x: DenseStream, basis: Basis) -> None:
+        """Starts the stream `(B, T, k)` at the first site, whose basis is known by now."""
+
+    def enter(self, block: BlockPair, here: Basis) -> None:
+        """
+        Takes the stream into a block, whose readers are written, at least up to what its writers read. The writers are
+        not written yet, and may hold anything afterwards.
+        """
+
+    def leave(self, block: BlockPair, here: Basis, there: Basis, shortcut: Tensor | None, fitted: Any) -> None:
+        """Takes the stream to the next site. Writers and shortcut are written; `fitted` is what the fit returned."""

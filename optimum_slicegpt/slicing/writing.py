@@ -1,0 +1,151 @@
+"""
+Weights of the sliced model, made of the dense ones: norms fused, a basis applied (SliceGPT, sections 3.2 and 3.3).
+
+Fusion and basis are one linear map on either side of a weight. All products are in float64, with one cast at the end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..linalg.moments import compose
+from ..modeling.weights import Reader, Writer
+
+
+if TYPE_CHECKING:
+    from .pairs import BlockPair, NormPair
+    from .run import Run
+    from .state import Basis
+
+
+def write_embeddings(run: Run, basis: Basis) -> None:
+    """Writes what starts the stream: tables, or the projection behind a table that the head shares (equation 3)."""
+    dense, sliced = run.dense, run.sliced
+    tables = [*dense.table_names, *([dense.head_name] if run.plan.tied else [])]
+    with run.loaded(*tables), run.phase("compose"):
+        run.adopt(*tables)
+        if run.plan.tied:
+            set_linear(run, sliced.layers[0].embedding_projection, writer_map(run, basis).T)
+            return
+        for source, target in zip(dense.tables, sliced.tables, strict=True):
+            set_writer(target, source, writer_map(run, basis), like=source.weight)
+
+
+def write_readers(run: Run, norm: NormPair, matrix: Tensor) -> None:
+    """
+    Writes a norm, and the weights that read it: `(out, D)` become `(out, k)` (equation 4).
+
+    Args:
+        run ([`run.Run`]): says dtype and device of weights at rest.
+        norm ([`NormPair`]): becomes an RMSNorm of unit gain.
+        matrix (`torch.Tensor` of shape `(D, k)`, float64): Q / c, or what was fitted instead.
+    """
+    set_norm(run, norm, matrix.shape[1])
+    set_readers(run, norm, matrix)
+
+
+def write_writers(run: Run, block: BlockPair, there: Basis) -> None:
+    """Writes a block's writers, `(D, in)` -> `(k, in)`: `writeᵀ W`, and `writeᵀ b` (equations 5 and 6)."""
+    with run.phase("compose"):
+        for source, target in block.writers():
+            set_writer(target, source, writer_map(run, there), like=source.weight)
+
+
+def write_shortcut(run: Run, block: BlockPair, here: Basis, there: Basis) -> Tensor | None:
+    """
+    Writes the linear layer on a block's residual connection (figure 4).
+
+    Returns:
+        `torch.Tensor` of shape `(k, k')`, float64; `None` where all sites share one basis.
+    """
+    if not run.plan.shortcuts:
+        return None
+    with run.phase("compose"):
+        shortcut = here.shortcut(there)
+        set_linear(run, block.sliced.layer.get_submodule(block.sliced.names.shortcut), shortcut.T)
+    return shortcut
+
+
+def write_head(run: Run, norm: NormPair, matrix: Tensor) -> None:
+    """Writes the final norm, and the head or the projection back to a table that the head shares (equation 7)."""
+    dense = run.dense
+    with run.loaded(dense.final_norm_name, *([] if run.plan.tied else [dense.head_name])):
+        if not run.plan.tied:
+            write_readers(run, norm, matrix)
+            return
+        set_norm(run, norm, matrix.shape[1])
+        with run.phase("compose"):
+            matrix = reader_map(norm.dense, dense.family.gain_offset, matrix)
+            set_linear(run, norm.sliced.projection, matrix, getattr(norm.dense, "bias", None))
+
+
+def set_norm(run: Run, norm: NormPair, width: int) -> None:
+    """Sets the gain of an RMSNorm of the sliced model to 1: its readers hold the gain of the dense norm."""
+    norm.sliced.weight = nn.Parameter(torch.ones(width, dtype=run.dense.model.dtype, device=run.storage.home))
+
+
+def set_readers(run: Run, norm: NormPair, matrix: Tensor) -> None:
+    """Sets the weights that read a norm to `W diag(gain) matrix`, their biases to `b + W beta`."""
+    with run.phase("compose"):
+        matrix = reader_map(norm.dense, run.dense.family.gain_offset, matrix)
+        for source, target in norm.readers:
+            weight = compose(source.weight, matrix, source.weight.dtype)
+            target.set(weight, reader_bias(source, norm.dense), like=source.weight)
+
+
+def set_writer(target: Writer, source: Writer, matrix: Tensor, like: Tensor) -> None:
+    """Sets a writer to the product of the dense one `(..., in, D)` and a matrix `(D, k)`, stored as `like` is."""
+    bias = None if source.bias is None else source.bias.to(matrix) @ matrix
+    target.set(compose(source.weight, matrix, like.dtype), bias, like=like)
+
+
+def set_linear(run: Run, target: nn.Linear, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Sets the weight `(out, in)` and the bias of a linear layer that slicing adds, a shortcut or a projection."""
+    like = {"device": run.storage.home, "dtype": run.dense.model.dtype}
+    target.weight = nn.Parameter(weight.to(**like).contiguous())
+    if bias is not None:
+        target.bias = nn.Parameter(bias.to(**like, copy=True))
+
+
+def reader_map(norm: nn.Module, gain_offset: float, matrix: Tensor) -> Tensor:
+    """
+    Returns the matrix that right-multiplies a reader's weight: `diag(gain) @ matrix`.
+
+    Args:
+        norm (`torch.nn.Module`): the norm that the reader reads. Its gain is its weight, if it has one.
+        gain_offset (`float`): what the norm adds to its weight, see [`families.Family`].
+        matrix (`torch.Tensor` of shape `(D, k)`, float64): from the sliced norm's output to the dense one's.
+
+    Returns:
+        `torch.Tensor` of shape `(D, k)`, float64.
+    """
+    gain = getattr(norm, "weight", None)
+    return matrix if gain is None else (gain.to(matrix) + gain_offset)[:, None] * matrix
+
+
+def reader_bias(reader: Reader, norm: nn.Module) -> Tensor | None:
+    """
+    Returns a reader's bias once it has taken in the norm's: `b + W @ beta`.
+
+    Returns:
+        `torch.Tensor` of shape `(out,)`, float64, or `None` where neither has a bias.
+    """
+    beta = getattr(norm, "bias", None)
+    bias = None if reader.bias is None else reader.bias.double()
+    if beta is None:
+        return bias
+    added = compose(reader.weight, beta.to(reader.weight.device).double()[:, None], torch.float64).squeeze(-1)
+    return added if bias is None else bias + added
+
+
+def writer_map(run: Run, basis: Basis) -> Tensor:
+    """
+    Returns the matrix `(D, k)` that right-multiplies what is written to a site: the basis's `write`.
+
+    It subtracts the mean for LayerNorm networks only, whose norms would do it. Centring an RMSNorm network would make
+    another network of it.
+    """
+    return (basis.centred() if run.dense.family.layer_norm else basis).write

@@ -1,0 +1,153 @@
+"""How every command behaves: what it prints where, how it ends, and whose word it takes on what to log."""
+
+import json
+import os
+import signal
+import sys
+import time
+from argparse import ArgumentParser
+
+import datasets
+import pytest
+import torch
+from command_line import run
+from forking import Program
+from optimum.commands.register.register_slicegpt import SliceGPTCommand
+from tiny import build, calibration
+from transformers.utils import logging
+
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.commands import compress, eval, export, inspect, printing
+
+
+COMMANDS = [command.name for command in SliceGPTCommand.SUBCOMMANDS]
+
+
+@pytest.fixture
+def every_command(cli_files, tmp_path, tiny_tokenizer):
+    """Returns arguments with which commands run, the slowest command first."""
+    small = ("--dataset", cli_files / "train.txt", "--nsamples", 8, "--seqlen", 16)
+    build("llama", torch.float32, vocab_size=98).compress(
+        SliceGPTConfig(sparsity=1 / 3, dataset=calibration())
+    ).save_pretrained(tmp_path / "shared")
+    tiny_tokenizer.save_pretrained(tmp_path / "shared")
+    dense = ("--model", cli_files / "dense")
+    return {
+        "compress": ("compress", *dense, *small, "--output", tmp_path / "new"),
+        "eval": ("eval", *dense, *small),
+        "export": ("export", "--model", tmp_path / "shared", "--output", tmp_path / "new"),
+        "inspect": ("inspect", *dense, *small, "--report", tmp_path / "new"),
+    }
+
+
+# What is printed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_can_print_json(name):
+    (command,) = (command.subcommand_class for command in SliceGPTCommand.SUBCOMMANDS if command.name == name)
+    parser = ArgumentParser()
+    command.parse_args(parser)
+    assert "--json" in parser.format_help()
+
+
+@pytest.mark.parametrize("name", ["compress", "eval", "export", "inspect"])
+def test_json_is_all_there_is_and_nothing_moves_where_nobody_watches(name, every_command, capfd):
+    run(*every_command[name], "--json")
+    printed = capfd.readouterr()
+    json.loads(printed.out)
+    assert printed.err == ""
+
+
+def test_progress_bars_of_others_are_for_terminals(monkeypatch):
+    switched_off = []
+    monkeypatch.setattr(logging, "disable_progress_bar", lambda: switched_off.append("transformers"))
+    monkeypatch.setattr(datasets, "disable_progress_bars", lambda: switched_off.append("datasets"))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    printing.limit_progress_to_terminals()
+    assert not switched_off
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    printing.limit_progress_to_terminals()
+    assert switched_off == ["transformers", "datasets"]
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("name", ["compress", "eval", "export", "inspect"])
+def test_an_interruption_ends_with_130_and_leaves_nothing(name, every_command, tmp_path, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    for module in (compress, eval, export, inspect):
+        monkeypatch.setattr(module, "load_model", interrupted)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as exit:
+        run(*every_command[name])
+    printed = capsys.readouterr()
+    assert (exit.value.code, printed.out, printed.err.splitlines()[-1]) == (130, "", "interrupted")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+SAVES_FOR_A_MINUTE = """
+import sys, time
+from command_line import run
+from forking import Program
+from transformers import PreTrainedModel
+
+PreTrainedModel.save_pretrained = lambda *args, **kwargs: time.sleep(60)
+run(*sys.argv[1:])
+"""
+
+
+def test_control_c_in_the_middle_of_a_run(every_command, tmp_path):
+    before = set(tmp_path.iterdir())
+    program = Program("-c", SAVES_FOR_A_MINUTE, *every_command["compress"])
+    # until there is a folder to write to
+    while not any(path.is_dir() for path in {*tmp_path.iterdir()} - before) and program.poll() is None:
+        time.sleep(0.01)
+    os.kill(program.process, signal.SIGINT)
+    done = program.wait()
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (130, "", "interrupted")
+    assert set(tmp_path.iterdir()) == before
+
+
+# What is logged
+
+
+@pytest.fixture
+def level():
+    """Returns a function that sets the level of transformers, and restores it afterwards."""
+    before = logging.get_verbosity()
+    yield logging.set_verbosity
+    logging.set_verbosity(before)
+
+
+def log():
+    """Logs a warning, that of a run with few tokens, and something of interest."""
+    build("llama", torch.float32).compress(SliceGPTConfig(sparsity=1 / 3, dataset=calibration(1, batch=1)))
+    logging.get_logger("optimum_slicegpt.quantizer").info("Of interest")
+
+
+def test_levels_are_those_of_transformers(level, caplog):
+    level(logging.ERROR)
+    log()
+    assert not caplog.records
+    level(logging.WARNING)
+    log()
+    assert "fewer tokens than dimensions" in caplog.text and "Of interest" not in caplog.text
+    level(logging.INFO)
+    log()
+    assert "Of interest" in caplog.text
+
+
+def test_a_line_says_who_speaks():
+    code = "from transformers.utils.logging import get_logger; logger = get_logger('optimum_slicegpt.quantizer')"
+    done = Program("-c", f"{code}; logger.warning('loud'); logger.info('quiet')").wait()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "[optimum-slicegpt] loud\n")
+
+
+def test_what_holds_of_every_row_is_told_once(tmp_path, caplog):
+    build("mixtral", torch.float32).config.save_pretrained(tmp_path)
+    run("inspect", "--model", tmp_path)
+    assert caplog.text.count("Site 3 is not sliced") == 1

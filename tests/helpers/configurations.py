@@ -1,0 +1,22 @@
+"""Configurations of dense models, without a model."""
+
+from tiny import TINY
+from transformers import AutoConfig, LlamaConfig
+
+
+SMOL = LlamaConfig(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49152,
+    tie_word_embeddings=True,
+)
+"""The shape of SmolLM2-135M."""
+
+
+def tiny_config(name, tied=False, **overrides):
+    """Builds the configuration of a tiny model."""
+    sizes = TINY[name] | {"tie_word_embeddings": tied} | overrides
+    return AutoConfig.for_model(name.split("-")[0], **sizes)

@@ -1,0 +1,172 @@
+"""Linear regression for refits, against brute force."""
+
+import pytest
+import torch
+
+from optimum_slicegpt.linalg import regression
+from optimum_slicegpt.linalg.regression import (
+    FIRST_STRENGTH,
+    HELD_OUT,
+    STRENGTHS,
+    LeastSquares,
+    best_strength,
+    ridge,
+    token_stride,
+)
+
+
+def problem(tokens=4000, inputs=12, outputs=5, noise=0.1):
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(inputs, inputs, generator=generator)
+    a = torch.randn(tokens, inputs, generator=generator) @ mix
+    weight = torch.randn(inputs, outputs, generator=generator)
+    return a, a @ weight + noise * torch.randn(tokens, outputs, generator=generator), weight.double()
+
+
+def fit(a, y, batches=4):
+    fitted = LeastSquares(a.shape[1], y.shape[1], a.device)
+    for part in zip(a.chunk(batches), y.chunk(batches), strict=True):
+        fitted.add(*part)
+    return fitted
+
+
+def test_sums_over_batches_are_those_of_all_tokens():
+    a, y, _ = problem(inputs=13)
+    fitted = fit(a, y)
+    torch.testing.assert_close(fitted.gram_and_cross()[0].sum(0), a.double().T @ a.double(), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(fitted.gram_and_cross()[1].sum(0), a.double().T @ y.double(), rtol=1e-5, atol=1e-2)
+
+
+def test_small_regressions_take_fewer_tokens():
+    assert [token_stride(inputs, 1536) for inputs in (1536, 1200, 576, 384, 1600)] == [1, 1, 2, 4, 1]
+
+
+def test_one_token_in_eight_is_held_out():
+    a = torch.ones(16, 1)
+    fitted = fit(a, a, batches=1)
+    assert fitted.gram_and_cross()[0].flatten().tolist() == [16 - 16 // HELD_OUT, 16 // HELD_OUT]
+
+
+def test_the_strength_is_the_best_of_all_for_tokens_held_out():
+    """The search leaves its start in either direction, and each input has a unit of its own."""
+    found = set()
+    for noise, tokens in ((0.0, 4000), (3.0, 400), (30.0, 300), (100.0, 200)):
+        a, y, weight = problem(tokens=tokens, inputs=64, noise=noise)
+        gram, cross = fit(a, y, batches=1).gram_and_cross()
+        prior = 0.5 * weight
+        missing, wanted = cross - gram @ prior
+        changes = {strength: ridge(gram[0], missing, strength) for strength in STRENGTHS}
+        losses = {key: ((gram[1] @ change - 2 * wanted) * change).sum() for key, change in changes.items()}
+        best = min(losses, key=losses.get)
+        assert best_strength(gram, cross, prior) == (best if losses[best] < 0 else None)
+        found.add(best)
+    assert min(found) < FIRST_STRENGTH < max(found)
+
+
+def test_with_many_tokens_the_prior_does_not_matter():
+    a, y, weight = problem()
+    found = fit(a, y).solve(torch.zeros_like(weight))
+    assert (a.double() @ (found - weight)).square().mean() < 1e-2 * (a.double() @ weight).square().mean()
+
+
+def test_what_nothing_improves_is_returned_as_it_was():
+    a, y, weight = problem(noise=0.0)
+    assert torch.equal(fit(a, y).solve(weight), weight)
+
+
+def test_noise_is_not_fitted():
+    """There are fewer tokens than unknowns, and nothing to learn: an unguarded solution would fit noise perfectly."""
+    generator = torch.Generator().manual_seed(0)
+    prior = torch.randn(64, 8, generator=generator, dtype=torch.float64)
+    a, unseen = (torch.randn(64, 64, generator=generator) for _ in range(2))
+    y = a @ prior.float() + torch.randn(64, 8, generator=generator)
+    found = fit(a, y, batches=1).solve(prior)
+    unguarded = torch.linalg.lstsq(a.double(), y.double()).solution
+
+    def error(weight):
+        return (unseen.double() @ (weight - prior)).square().mean()
+
+    assert error(found) < 0.3 < error(unguarded)
+
+
+def test_a_ridge_leads_to_the_prior():
+    a, y, weight = problem()
+    gram, cross = a.double().T @ a.double(), a.double().T @ y.double()
+    weak, strong = ridge(gram, cross, 1e-12), ridge(gram, cross, 1e9)
+    torch.testing.assert_close(weak, torch.linalg.lstsq(a.double(), y.double()).solution, rtol=1e-4, atol=1e-4)
+    assert strong.abs().max() < 1e-6
+
+
+def test_units_of_an_input_do_not_matter():
+    a, y, weight = problem(noise=1.0)
+    units = torch.logspace(-1, 1, 12)
+    prior = weight + torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, scaled = fit(a, y).solve(prior), fit(a * units, y).solve(prior / units[:, None].double())
+    torch.testing.assert_close(scaled * units[:, None].double(), found, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-15])
+def test_an_input_that_is_never_used_keeps_its_weight(rounding):
+    """This holds even where the input consists of rounding errors, which may correlate with the outputs."""
+    a, y, weight = problem()
+    a[:, 3] = rounding * (y[:, 0] + torch.randn(len(y), generator=torch.Generator().manual_seed(2)))
+    torch.testing.assert_close(fit(a, y).solve(2 * weight)[3], 2 * weight[3], rtol=1e-2, atol=1e-2)
+
+
+@pytest.fixture
+def hardly_a_ridge(monkeypatch):
+    """Makes the ridge so small that the remaining inputs replace deleted ones as well as possible."""
+    monkeypatch.setattr(regression, "COMPENSATION", 1e-3)
+
+
+def loss(a, weight, left, indices):
+    return (a.double() @ weight - a[:, indices].double() @ left).square().sum()
+
+
+def test_the_cheapest_input_is_deleted(hardly_a_ridge):
+    a, y, weight = problem(inputs=8)
+    fitted = fit(a, y)
+    left, indices = fitted.delete_inputs(slice(0, 8), 1, weight)
+    best = {}
+    for out in range(8):
+        others = [index for index in range(8) if index != out]
+        compensated = torch.linalg.lstsq(a[:, others].double(), a.double() @ weight).solution
+        best[out] = loss(a, weight, compensated, others)
+    assert set(range(8)) - set(indices.tolist()) == {min(best, key=best.get)}
+    assert loss(a, weight, left, indices) < 1.05 * min(best.values())
+
+
+def test_only_candidates_are_deleted():
+    a, y, weight = problem()
+    left, indices = fit(a, y).delete_inputs(slice(3, 9), 5, weight)
+    assert left.shape == (7, 5)
+    assert {0, 1, 2, 9, 10, 11} < set(indices.tolist())
+    assert indices.tolist() == sorted(indices.tolist())
+
+
+def test_in_several_rounds_others_take_over_as_in_one_solution():
+    a, y, weight = problem(tokens=400, inputs=24)
+    fitted = fit(a, y)
+    left, indices = fitted.delete_inputs(slice(0, 24), 9, weight)
+    gram = fitted.gram_and_cross()[0].sum(0)
+    out = sorted(set(range(24)) - set(indices.tolist()))
+    compensation = ridge(gram[indices][:, indices], gram[indices][:, out] @ weight[out], regression.COMPENSATION)
+    torch.testing.assert_close(left, weight[indices] + compensation)
+
+
+def test_others_take_over_what_a_copy_did(hardly_a_ridge):
+    a, _, _ = problem()
+    a[:, 6:] = a[:, :6]
+    weight = torch.randn(12, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    left, indices = fit(a, a @ weight.float()).delete_inputs(slice(0, 12), 2, weight)
+    assert {index % 6 for index in indices.tolist()} == set(range(6))
+    assert loss(a, weight, left, indices) < 1e-2 * (a.double() @ weight).square().sum()
+
+
+def test_bfloat16_tokens_that_are_almost_alike():
+    """Sums of products that were rounded to bfloat16 would not be positive definite."""
+    generator = torch.Generator().manual_seed(0)
+    a = (torch.randn(4000, 1, generator=generator) + 0.1 * torch.randn(4000, 512, generator=generator)).bfloat16()
+    y = a[:, :4] - a[:, 4:8]
+    found = fit(a, y).solve(torch.zeros(512, 4, dtype=torch.float64))
+    assert (a.double() @ found - y).square().mean() < 0.1 * y.double().square().mean()

@@ -1,0 +1,96 @@
+"""Mixtures of experts: one tensor holds them all, and they write as many dimensions as they read."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sliced_models import tapering_model
+from tiny import TINY, build, calibration, paper, relative_error, tokens
+from transformers import AutoModelForCausalLM
+
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.modeling.families import family_of
+
+
+EXPERTS = [name for name in TINY if family_of(build(name).config).moe]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("orientation", ["pca", "random"])
+def test_a_single_expert_is_sliced_as_an_mlp(orientation):
+    """Every expert gets weight one, so this is Llama, whose MLP needs no zeros behind the stream."""
+    mixture = build("mixtral", num_local_experts=1, num_experts_per_tok=1)
+    same = {key: getattr(mixture.config, key) for key in ("rms_norm_eps", "rope_parameters")}
+    llama = build("llama", **same)
+    weights = mixture.state_dict()
+    for key in [key for key in weights if ".mlp." in key]:
+        value = weights.pop(key)
+        prefix = key.split(".mlp.")[0]
+        if key.endswith("gate_up_proj"):
+            gate, up = value[0].chunk(2)
+            weights |= {f"{prefix}.mlp.gate_proj.weight": gate, f"{prefix}.mlp.up_proj.weight": up}
+        elif key.endswith("down_proj"):
+            weights[f"{prefix}.mlp.down_proj.weight"] = value[0]
+    llama.load_state_dict(weights, strict=True)
+    assert relative_error(mixture(tokens()).logits, llama(tokens()).logits) < 1e-6
+
+    config = paper(widths=[44, 36, 36, 28, 28], orientation=orientation, dataset=calibration())
+    energies = [model.compress(config).config.slicegpt["energy_kept"] for model in (mixture, llama)]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-5) and max(energies[0]) < 1
+    assert relative_error(mixture(tokens()).logits, llama(tokens()).logits) < 1e-5
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_published_checkpoints_hold_experts_one_by_one(name, tmp_path):
+    """transformers stacks them as it loads the dense model. A sliced checkpoint holds the stack."""
+    dense = build(name, torch.float32)
+    dense.save_pretrained(tmp_path / "dense")
+    assert any(".experts.0." in key for key in load_file(tmp_path / "dense" / "model.safetensors"))
+    config = paper(sparsity=0.3, dataset=calibration())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", quantization_config=config)
+    model.save_pretrained(tmp_path / "sliced")
+    assert load_file(tmp_path / "sliced" / "model.safetensors").keys() == model.state_dict().keys()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced").state_dict()
+    expected = dense.compress(config).state_dict()
+    assert loaded.keys() == expected.keys() and all(torch.equal(loaded[key], expected[key]) for key in loaded)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EXPERTS)
+def test_implementations_of_experts_agree_and_can_be_chosen(name, tmp_path):
+    config = paper(widths=[40, 32, 32, 24, 24], dataset=calibration())
+    model = build(name, torch.float32).compress(config)
+    expected = model(tokens()).logits
+    assert model.config._experts_implementation == "grouped_mm"
+    for implementation in ("eager", "batched_mm"):
+        model.set_experts_implementation(implementation)
+        assert model.config._experts_implementation == implementation
+        assert relative_error(model(tokens()).logits, expected) < 1e-5
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="batched_mm")
+    assert loaded.config._experts_implementation == "batched_mm"
+    assert relative_error(loaded(tokens()).logits, expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_router_losses(name):
+    outputs = tapering_model(name)(tokens(), labels=tokens(), output_router_logits=True)
+    assert torch.isfinite(outputs.loss) and outputs.aux_loss > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EXPERTS)
+def test_widths_that_grouped_products_do_not_take(name, tmp_path):
+    model = build(name, torch.float32).compress(SliceGPTConfig(widths=[38] * 5, dataset=calibration()))
+    expected = model(tokens()).logits
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="grouped_mm")
+    assert loaded.config._experts_implementation == "eager"
+    assert relative_error(loaded(tokens()).logits, expected) < 1e-5
+
+
+@torch.no_grad()
+def test_widths_for_which_half_precision_has_no_grouped_products():
+    """Rows of 44 numbers are whole 16 bytes in float32, and are not in bfloat16."""
+    config = SliceGPTConfig(widths=[44] * 5, embeddings="sliced", dtype="bfloat16", dataset=calibration())
+    model = build("mixtral", torch.float32).compress(config)
+    assert model.to(torch.bfloat16)(tokens()).logits.isfinite().all()

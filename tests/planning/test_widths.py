@@ -1,0 +1,152 @@
+import logging
+
+import pytest
+from tiny import HIDDEN, TINY, build, calibration, differing_widths, paper
+
+from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt.modeling.configuration_sliced import SLICED_CONFIGS
+from optimum_slicegpt.modeling.families import family_of
+from optimum_slicegpt.slicing.skeleton import build_sliced
+
+
+def plan(name="llama", **kwargs):
+    """Makes a plan, of the paper's method unless `kwargs` say otherwise."""
+    config = SliceGPTConfig(**{"rotation": "per_block", "refit": "mlp_sparsity" in kwargs} | kwargs)
+    return SlicePlan.from_config(config, build(name).config)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", TINY)
+def test_parameters_are_predicted_exactly(name, tied):
+    model = build(name, tie_word_embeddings=tied)
+    for choice in ({"sparsity": 0.3}, {"sparsity": 0}, {"widths": differing_widths(model.config)}):
+        config = paper(**choice, dataset=calibration())
+        predicted = SlicePlan.from_config(config, model.config).num_parameters(model)
+        assert build(name, tie_word_embeddings=tied).compress(config).num_parameters() == predicted
+
+
+@pytest.mark.parametrize("shortcuts", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", TINY)
+def test_architectures_are_predicted_exactly(name, tied, shortcuts):
+    model = build(name, tie_word_embeddings=tied)
+    widths = differing_widths(model.config) if shortcuts else [28] * len(differing_widths(model.config))
+    for stays_tied in {tied, False}:
+        for neurons in (None,) if family_of(model.config).moe else (None, 17):
+            expected = SlicePlan(HIDDEN, tuple(widths), stays_tied, shortcuts, neurons)
+            assert build_sliced(model, expected).num_parameters() == expected.num_parameters(model)
+
+
+def test_widths_are_rounded_down_and_the_head_stays_full():
+    assert plan(sparsity=0.25).widths == (32, 32, 32, 32, 48)
+    assert plan(sparsity=0.25, round_to=1).widths == (36, 36, 36, 36, 48)
+    assert plan(sparsity=0.25, round_to=5, slice_head=True).widths == (35,) * 5
+    assert plan("phi", sparsity=0.5).widths == (24, 24, 48)
+
+
+def test_shared_axes_give_all_sites_one_width():
+    for slice_head in (True, False):
+        shared = plan(sparsity=0.25, rotation="shared", slice_head=slice_head)
+        assert (shared.widths, shared.shortcuts) == ((32,) * 5, False)
+    assert plan("gpt2", sparsity=0, rotation="shared").widths == (48,) * 5
+    assert plan("mixtral", sparsity=0.25, rotation="shared").widths == (32,) * 5
+    assert not plan(widths=[40] * 5, rotation="shared").shortcuts
+
+
+def test_neurons_are_rounded_down():
+    assert plan(sparsity=0.25, mlp_sparsity=0.5).neurons == 16
+    assert plan(sparsity=0.25, mlp_sparsity=0.5, round_to=1).neurons == 20
+    assert plan(sparsity=0.25, mlp_sparsity=0.9, round_to=1).neurons == 4  # which floating point would make 3
+    assert plan(widths=[40] * 5, mlp_sparsity=0.1).neurons == 32
+    assert plan("opt", mlp_sparsity=0.5).neurons == plan("gpt2", mlp_sparsity=0.5).neurons == 16
+    assert (
+        SlicePlan.from_config(SliceGPTConfig(sparsity=0, mlp_sparsity=0.5), build("gpt2", n_inner=None).config).neurons
+        == 96
+    )
+
+
+def test_neurons_stay_unless_asked_for():
+    assert plan(sparsity=0.25).neurons is None
+    assert plan(sparsity=0.25, mlp_sparsity=0).neurons is None
+    assert plan("mixtral", mlp_sparsity=0).neurons is None
+
+
+def test_mlp_sparsity_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="mlp_sparsity=0.9 leaves no neuron of 40 .* round_to=8; lower either"):
+        plan(mlp_sparsity=0.9)
+
+
+def test_mlp_sparsity_of_experts_is_refused():
+    with pytest.raises(ValueError, match="mlp_sparsity=0.3, but the MLPs of a mixtral model .* leave mlp_sparsity"):
+        plan("mixtral", mlp_sparsity=0.3)
+
+
+def test_sparsity_zero_keeps_a_size_that_is_no_multiple():
+    assert set(plan(sparsity=0, round_to=32).widths) == {HIDDEN}
+
+
+def test_sparsity_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="sparsity=0.9 leaves no dimension of 48 .* round_to=8"):
+        plan(sparsity=0.9)
+
+
+def test_widths_of_the_wrong_length_are_refused():
+    with pytest.raises(ValueError, match="widths has 3 entries; this model has 5 sites"):
+        plan(widths=[8, 8, 8])
+
+
+def test_widths_above_the_hidden_size_are_refused():
+    with pytest.raises(ValueError, match="widths holds 49, more than the hidden size, 48"):
+        plan(widths=[8, 8, 49, 8, 8])
+
+
+# Families that need sites to be equally wide
+
+
+def test_head_at_full_width_keeps_what_must_be_as_wide(caplog):
+    with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
+        assert plan("mixtral", sparsity=0.25).widths == (32, 32, 32, 48, 48)
+    assert "Site 3 is not sliced: it must be as wide as site 4, which the head reads, because experts" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
+        assert plan("gpt2", sparsity=0.25).widths == (48, 32, 32, 32, 48)
+    assert "Site 0 is not sliced: it must be as wide as site 4, which the head reads, because the mod" in caplog.text
+    assert "slice_head=True slices both" in caplog.text
+
+
+def test_where_nothing_is_sliced_there_is_no_exception(caplog):
+    with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
+        assert plan("mixtral", sparsity=0).widths == plan("gpt2", parameter_reduction=0).widths == (48,) * 5
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2"])
+def test_sliced_head_needs_no_exception(name, caplog):
+    with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
+        assert plan(name, sparsity=0.25, slice_head=True).widths == (32,) * 5
+    assert not caplog.text
+
+
+UNEQUAL = [
+    ("mixtral", [40, 36, 32, 28, 28], "holds 36 at site 1 and 32 at site 2; they must be equal, because experts"),
+    ("qwen3_moe", [40, 36, 36, 32, 28], "holds 32 at site 3 and 28 at site 4; they must be equal, because experts"),
+    ("gpt2", [40, 36, 32, 28, 24], "holds 40 at site 0 and 24 at site 4; they must be equal, because the model gives"),
+]
+
+
+@pytest.mark.parametrize(("name", "widths", "message"), UNEQUAL)
+def test_widths_that_the_family_cannot_compute_are_refused(name, widths, message):
+    with pytest.raises(ValueError, match=message):
+        plan(name, widths=widths)
+
+
+@pytest.mark.parametrize(("name", "widths", "message"), UNEQUAL)
+def test_configurations_that_the_family_cannot_compute_are_refused(name, widths, message):
+    sizes = TINY[name] | {family_of(build(name).config).size_keys[0]: widths[-1]}
+    with pytest.raises(Exception, match=message):
+        SLICED_CONFIGS[name](**sizes, original_hidden_size=HIDDEN, widths=widths)
+
+
+def test_configurations_without_shortcuts_have_one_width():
+    with pytest.raises(Exception, match="without shortcuts all sites must be equally wide"):
+        SLICED_CONFIGS["llama"](**TINY["llama"], original_hidden_size=HIDDEN, widths=[48] * 4 + [40], shortcuts=False)

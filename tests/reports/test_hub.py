@@ -1,0 +1,278 @@
+"""Publishing: the card says what is known and no more, and a repository holds a whole push or nothing of it."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from hub_client import HubClient
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+from model_cards import OTHER, licence_of, publishable_model, recorded_model
+from tiny import build
+from transformers import AutoModelForCausalLM
+from transformers.utils.hub import PushToHubMixin
+
+from optimum_slicegpt.reports.hub import push_to_hub
+from optimum_slicegpt.reports.model_card import CARD_MARK, TAGS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    """Saves `dense`, `sliced` and `bigger`; the sliced models name `org/base` on the Hub as their base."""
+    folder = tmp_path_factory.mktemp("hub")
+    build("llama", torch.float32, vocab_size=98).save_pretrained(folder / "dense")
+    tiny_tokenizer.save_pretrained(folder / "dense")
+    for name, widths in {"sliced": [24, 24, 24, 24, 24], "bigger": [40, 40, 32, 32, 32]}.items():
+        model = publishable_model(widths=widths)
+        model.config.slicegpt["base_model"] = "org/base"
+        model.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = HubServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def run_client(server, folder):
+    client = HubClient(server.endpoint, folder)
+    yield client.run
+    client.close()
+
+
+@pytest.fixture
+def push(run_client):
+    """Pushes the model in a folder, and expects that it works."""
+
+    def push(repo, name="sliced", **arguments):
+        script = f"print(AutoModelForCausalLM.from_pretrained({name!r}).push_to_hub({repo!r}, **{arguments!r}).oid)"
+        code, output = run_client(script)
+        assert code == 0, output
+        return output.splitlines()[-1]
+
+    return push
+
+
+def readme(server, repo):
+    return ModelCard(server.files(repo)["README.md"].decode())
+
+
+def test_a_tokenizer_that_is_none():
+    with pytest.raises(ValueError, match="tokenizer=3 cannot be saved; give a tokenizer, the name or path of one"):
+        push_to_hub(recorded_model(), "me/small", tokenizer=3)
+
+
+def test_arguments_are_those_of_transformers_and_a_tokenizer():
+    def arguments(function):
+        return {name: (value.kind, value.default) for name, value in inspect.signature(function).parameters.items()}
+
+    ours = arguments(push_to_hub)
+    assert ours.pop("tokenizer") == (inspect.Parameter.KEYWORD_ONLY, None)
+    assert ours == arguments(PushToHubMixin.push_to_hub)
+
+
+# Over HTTP
+
+
+def test_push_and_load_by_name(server, run_client, folder):
+    server.put("org/base", {"README.md": OTHER.format(link="LICENSE").join(["---\n", "\n---\n"]).encode()})
+    code, output = run_client(
+        """
+        model = AutoModelForCausalLM.from_pretrained("sliced")
+        model.add_model_tags("trl")
+        info = model.push_to_hub("both", tokenizer=AutoTokenizer.from_pretrained("dense"), tags=["mine"])
+        print(info.commit_url, info.oid)
+        """
+    )
+    assert code == 0, output
+    (_, commit) = server.commits("me/both")
+    assert output.splitlines()[-1] == f"{server.endpoint}/me/both/commit/{commit.oid} {commit.oid}"
+    assert commit.message == "Upload sliced model"
+    files = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files | {"README.md", "slicegpt.png"} <= commit.files.keys()
+    assert "(slicegpt.png)" in commit.files["README.md"].decode()
+    assert server.endpoint.encode() not in b"".join(commit.files.values())
+    assert str(folder).encode() not in b"".join(commit.files.values())
+
+    card = readme(server, "me/both")
+    assert card.data.tags == [*TAGS, "trl", "mine"]
+    assert licence_of(card)["license_link"] == "https://huggingface.co/org/base/blob/main/LICENSE"
+
+    _, alone, with_package = card.text.split("```python\n")
+    assert "trust_remote_code=True" in alone.split("```")[0]
+    code, output = run_client(
+        with_package.split("```")[0]
+        + """
+torch.save((model.state_dict(), model(torch.arange(3, 20)[None]).logits.detach()), "loaded.pt")
+torch.save(AutoTokenizer.from_pretrained("me/both")("w5 w7").input_ids, "ids.pt")
+"""
+    )
+    assert code == 0, output
+    model = AutoModelForCausalLM.from_pretrained(folder / "sliced")
+    weights, logits = torch.load(folder / "loaded.pt")
+    assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
+    torch.testing.assert_close(logits, model(torch.arange(3, 20)[None]).logits)
+    assert torch.load(folder / "ids.pt") == [97, 5, 7]
+
+
+def test_a_second_push_replaces_the_first(server, push):
+    push("me/twice", "bigger", max_shard_size="20KB", commit_message="First")
+    assert len([name for name in server.files("me/twice") if name.endswith(".safetensors")]) > 1
+    push("me/twice", commit_message="Second")
+    assert [commit.message for commit in server.commits("me/twice")] == ["initial commit", "First", "Second"]
+    weights = [name for name in server.files("me/twice") if "safetensors" in name]
+    assert weights == ["model.safetensors"]
+    assert json.loads(server.files("me/twice")["config.json"])["hidden_size"] == 24
+    assert "24 (5 sites)" in readme(server, "me/twice").text
+
+    newest = push("me/twice")
+    assert newest == server.commits("me/twice")[-1].oid
+    assert len(server.commits("me/twice")) == 3  # nothing was new
+
+
+def test_files_that_are_not_ours_stay(server, push):
+    server.put("me/more", {"notes.txt": b"mine", "onnx/model.safetensors": b"1", "adapter_model.safetensors": b"2"})
+    there = server.files("me/more")
+    push("me/more")
+    assert there.items() <= server.files("me/more").items()
+
+
+@pytest.mark.parametrize("published", ["---\nlicense: mit\ntags:\n- mine\n---\n# Mine\n", "# No metadata\n"])
+def test_a_card_that_someone_wrote_is_kept_and_tagged(server, push, published):
+    server.repos.pop("me/theirs", None)
+    server.put("me/theirs", {"README.md": published.encode()})
+    for _ in range(2):
+        push("me/theirs", tags="new")
+        card = readme(server, "me/theirs")
+        assert card.text.strip() == ModelCard(published).text.strip()
+        assert card.data.license == ModelCard(published).data.license
+        assert set(card.data.tags) == {*(ModelCard(published).data.tags or []), *TAGS, "new"}
+
+
+def test_a_card_without_readable_metadata_is_kept_as_it_is(server, push):
+    published = b"---\nlicense: [\n---\n# Mine\n"
+    server.put("me/broken", {"README.md": published})
+    push("me/broken")
+    assert server.files("me/broken")["README.md"] == published
+    assert "model.safetensors" in server.files("me/broken")
+
+
+def test_an_empty_form_is_replaced(server, push, run_client):
+    code, output = run_client("AutoTokenizer.from_pretrained('dense').push_to_hub('me/form')")
+    assert code == 0, output
+    assert "automatically generated" in readme(server, "me/form").text
+    push("me/form")
+    assert CARD_MARK in readme(server, "me/form").text
+
+
+def test_branches_pull_requests_and_private_repositories(server, push):
+    push("me/branches", revision="small", private=True)
+    assert server.repos["me/branches"].private
+    assert server.files("me/branches") == {}
+    assert "model.safetensors" in server.files("me/branches", "small")
+    push("me/branches", create_pr=True)
+    assert server.files("me/branches") == {}
+    assert "model.safetensors" in server.files("me/branches", "refs/pr/1")
+
+
+# Failures
+
+
+UPLOAD = "ConnectionError: Publishing in 'me/.*' was cut off. Error while uploading 'model-0000.*Push again"
+
+
+@pytest.mark.parametrize(
+    "kind, at, how, error",
+    [
+        ("create", 1, 500, "HfHubHTTPError.*500"),
+        ("tree", 1, 500, "HfHubHTTPError.*500"),
+        ("resolve", 1, 500, "500"),
+        ("preupload", 1, 500, "HfHubHTTPError.*500"),
+        ("batch", 1, "drop", "ConnectionError: Publishing in .* was cut off"),
+        ("upload", 2, 500, UPLOAD),
+        ("upload", 2, "drop", UPLOAD),
+        ("verify", 1, 403, UPLOAD),
+        ("commit", 1, 500, "HfHubHTTPError.*500"),
+        ("commit", 1, "drop", "ConnectionError: Publishing in .* was cut off.*Push again"),
+    ],
+)
+def test_a_push_that_fails_changes_nothing_and_says_so(server, push, run_client, kind, at, how, error):
+    repo = f"me/fails-{kind}-{how}"
+    server.put(repo, {"README.md": b"---\nlicense: mit\n---\n# Mine\n", "config.json": b"{}"})
+    history = server.commits(repo)[:]
+    script = f"""
+        AutoModelForCausalLM.from_pretrained("bigger").push_to_hub({repo!r}, max_shard_size="20KB")
+        print("done")
+    """
+    server.objects.clear()
+    with server.failing(kind, at=at, how=how):
+        code, output = run_client(script)
+    assert code == 1
+    assert re.search(error, output, re.DOTALL), output
+    assert output.splitlines()[-1] != "done"
+    assert server.commits(repo) == history
+
+
+def test_a_new_repository_stays_empty_when_its_first_push_fails(server, run_client):
+    server.objects.clear()
+    with server.failing("upload"):
+        code, _ = run_client("AutoModelForCausalLM.from_pretrained('sliced').push_to_hub('me/new')")
+    assert code == 1
+    assert server.files("me/new") == {}
+    code, output = run_client("AutoModelForCausalLM.from_pretrained('sliced').push_to_hub('me/new')")
+    assert code == 0, output
+    assert "model.safetensors" in server.files("me/new")
+
+
+def test_an_upload_that_fails_once_is_tried_again(server, push):
+    server.objects.clear()
+    with server.failing("upload", how="drop", times=1):
+        push("me/again")
+    assert "model.safetensors" in server.files("me/again")
+
+
+# The command line, and what becomes of local paths
+
+
+COMPRESS = """
+from optimum.commands.base import RootOptimumCLICommand
+from optimum.commands.register import register_slicegpt
+
+root = RootOptimumCLICommand("optimum-cli", usage="optimum-cli")
+register_slicegpt.SliceGPTCommand(root.subparsers)
+arguments = ["--model", {model!r}, "--output", {output!r}, "--push-to-hub", {repo!r}, *{more!r}]
+arguments += ["--dataset", "python-docs", "--nsamples", "4", "--seqlen", "16", "--sparsity", "0.5"]
+args = root.parser.parse_args(["slicegpt", "compress", *arguments])
+args.func(args).run()
+"""
+
+
+def test_the_command_line_publishes_in_one_commit(server, run_client, folder):
+    measure = ["--eval-dataset", "python-docs", "--eval-nsamples", "2", "--eval-seqlen", "16"]
+    script = COMPRESS.format(model=str(folder / "dense"), output="out", repo="me/cli", more=measure)
+    code, output = run_client(script)
+    assert code == 0, output
+    assert len(server.commits("me/cli")) == 2
+    files = server.files("me/cli")
+    assert {"model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
+    assert "dense, made smaller with" in readme(server, "me/cli").text
+    assert "Perplexity on python-docs: " in readme(server, "me/cli").text
+    assert json.loads(files["config.json"])["slicegpt"]["base_model"] == "dense"
+    assert str(folder).encode() not in b"".join(files.values())
+
+
+def test_the_command_line_fails_when_publishing_does(server, run_client, folder):
+    server.objects.clear()
+    script = COMPRESS.format(model=str(folder / "dense"), output="kept", repo="me/cli-fails", more=[])
+    with server.failing("commit", how="drop"):
+        code, output = run_client(script)
+    assert code == 1
+    assert output.splitlines()[-1].startswith("error: Publishing in 'me/cli-fails' was cut off.")
+    assert server.files("me/cli-fails") == {}
+    assert Path(folder / "kept" / "model.safetensors").is_file()  # the work is not lost

@@ -1,0 +1,270 @@
+"""Several processes that slice one model, as two that talk through gloo: the result of one, or an error in all."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+from command_line import launch, run, run_together
+from paths import HELPERS
+from safetensors.torch import load_file, save_file
+from sharing import make_once
+from tiny import build, calibration, paper, relative_error, tokens
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.distributed import Processes
+from optimum_slicegpt.slicing.methods.refit import Refit
+from optimum_slicegpt.slicing.statistics import DensePass
+from optimum_slicegpt.streaming import compress_checkpoint
+
+
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="gloo is not available")
+
+UNEVEN = [{"input_ids": tokens(batch, 24, seed=batch)} for batch in (4, 1, 2, 5, 3)]
+PADDED = [batch | {"attention_mask": (batch["input_ids"] > 20).long()} for batch in UNEVEN]
+CASES = {
+    "paper": ("llama", torch.float64, {"rotation": "per_block", "refit": False}, calibration(4)),
+    "paper-float32": ("llama", torch.float32, {"rotation": "per_block", "refit": False}, calibration(4)),
+    "paper-uneven": (
+        "gpt2",
+        torch.float64,
+        {"rotation": "per_block", "refit": False, "orientation": "random"},
+        UNEVEN,
+    ),
+    "default": ("llama", torch.float64, {}, calibration(4)),
+    "default-float32": ("llama", torch.float32, {}, calibration(16)),
+    "default-uneven": ("gpt2", torch.float64, {}, UNEVEN),
+    "default-padded": ("llama", torch.float64, {}, PADDED),
+    "default-alone": ("llama", torch.float64, {}, UNEVEN[:1]),
+    "fisher": ("llama", torch.float64, {"metric": "fisher"}, UNEVEN),
+    "per_block": ("phi", torch.float64, {"metric": "fisher", "rotation": "per_block"}, UNEVEN),
+    "energy": ("llama", torch.float64, {"schedule": "energy", "metric": "fisher"}, UNEVEN),
+    "experts": ("mixtral", torch.float64, {}, UNEVEN),
+    "self": ("llama", torch.float64, {"dataset": "self", "nsamples": 7, "seqlen": 20, "batch_size": 2}, None),
+}
+"""Name -> family, dtype of the model, settings, calibration batches."""
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 5e-4}
+"""Of weights: on so few tokens, regressions make 7e-5 of a change of all weights by float32's rounding, 6e-8."""
+
+
+def sliced(name):
+    family, dtype, settings, batches = CASES[name]
+    model = build(family, dtype)
+    state = torch.get_rng_state()
+    model.compress(SliceGPTConfig(**{"round_to": 1, "dataset": batches} | settings))
+    assert torch.equal(torch.get_rng_state(), state)
+    return model
+
+
+def error_of(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+def overflowing():
+    """One batch alone, which is the second process's, is too much for float16."""
+    model = build("llama", torch.float16)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3] = 65504.0
+    batches = [{"input_ids": torch.full((2, 24), 5)}, {"input_ids": torch.full((2, 24), 3)}]
+    model.compress(paper(sparsity=0.3, dataset=batches))
+
+
+def given_differently(rank, **settings):
+    build("llama").compress(SliceGPTConfig(sparsity=0.3 + settings.pop("more", 0.0) * rank, **settings))
+
+
+def failing(rank):
+    """The second process fails in the middle of things, and goes."""
+    if rank == 1:
+        Refit.writers = lambda *args: sys.exit(3)
+    build("llama").compress(SliceGPTConfig(dataset=calibration(4), round_to=1))
+
+
+def work(rank, port, folder):
+    """Everything that is tried in two processes, at once: starting them takes longest."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    try:
+        told = {}
+        for name in CASES:
+            model = sliced(name)
+            told[name] = {key: model.config.slicegpt[key] for key in ("energy_kept", "neurons", "calibration")}
+            told[name]["widths"] = model.config.widths
+            weights = {key: value.clone().contiguous() for key, value in model.state_dict().items()}
+            save_file(weights, folder / f"{name}-{rank}.safetensors")
+        errors = {
+            "overflow": error_of(overflowing),
+            "batches": error_of(lambda: given_differently(rank, dataset=calibration(2 + rank))),
+            "widths": error_of(lambda: given_differently(rank, dataset=calibration(2), more=0.2)),
+            "settings": error_of(lambda: given_differently(rank, dataset=calibration(2), seed=rank)),
+            "streaming": error_of(lambda: compress_checkpoint("model", folder / "out", SliceGPTConfig())),
+        }
+        (folder / f"told-{rank}.json").write_text(json.dumps(told))
+        (folder / f"errors-{rank}.json").write_text(json.dumps(errors))
+        (folder / f"failing-{rank}.txt").write_text(error_of(lambda: failing(rank)))
+    except BaseException:
+        (folder / f"traceback-{rank}.txt").write_text(traceback.format_exc())
+        raise
+    finally:
+        dist.destroy_process_group()  # or threads of gloo may end this process with SIGABRT
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Returns the folder that two processes have filled."""
+    return make_once(tmp_path_factory, "together", work_together)
+
+
+def work_together(folder):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=work, args=(rank, port, folder), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0, 3], [
+        path.read_text() for path in folder.glob("traceback-*")
+    ]
+
+
+def told(folder, what, rank):
+    return json.loads((folder / f"{what}-{rank}.json").read_text())
+
+
+# The result
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_give_the_result_of_one(name, together):
+    alone = sliced(name)
+    tolerance = TOLERANCES[alone.dtype]
+    ours, first = (load_file(together / f"{name}-{rank}.safetensors") for rank in (1, 0))
+    expected = alone.state_dict()
+    assert first.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(ours[key], first[key]), key
+        assert (first[key] - value).abs().max() <= tolerance * value.abs().max(), key
+    for rank in (0, 1):
+        record = told(together, "told", rank)[name]
+        assert record["calibration"] == alone.config.slicegpt["calibration"]  # all tokens
+        assert (record["widths"], record["neurons"]) == (alone.config.widths, alone.config.slicegpt["neurons"])
+        assert record["energy_kept"] == pytest.approx(alone.config.slicegpt["energy_kept"], abs=2e-6)
+
+
+def test_the_first_batches_are_those_of_all(monkeypatch):
+    """Batches that are measured first are counted over all processes."""
+    seen, batches = [], calibration(9)  # 48 tokens each
+    init = DensePass.__init__
+
+    def counted(self, run, statistics, **needs):
+        seen.append(len(statistics.streams[0]))
+        init(self, run, statistics, **needs)
+
+    monkeypatch.setattr(DensePass, "__init__", counted)
+    monkeypatch.setattr("optimum_slicegpt.slicing.statistics.AXES_TOKENS", 5)
+    for rank in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(Processes, "share", lambda self, items, rank=rank: items[rank::2])
+            build("llama").compress(SliceGPTConfig(sparsity=0.3, refit=False, dataset=batches))
+    assert seen == [3, 2]  # of 5
+
+
+# Errors
+
+
+def test_what_is_wrong_with_one_is_an_error_in_all(together):
+    for rank in (0, 1):
+        errors = told(together, "errors", rank)
+        assert "not finite in torch.float16; the model is unchanged" in errors["overflow"]
+        for name, what in {"batches": "calibration data", "widths": "widths", "settings": "settings"}.items():
+            assert errors[name].startswith(f"ValueError: The 2 processes were given other {what}; give all of them")
+        assert errors["streaming"].startswith("ValueError: Streaming works in one process, and these are 2; start it")
+
+
+def test_one_that_fails_ends_the_others(together):
+    found = (together / "failing-0.txt").read_text()
+    assert found.startswith("ConnectionError: Process 0 of 2 has lost the others, of which one has failed")
+
+
+# On the command line
+
+
+@pytest.fixture
+def arguments(cli_files, tmp_path):
+    small = ("--dataset", cli_files / "train.txt", "--nsamples", 7, "--seqlen", 16, "--batch-size", 2)
+    return ("compress", "--model", cli_files / "dense", "--output", tmp_path / "new", *small, "--json")
+
+
+def test_the_command_in_two_processes(cli_files, arguments, tmp_path, capsys):
+    arguments += ("--eval-dataset", cli_files / "test.txt", "--eval-seqlen", 16)
+    run(*arguments)
+    expected = json.loads(capsys.readouterr().out)
+    one = AutoModelForCausalLM.from_pretrained(tmp_path / "new").state_dict()
+    shutil.rmtree(tmp_path / "new")
+
+    first, second = run_together(*arguments)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert second.stdout == ""
+    report = json.loads(first.stdout)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    assert report["slicegpt"]["calibration"] == expected["slicegpt"]["calibration"]
+    for when in ("perplexity_before", "perplexity_after"):
+        assert report[when]["perplexity"] == pytest.approx(expected[when]["perplexity"], rel=1e-5)
+    two = AutoModelForCausalLM.from_pretrained(tmp_path / "new").state_dict()
+    for key, value in one.items():
+        assert relative_error(two[key], value) < TOLERANCES[value.dtype], key
+
+
+FAILS = """
+import atexit, os, sys
+import torch.distributed as dist
+atexit.register(lambda: print("in a group:", dist.is_initialized(), file=sys.stderr))  # after what is registered later
+sys.path.insert(0, {helpers!r})
+from command_line import run
+from optimum_slicegpt.slicing.run import Run
+
+if os.environ["RANK"] == "1":
+    def fails(self, index):
+        raise ValueError("The second one cannot go on.")
+    Run.layer = fails
+run(*sys.argv[1:])
+"""
+
+
+@pytest.mark.long
+def test_a_command_of_which_one_process_fails(arguments, tmp_path):
+    (tmp_path / "fails.py").write_text(FAILS.format(helpers=str(HELPERS)))
+    done = launch(tmp_path / "fails.py", *arguments)
+    assert done.returncode != 0 and done.stdout == ""
+    assert "error: The second one cannot go on." in done.stderr
+    assert "in a group: False" in done.stderr and "in a group: True" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["fails.py"]
+
+
+# Alone
+
+
+def test_one_process_joins_nothing():
+    processes, tensor = Processes("cpu"), torch.ones(2)
+    assert (processes.rank, processes.count, processes.is_first) == (0, 1, True)
+    assert processes.share([1, 2, 3]) == [1, 2, 3]
+    processes.sum_(tensor)
+    assert processes.agreed(tensor) is tensor and torch.equal(tensor, torch.ones(2))
+    processes.check_alike({"batches": object()})
+    assert not dist.is_initialized() and "WORLD_SIZE" not in os.environ

@@ -1,0 +1,33 @@
+"""What the record of a model gives away."""
+
+import pytest
+from model_cards import recorded_model
+
+from optimum_slicegpt.record import public_name
+from optimum_slicegpt.reports.model_card import model_card
+
+
+@pytest.mark.parametrize(
+    "name, public",
+    [
+        ("", ""),
+        ("gpt2", "gpt2"),
+        ("org/base", "org/base"),
+        ("/home/someone/models/base", "base"),
+        ("/home/someone/models/base/", "base"),
+        ("../someone/base", "base"),
+        ("someone/models/base", "base"),
+        (r"C:\Users\someone\base", "base"),
+        ("/home/someone/hub/models--org--base/snapshots/0123abcd", "org/base"),
+        ("there/base", "base"),
+    ],
+)
+def test_a_path_gives_its_last_component_away_and_no_more(name, public, tmp_path, monkeypatch):
+    (tmp_path / "there" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_name(name) == public
+    assert public_name(public) == public
+    card = model_card(recorded_model(base_model=name))
+    assert card.data.base_model == (public if "/" in public else None)
+    assert "someone" not in str(card)
+    assert ("huggingface.co/" in str(card)) == ("/" in public)
