@@ -1,7 +1,8 @@
 """Writes output folders and files whole or not at all, replaces files at once, and locks outputs."""
 
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,17 +43,18 @@ def locked(output: Path) -> Iterator[None]:
     nearest = next(parent for parent in output.parents if parent.exists())
     lock = FileLock(nearest / f".{'.'.join(output.relative_to(nearest).parts)}.lock")
     try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        raise BlockingIOError(
-            f"Another run is writing to {str(output)!r}; wait for it, or give another output."
-        ) from error
-    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise BlockingIOError(
+                f"Another run is writing to {str(output)!r}; wait for it, or give another output."
+            ) from error
         yield
     finally:
-        if os.name == "posix":  # other systems cannot delete a file that is open
-            os.unlink(lock.lock_file)
-        lock.release()
+        if lock.is_locked:
+            if os.name == "posix":  # other systems cannot delete a file that is open
+                os.unlink(lock.lock_file)
+            lock.release()
 
 
 @contextmanager
@@ -66,10 +68,15 @@ def written_aside(output: Path) -> Iterator[Path]:
     """
     output = check_output(output)
     nearest = next(parent for parent in output.parents if parent.exists())
-    with locked(output), tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=nearest) as aside:
-        folder = Path(aside) / output.name
-        yield folder
-        move_into_place(folder, output)
+    # The name is known before the folder exists, so that an interruption at any moment leaves none.
+    aside = nearest / f".{output.name}.{secrets.token_hex(4)}"
+    with locked(output):
+        try:
+            aside.mkdir(mode=0o700)
+            yield aside / output.name
+            move_into_place(aside / output.name, output)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
