@@ -81,6 +81,10 @@ def overflowing():
     model.compress(paper(sparsity=0.3, dataset=batches))
 
 
+SCHEDULES = [{"schedule": schedule, "mlp_sparsity": 0.4, "round_to": 4} for schedule in ("uniform", "energy")]
+"""Settings of each process, which lead to the same plan."""
+
+
 def given_differently(rank, **settings):
     build("llama").compress(SliceGPTConfig(sparsity=0.3 + settings.pop("more", 0.0) * rank, **settings))
 
@@ -110,6 +114,7 @@ def work(rank, port, folder):
             "batches": error_of(lambda: given_differently(rank, dataset=calibration(2 + rank))),
             "widths": error_of(lambda: given_differently(rank, dataset=calibration(2), more=0.2)),
             "settings": error_of(lambda: given_differently(rank, dataset=calibration(2), seed=rank)),
+            "schedule": error_of(lambda: given_differently(rank, dataset=calibration(2), **SCHEDULES[rank])),
             "streaming": error_of(lambda: compress_checkpoint("model", folder / "out", SliceGPTConfig())),
         }
         (folder / f"told-{rank}.json").write_text(json.dumps(told))
@@ -188,11 +193,14 @@ def test_the_first_batches_are_those_of_all(monkeypatch):
 # Errors
 
 
+WHAT_DIFFERS = {"batches": "calibration data", "widths": "widths", "settings": "settings", "schedule": "settings"}
+
+
 def test_what_is_wrong_with_one_is_an_error_in_all(together):
     for rank in (0, 1):
         errors = told(together, "errors", rank)
         assert "not finite in torch.float16; the model is unchanged" in errors["overflow"]
-        for name, what in {"batches": "calibration data", "widths": "widths", "settings": "settings"}.items():
+        for name, what in WHAT_DIFFERS.items():
             assert errors[name].startswith(f"ValueError: The 2 processes were given other {what}; give all of them")
         assert errors["streaming"].startswith("ValueError: Streaming works in one process, and these are 2; start it")
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 AXES_TOKENS = 8
-"""Statistics are taken on so many tokens for every dimension of the stream. Other numbers were not compared."""
+"""Statistics are taken on so many tokens for every dimension of the stream."""
 
 
 def num_batches(run: Computation) -> int:

@@ -14,10 +14,7 @@ from ..parts import Metric
 
 
 DAMPING = 0.1
-"""
-Share of the identity in the metric: how far directions count that calibration found the loss insensitive to. Other
-shares were not compared.
-"""
+"""Share of the identity in the metric: how far directions count that calibration found the loss insensitive to."""
 
 
 class PlainMetric(Metric):

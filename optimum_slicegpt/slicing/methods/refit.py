@@ -166,7 +166,7 @@ class Refit(Fit):
     @timed("solve")
     def _delete_inputs(self, regression, candidates, count, fitted):
         # Costs ignore the metric: neurons chosen by the gradient would suit the calibration text alone.
-        return map(self.run.agreed, regression.delete_inputs(candidates, count, fitted))
+        return tuple(map(self.run.agreed, regression.delete_inputs(candidates, count, fitted)))
 
     def _keep_neurons(self, block, kept, count):
         """Keeps the neurons `kept` of `count`. Where a layer fuses gate and up projection, each has a row in both."""
