@@ -4,7 +4,7 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c cons
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test check format clean
+.PHONY: help install demo docs test check format clients clean
 
 help:
 	@echo "make install   set up $(VENV)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test      run the tests"
 	@echo "make check     format and lint, changing nothing"
 	@echo "make format    format and lint, changing files"
+	@echo "make clients   run the model in vLLM, llama.cpp, MLX-LM, ...: [MODEL=folder BASE=folder] [ONLY=vllm,mlx]"
 	@echo "make clean     remove $(VENV) and caches"
 
 install: $(INSTALLED)
@@ -42,6 +43,9 @@ check: install
 format: install
 	@$(VENV)/bin/ruff format .
 	@$(VENV)/bin/ruff check --fix .
+
+clients: install
+	@$(VENV)/bin/python benchmarks/clients/run.py --model "$(MODEL)" --base "$(BASE)" --only "$(ONLY)" --repeats $(or $(REPEATS),1)
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache

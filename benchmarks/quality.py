@@ -116,7 +116,8 @@ def measure(args) -> dict:
     settings = {
         "parameter_reduction": 1 - args.parameters / model.num_parameters(),
         "dataset": args.calibration,
-        **{"nsamples": 32, "seqlen": 1024, "batch_size": 2, "seed": None, "dtype": args.dtype, "round_to": 1},
+        **{"nsamples": 32, "seqlen": 1024, "batch_size": 2, "seed": None, "dtype": args.dtype},
+        **{"round_to": 8, "round_neurons_to": 8},  # Methods are compared at equal sizes.
         **METHODS[args.method],
     }
     if "beside" in settings:
@@ -124,9 +125,10 @@ def measure(args) -> dict:
     start = time.perf_counter()
     model.compress(SliceGPTConfig(**settings), tokenizer)
     found = {
-        "width": min(model.config.widths),
+        "width": min(model.config.slicegpt["widths"]),
         "neurons": model.config.slicegpt["neurons"] or model.config.intermediate_size,
-        "neurons_by_layer": model.config.intermediate_sizes,
+        "neurons_by_layer": getattr(model.config, "intermediate_sizes", None),
+        "architecture": type(model).__name__,
         "dtype": args.dtype,
         "parameters": model.num_parameters(),
         "slicing_s": time.perf_counter() - start,

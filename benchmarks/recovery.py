@@ -74,7 +74,7 @@ def measure(args) -> dict:
     if args.run != "dense":
         model.save_pretrained(folder / args.run)
         tokenizer.save_pretrained(folder / args.run)
-        found |= {"width": min(model.config.widths), "neurons": model.config.intermediate_size}
+        found |= {"width": min(model.config.slicegpt["widths"]), "neurons": model.config.intermediate_size}
     found |= {
         "commit": environment()["commit"],
         "parameters": model.num_parameters(),

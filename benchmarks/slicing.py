@@ -66,7 +66,7 @@ def measure(args) -> dict:
         model.compress(SliceGPTConfig(dataset=batches, **settings))
         turn = {"slicing_s": time.perf_counter() - start, "slicing_s_by_phase": model.config.slicegpt["seconds"]}
         found = found or {
-            "width": min(model.config.widths),
+            "width": min(model.config.slicegpt["widths"]),
             "parameters": model.num_parameters(),
             "dtype": settings["dtype"],
             "calibration_tokens": sum(batch["input_ids"].numel() for batch in batches),

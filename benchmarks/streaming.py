@@ -85,7 +85,7 @@ def measure(args) -> dict:
         "peak_gib": peak_gib(),
         "peak_gib_of_status": read_memory("VmHWM"),
         "gib_when_imported": imported,
-        "width": min(sliced.config.widths),
+        "width": min(sliced.config.slicegpt["widths"]),
         "parameters": sliced.num_parameters(),
         "bytes_sliced": sum(file.stat().st_size for file in output.glob("*.safetensors")),
         "threads": torch.get_num_threads(),

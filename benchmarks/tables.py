@@ -233,7 +233,59 @@ def costs() -> str:
     return add_source(found, columns, found["costs"], *facts)
 
 
+def equal_bytes() -> str:
+    """Dense and sliced models in several types of weights, from the largest file to the smallest."""
+    found = results("equal_bytes")
+    rows = sorted(found["runs"], key=lambda run: (run["model"], -run["bytes"]))
+
+    def is_best(row):
+        no_larger = [run for run in rows if run["model"] == row["model"] and run["bytes"] <= row["bytes"]]
+        return row["mean_perplexity"] == min(run["mean_perplexity"] for run in no_larger)
+
+    columns = {"model": "{model}, {name}", "type": "{type}"}
+    columns["file"] = lambda run: f"{run['bytes'] / 1e6:,.1f} MB"
+    columns["tensors of a larger type"] = lambda run: f"{run['fell_back']} of {run['tensors']}"
+    columns |= PERPLEXITIES | {"mean": "{mean_perplexity:.2f}"}
+    columns["best of this size"] = lambda run: "yes" if is_best(run) else ""
+    facts = f"{describe_texts(found)} and as much of the other texts", f"llama-cpp-python {found['llama_cpp']}"
+    return add_source(found, columns, rows, *facts)
+
+
+def gguf_speed() -> str:
+    """Speed of these files over the dense model's of the same type, beside what FLOPs or bytes would make of it."""
+    found = results("equal_bytes")
+    columns = {"model": "{model}, {name}", "type": "{type}"}
+    for title, key, cost in (("prompt", "prompt", "FLOPs"), ("writing", "writing", "bytes")):
+        columns[f"{title}, tokens/s"] = f"{{{key}[tokens_per_s]:,.1f}}"
+        columns[f"{title} over dense"] = f"{{{key}[over_dense]:.2f}} ×"
+        columns[f"by {cost}"] = f"{{{key}[expected]:.2f}} ×"
+        columns[f"share of that, {title}"] = lambda run, key=key: (
+            "" if is_dense(run) else f"{run[key]['over_dense'] / run[key]['expected']:.2f}"
+        )
+    facts = f"Prompts of 512 tokens, 64 tokens written, medians of {found['turns']} turns"
+    return add_source(found, columns, found["runs"], facts, f"llama-cpp-python {found['llama_cpp']}")
+
+
+def drafting() -> str:
+    """A sliced model as the draft of its parent, beside the most that its bytes would allow."""
+    found = results("drafting")
+    parents = {(run["model"], run["client"]): run for run in found["runs"] if is_dense(run)}
+
+    def at_best(run):
+        size = run["parameters"] / parents[run["model"], run["client"]]["parameters"]
+        return f"{run['tokens_per_step'] / (1 + run['tokens'] * size):.2f} ×"
+
+    columns = {"model": "{model}", "client": "{client}", "draft": lambda run: "" if is_dense(run) else run["name"]}
+    columns["proposed"] = lambda run: f"{run['tokens'] or ''}"
+    columns |= {"of them accepted": "{accepted:.0%}", "tokens per step": "{tokens_per_step:.2f}"}
+    columns |= {"tokens/s": "{tokens_per_s:.1f}", "over the parent alone": "{over_dense:.2f} ×"}
+    columns["by bytes"] = lambda run: "" if is_dense(run) else at_best(run)
+    facts = f"Drafts calibrated on {found['calibration']}; {found['prompts']} instructions, greedy"
+    return add_source(found, columns, found["runs"], facts, f"up to {found['new_tokens']} tokens each")
+
+
 TABLES = (readme, quality, sizes, slicing, recovery, quantization, piqa, inference, streaming, processes, costs)
+TABLES += (equal_bytes, gguf_speed, drafting)
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 

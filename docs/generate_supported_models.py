@@ -11,6 +11,10 @@ from optimum_slicegpt.modeling.families import FAMILIES, NOT_SLICEABLE
 from optimum_slicegpt.modeling.family import ENDS_MEET, EXPERTS_KEEP_WIDTH, Family
 
 
+MEAN = "a LayerNorm subtracts a mean, and the head needs it"
+
+HEADS = "it derives the size of its heads from the hidden size"
+
 FILE = Path(__file__).with_name("supported_models.md")
 
 TEXT = """\
@@ -26,6 +30,11 @@ A family is a `model_type` of transformers, as `config.json` of a checkpoint nam
   read the norm.
 - **Blocks**: a sequential layer has two sites, one before attention and one before the MLP. A parallel layer has one,
   where both read the residual stream, through one norm or a norm each. The final norm is one more site.
+- **Stock form**: the class of a result that needs no code of this package. Every family has one where the stream keeps
+  its width and neurons alone are deleted: its own class. Other widths have one as the table says; the class then has
+  an explicit `head_dim`. Where some tools divide the hidden size by the heads instead, the table names those that do
+  not, and `parameter_reduction` leaves the width as it is if it can. A tied head stays tied in a stock class. With
+  `architecture="auto"`, a result that has no stock form is of a sliced class.
 - **Limits** are checked before any weight changes. Where two sites must be equally wide, `sparsity` leaves both at the
   width of the wider one, with a warning; `widths` that differ there are refused.
 
@@ -45,7 +54,7 @@ def blocks(family: Family) -> str:
     for variant in (family, *(replace(family, **changes) for _, _, changes in family.variants)):
         norms = "one norm" if variant.mlp_norm is None else "two norms"
         kinds.append(f"parallel, {norms}" if variant.parallel else "sequential")
-    return "; ".join(kinds)
+    return "; ".join(dict.fromkeys(kinds))
 
 
 def limits(family: Family) -> str:
@@ -57,6 +66,25 @@ def limits(family: Family) -> str:
     if family.restores_shape:
         found.append(f"equal first and last widths where the head is not tied: {ENDS_MEET}")
     return "; ".join(found)
+
+
+def stock_form(model_type: str, family: Family) -> str:
+    """Says which classes hold a narrower stream, with a head of its own and with a tied one."""
+    found = []
+    for each in family.narrower:
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[each.model_type or model_type]
+        conditions = ["its width is a multiple of the heads"] * each.by_heads
+        conditions += [f"its width is a multiple of {each.multiple_of}"] * (each.multiple_of > 1)
+        conditions += [f"`{key}={value!r}`" for key, value in each.requires]
+        limited = f" ({each.only})" if each.only else ""
+        found.append(f"`{name}`{limited}" + (f" if {' and '.join(conditions)}" if conditions else ""))
+    reasons = [", else ".join(found) or f"none: {HEADS}"]
+    for key, value, changes in family.variants:
+        if "narrower" in changes:
+            reasons.append(f"none if `{key}={value!r}`")
+    if family.layer_norm and family.narrower:
+        reasons.append(f"none with a tied head: {MEAN}")
+    return "; ".join(reasons)
 
 
 def by_reason(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -80,13 +108,16 @@ def generate() -> dict[Path, str]:
             "LayerNorm" if family.layer_norm else "RMSNorm",
             blocks(family),
             "yes" if family.moe else "",
+            stock_form(model_type, family),
             limits(family),
         )
         for model_type, family in FAMILIES.items()
     ]
     text = TEXT.format(
         count=len(FAMILIES),
-        supported=table(("Family", "Class", "Norm", "Blocks", "Experts", "Limits"), supported),
+        supported=table(
+            ("Family", "Class", "Norm", "Blocks", "Experts", "Stock form of another width", "Limits"), supported
+        ),
         refused=table(("Families", "Why"), by_reason((f"`{key}`", reason) for key, reason in NOT_SLICEABLE.items())),
     )
     return {FILE: text}

@@ -10,7 +10,7 @@ import argparse
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt import SliceGPTConfig, save_tokenizer
 
 
 def main():
@@ -31,7 +31,7 @@ def main():
     )
     model.compress(config, tokenizer=tokenizer)
     model.save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
+    save_tokenizer(tokenizer, args.output)
 
     after = model.num_parameters()
     print(f"{before / 1e6:.2f} M parameters became {after / 1e6:.2f} M ({after / before - 1:+.1%})")

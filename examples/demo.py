@@ -4,7 +4,7 @@ Slices a real language model, SmolLM2-135M-Instruct, and compares it with the de
     python examples/demo.py [--reduction 0.2] [--output demo_output]
 
 Calibrates on Python's documentation, measures perplexity on held-out topics, saves the result, loads it in a fresh
-process, and generates text.
+process that cannot import this package, and generates text.
 """
 
 import argparse
@@ -16,12 +16,13 @@ from pathlib import Path
 
 from _smollm2 import fastest_dtype, load_smollm2
 
-from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
+from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches, save_tokenizer
 from optimum_slicegpt.evaluation.benchmark import Settings, benchmark
 
 
 IN_A_FRESH_PROCESS = """
-import sys, optimum_slicegpt
+import sys
+sys.modules["optimum_slicegpt"] = None  # a stock model needs none of its code
 from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
@@ -79,8 +80,8 @@ def main():
 
     output = Path(args.output)
     model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    print(f"Saved to {output}. Loaded again in a fresh process, it writes:\n")
+    save_tokenizer(tokenizer, output)
+    print(f"Saved to {output}, as a {type(model).__name__}. Loaded again by transformers alone, it writes:\n")
     subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS, str(output), PROMPT], check=True)
 
 

@@ -3,8 +3,10 @@ Quantizes a sliced model to int8 weights with torchao (`pip install torchao`), a
 
     python examples/quantize.py --model sliced --output sliced-int8
 
-Shortcuts keep their dtype: they carry activations that are thousands of times as large as the average, and would
-spread rounding errors (docs/ecosystem.md). Loading the result needs torchao.
+What stands in the stream itself keeps its dtype: shortcuts, and the projections between the stream and an embedding
+that keeps its width. They carry activations that are thousands of times as large as the average, and would spread
+rounding errors (docs/ecosystem.md). An ordinary checkpoint has neither, and only its head is kept. Loading the result
+needs torchao.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 from optimum_slicegpt import evaluate_perplexity, load_batches
 
 
-KEPT = [".*_shortcut", "lm_head"]
+KEPT = [".*_shortcut", ".*projection", "lm_head"]
 
 
 def main():

@@ -15,6 +15,7 @@ from .modeling.families import FAMILIES
 from .planning.widths import SlicePlan
 from .quantizer import SliceGPTQuantizer
 from .registration import register
+from .storage.tokenizers import save_tokenizer
 from .streaming import compress_checkpoint
 
 
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate_perplexity",
     "load_batches",
     "recover",
+    "save_tokenizer",
 ]
 
 register()

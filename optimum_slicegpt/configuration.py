@@ -18,7 +18,8 @@ ORIENTATIONS = ("pca", "random")
 ROTATIONS = ("per_block", "shared")
 METRICS = ("none", "fisher")
 SCHEDULES = ("uniform", "energy")
-EMBEDDINGS = ("auto", "tied", "sliced")
+ARCHITECTURES = ("auto", "stock", "sliced")
+EMBEDDINGS = ("auto", "narrow", "tied", "sliced")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -86,17 +87,24 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         metric (`str`, defaults to `"none"`):
             How deviations of the stream are weighted. `"none"`: all directions alike. `"fisher"`: by the second moment
             of the loss gradient, which takes a backward pass.
-        round_to (`int`, defaults to 8):
-            Widths and neurons are multiples of this, because GPUs compute such sizes faster. They are rounded down or,
-            with `parameter_reduction`, the best multiples. If no multiples come near enough to it, widths are not
-            multiples, and a warning says so.
+        architecture (`str`, defaults to `"auto"`):
+            Class of the result. `"stock"`: one that transformers has, which needs no code of this package: the
+            family's own, or for some widths a class that computes the same. `"sliced"`: this package's, which holds
+            what no stock class can. `"auto"`: stock where the settings and the family allow it.
+        round_to (`int`, *optional*), round_neurons_to (`int`, *optional*):
+            The hidden size and the number of neurons are multiples of these, because kernels compute such sizes
+            faster and quantizers need whole blocks. By default the largest power of two that divides the dense size,
+            at most 1/16 of it and at most 256. They are rounded down or, with `parameter_reduction`, the best
+            multiples. If no multiples come near enough to it, smaller steps are taken.
         slice_head (`bool`, defaults to `False`):
             With `rotation="per_block"`, whether the last site is sliced too. By default the head reads all D
             dimensions, as in the paper. Shared axes always slice the last site.
         embeddings (`str`, defaults to `"auto"`):
-            How a head that is tied to the embedding is sliced. `"tied"` keeps their shared V × D matrix, and puts a
-            linear layer behind the embedding and another before the head. `"sliced"` slices both, which unties them.
-            `"auto"` takes the choice with fewer parameters; with `parameter_reduction`, a tied head stays tied.
+            How a head that is tied to the embedding is sliced. `"narrow"` slices their shared matrix once, with the
+            stream; the final norm gets gains. `"tied"` keeps the shared V × D matrix, and puts a linear layer behind
+            the embedding and another before the head. `"sliced"` slices both, which unties them. `"auto"` is
+            `"narrow"` in a stock architecture; in a sliced one it is `"tied"` or `"sliced"`, whichever has fewer
+            parameters, and with `parameter_reduction` it is `"tied"`.
         orientation (`str`, defaults to `"pca"`):
             `"pca"`, or `"random"` to turn the axes that every site keeps by a random rotation. The model computes the
             same, with outliers spread over all dimensions, which is meant for a later quantization.
@@ -133,7 +141,9 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
     rotation: str = "shared"
     refit: bool = True
     metric: str = "none"
-    round_to: int = 8
+    architecture: str = "auto"
+    round_to: int | None = None
+    round_neurons_to: int | None = None
     slice_head: bool = False
     embeddings: str = "auto"
     orientation: str = "pca"
@@ -167,8 +177,10 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             value = getattr(self, key)
             holds = value is None or (_is_number(value) and 0 <= value < 1)
             self._require(key, holds, f"give the share of {deleted} to delete, in [0, 1)")
-        for key in ("round_to", "nsamples", "seqlen", "batch_size"):
-            self._require(key, _is_int(getattr(self, key)) and getattr(self, key) >= 1, "give a positive integer")
+        for key in ("round_to", "round_neurons_to", "nsamples", "seqlen", "batch_size"):
+            value = getattr(self, key)
+            holds = (value is None and key.startswith("round")) or (_is_int(value) and value >= 1)
+            self._require(key, holds, "give a positive integer")
         holds = self.seed is None or (_is_int(self.seed) and self.seed >= 0)
         self._require("seed", holds, "give a non-negative integer, or None for no shuffling")
         self._check_neurons()
@@ -177,6 +189,9 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         self._require_choice("schedule", SCHEDULES)
         self._require_choice("orientation", ORIENTATIONS)
         self._require_choice("embeddings", EMBEDDINGS)
+        self._require_choice("architecture", ARCHITECTURES)
+        if self.architecture == "stock" and self.stock_obstacle():
+            raise ValueError(f"architecture='stock' with {self.stock_obstacle()}; leave either out.")
         self._require_dtype("dtype", optional=True)
         self._require_device("device")
 
@@ -226,6 +241,21 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
                 f"schedule={self.schedule!r} with rotation='per_block': where widths differ, neurons differ in size, "
                 "and the model would not be as large as planned; use rotation='shared'."
             )
+
+    def stock_obstacle(self) -> str | None:
+        """
+        Says which setting needs a sliced class, whatever the model, and why.
+
+        Returns:
+            `str`: the setting and the reason; `None` if there is no such setting.
+        """
+        if self.rotation == "per_block":
+            return "rotation='per_block': no stock class has linear layers on its residual connections"
+        if self.schedule != "uniform":
+            return f"schedule={self.schedule!r}: no stock class has MLPs that differ in size"
+        if self.embeddings == "tied":
+            return "embeddings='tied': no stock class has projections on either side of a shared matrix"
+        return None
 
     def __deepcopy__(self, memo):
         # Auto classes deep-copy their arguments. A stream of batches cannot be copied, and a tokenizer should not be.

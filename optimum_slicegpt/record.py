@@ -62,9 +62,13 @@ class Record:
 
     Args:
         base_model (`str`): public name of the dense model, see [`public_name`].
-        sparsity, parameter_reduction, mlp_sparsity, schedule, rotation, refit, metric, round_to, slice_head,
-        orientation, seed, dtype: settings of [`SliceGPTConfig`].
-        embeddings (`str`): `"tied"` if the head still shares the embedding's matrix, else `"sliced"`.
+        sparsity, parameter_reduction, mlp_sparsity, schedule, rotation, refit, metric, round_to, round_neurons_to,
+        slice_head, orientation, seed, dtype: settings of [`SliceGPTConfig`].
+        architecture (`str`): `"stock"` for a class that transformers has, else `"sliced"`.
+        embeddings (`str`): `"narrow"`, `"tied"` or `"sliced"`, see [`SlicePlan`].
+        hidden_size (`int`): D of the dense model.
+        widths (`list[int]`): width of the stream at every site.
+        all_neurons (`int`): in each MLP of the dense model.
         neurons (`int`, *optional*): kept in each MLP, on average; `None` where the MLPs stay as they are.
         calibration ([`Calibration`]): the data.
         parameters_before (`int`): of the dense model.
@@ -82,12 +86,17 @@ class Record:
     rotation: str
     refit: bool
     metric: str
-    round_to: int
+    round_to: int | None
+    round_neurons_to: int | None
     slice_head: bool
     orientation: str
     seed: int | None
     dtype: str | None
+    architecture: str
     embeddings: str
+    hidden_size: int
+    widths: list[int]
+    all_neurons: int
     neurons: int | None
     calibration: Calibration
     parameters_before: int
@@ -97,7 +106,11 @@ class Record:
     seconds: dict[str, float]
 
 
-SETTINGS = (Record.__dataclass_fields__.keys() & SliceGPTConfig.__dataclass_fields__.keys()) - {"embeddings"}
+SETTINGS = (Record.__dataclass_fields__.keys() & SliceGPTConfig.__dataclass_fields__.keys()) - {
+    "architecture",
+    "embeddings",
+    "widths",
+}
 """Settings that are recorded as they were given."""
 
 
@@ -118,11 +131,16 @@ def record_run(
         plan ([`SlicePlan`]), config ([`SliceGPTConfig`]), batches ([`TokenBatches`]): what the run was given.
         energy_kept (`list[float]`), seconds (`dict[str, float]`): what it found, see [`Record`].
     """
-    before, after = parameters_by_part(Decoder(dense)), parameters_by_part(Decoder(sliced))
+    decoder = Decoder(dense)
+    before, after = parameters_by_part(decoder), parameters_by_part(Decoder(sliced))
     record = Record(
         **{name: getattr(config, name) for name in SETTINGS},
         base_model=public_name(dense.name_or_path),
-        embeddings="tied" if plan.tied else "sliced",
+        architecture="sliced" if plan.stock_size is None else "stock",
+        embeddings=plan.embeddings,
+        hidden_size=plan.hidden_size,
+        widths=list(plan.widths),
+        all_neurons=decoder.num_neurons,
         neurons=plan.neurons,
         calibration=Calibration(batches.source, batches.ntokens),
         parameters_before=sum(before.values()),

@@ -3,16 +3,19 @@
 import logging
 from typing import Any
 
+from huggingface_hub import CommitInfo
 from peft.utils import constants as peft_constants
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from .configuration import SliceGPTConfig
+from .modeling.checks import is_sliced
 from .modeling.families import FAMILIES, family_of
 from .modeling.modeling_sliced import SlicedModelMixin
 from .quantizer import SliceGPTQuantizer
 from .reports.hub import push_to_hub
+from .storage.older_readers import to_diff_dict
 
 
 class SliceGPTHfQuantizer(HfQuantizer):
@@ -66,6 +69,17 @@ def compress(self: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = Non
     return SliceGPTQuantizer(config).quantize_model(self, tokenizer)
 
 
+push_dense_to_hub = PreTrainedModel.push_to_hub
+
+
+def push_any_to_hub(self: PreTrainedModel, *args: Any, **kwargs: Any) -> CommitInfo | str:
+    """
+    Publishes this model: a sliced one with [`reports.hub.push_to_hub`], another as transformers does. This is the
+    `push_to_hub` of every `PreTrainedModel`.
+    """
+    return (push_to_hub if is_sliced(self.config) else push_dense_to_hub)(self, *args, **kwargs)
+
+
 def follow_verbosity() -> None:
     """Has this package log at the level that `transformers.logging` or TRANSFORMERS_VERBOSITY sets."""
     logger = logging.getLogger("optimum_slicegpt")
@@ -88,6 +102,8 @@ def register() -> None:
     follow_verbosity()
     PreTrainedModel.compress = compress
     SlicedModelMixin.push_to_hub = push_to_hub
+    PreTrainedModel.push_to_hub = push_any_to_hub
+    PreTrainedConfig.to_diff_dict = to_diff_dict
 
     lora_targets = peft_constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     tables = [table for name, table in vars(peft_constants).items() if name.startswith("TRANSFORMERS_MODELS_TO_")]

@@ -26,6 +26,7 @@ from .storage.checkpoint import Checkpoint
 from .storage.files import check_output, locked, move_into_place, sync_folder
 from .storage.on_disk import STATE_FILE, WEIGHTS, OnDisk
 from .storage.shards import DEFAULT_SHARD_SIZE, verify_checkpoint
+from .storage.tokenizers import save_tokenizer
 
 
 logger = logging.get_logger(__name__)
@@ -247,7 +248,7 @@ class StreamedRun:
         model.save_pretrained(beside, state_dict={})  # This writes all files except the weights.
         model_card(model, picture=save_picture(model.config, beside)).save(beside / "README.md")
         if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(beside)
+            save_tokenizer(self.tokenizer, beside)
         shutil.copytree(beside, weights, dirs_exist_ok=True)
         verify_checkpoint(weights, model)
         for path in [*weights.rglob("*")]:

@@ -4,12 +4,20 @@ import math
 
 import tiny
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
-from optimum_slicegpt.configuration import DTYPES, EMBEDDINGS, METRICS, ORIENTATIONS, ROTATIONS, SCHEDULES
+from optimum_slicegpt.configuration import (
+    ARCHITECTURES,
+    DTYPES,
+    EMBEDDINGS,
+    METRICS,
+    ORIENTATIONS,
+    ROTATIONS,
+    SCHEDULES,
+)
 
 
 FAMILIES = ("llama", "gpt_neox", "gpt2", "opt", "mixtral", "phi3", "cohere")
@@ -36,7 +44,9 @@ KNOWN = {
     "refit": st.booleans(),
     "metric": choice(METRICS),
     "schedule": choice(SCHEDULES),
-    "round_to": count,
+    "architecture": choice(ARCHITECTURES),
+    "round_to": st.none() | count,
+    "round_neurons_to": st.none() | count,
     "slice_head": st.booleans(),
     "embeddings": choice(EMBEDDINGS),
     "orientation": choice(ORIENTATIONS),
@@ -71,6 +81,10 @@ def snapshot(model: PreTrainedModel):
     given_settings=st.fixed_dictionaries({}, optional=KNOWN),
     batches=token_batches(),
 )
+@example(name=("llama", True), given_settings={"orientation": "random"}, batches=tiny.calibration())
+@example(name=("llama", False), given_settings={"schedule": "energy"}, batches=tiny.calibration())
+@example(name=("gpt2", True), given_settings={"architecture": "stock"}, batches=tiny.calibration())
+@example(name=("gpt2", True), given_settings={"architecture": "stock", "sparsity": 0.3}, batches=tiny.calibration())
 def test_it_works_or_is_refused(name, given_settings, batches):
     dense = DENSE[name]
     before = snapshot(dense)
@@ -90,10 +104,16 @@ def test_it_works_or_is_refused(name, given_settings, batches):
         assert all(torch.equal(value, before[2][key]) for key, value in weights.items())
     else:
         assert model.num_parameters() == expected
-        assert model.config.widths == list(plan.widths)
+        assert model.config.slicegpt["widths"] == list(plan.widths)
+        is_stock = type(model).__module__.startswith("transformers.")
+        assert is_stock == (plan.stock_size is not None)
+        assert is_stock or config.architecture != "stock"
+        assert not is_stock or config.architecture != "sliced"
         assert model(tiny.tokens()).logits.isfinite().all()
 
 
 def test_the_models_above_can_all_be_sliced():
     for dense in DENSE.values():
-        assert SlicePlan.from_config(SliceGPTConfig(sparsity=0.25), dense.config).widths
+        for architecture in ("auto", "sliced"):
+            config = SliceGPTConfig(sparsity=0.25, architecture=architecture)
+            assert SlicePlan.from_config(config, dense.config).widths

@@ -47,10 +47,14 @@ CASES = {
     "per_block": ("phi", torch.float64, {"metric": "fisher", "rotation": "per_block"}, UNEVEN),
     "energy": ("llama", torch.float64, {"schedule": "energy", "metric": "fisher"}, UNEVEN),
     "experts": ("mixtral", torch.float64, {}, UNEVEN),
+    "sliced": ("llama", torch.float64, {"architecture": "sliced"}, UNEVEN),
+    "narrow": ("gemma", torch.float64, {"sparsity": 0.3}, UNEVEN),
     "self": ("llama", torch.float64, {"dataset": "self", "nsamples": 7, "seqlen": 20, "batch_size": 2}, None),
 }
 """Name -> family, dtype of the model, settings, calibration batches."""
 
+TOLD = ("architecture", "widths", "neurons", "calibration", "energy_kept")
+"""Entries of the record that each process tells."""
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 5e-4}
 """Of weights: on so few tokens, regressions make 7e-5 of a change of all weights by float32's rounding, 6e-8."""
 
@@ -59,7 +63,7 @@ def sliced(name):
     family, dtype, settings, batches = CASES[name]
     model = build(family, dtype)
     state = torch.get_rng_state()
-    model.compress(SliceGPTConfig(**{"round_to": 1, "dataset": batches} | settings))
+    model.compress(SliceGPTConfig(**{"round_to": 1, "round_neurons_to": 1, "dataset": batches} | settings))
     assert torch.equal(torch.get_rng_state(), state)
     return model
 
@@ -81,7 +85,10 @@ def overflowing():
     model.compress(paper(sparsity=0.3, dataset=batches))
 
 
-SCHEDULES = [{"schedule": schedule, "mlp_sparsity": 0.4, "round_to": 4} for schedule in ("uniform", "energy")]
+SCHEDULES = [
+    {"schedule": schedule, "mlp_sparsity": 0.4, "round_neurons_to": 4, "architecture": "sliced"}
+    for schedule in ("uniform", "energy")
+]
 """Settings of each process, which lead to the same plan."""
 
 
@@ -93,7 +100,7 @@ def failing(rank):
     """The second process fails in the middle of things, and goes."""
     if rank == 1:
         Refit.writers = lambda *args: sys.exit(3)
-    build("llama").compress(SliceGPTConfig(dataset=calibration(4), round_to=1))
+    build("llama").compress(SliceGPTConfig(dataset=calibration(4), round_to=1, round_neurons_to=1))
 
 
 def work(rank, port, folder):
@@ -105,8 +112,7 @@ def work(rank, port, folder):
         told = {}
         for name in CASES:
             model = sliced(name)
-            told[name] = {key: model.config.slicegpt[key] for key in ("energy_kept", "neurons", "calibration")}
-            told[name]["widths"] = model.config.widths
+            told[name] = {key: model.config.slicegpt[key] for key in TOLD}
             weights = {key: value.clone().contiguous() for key, value in model.state_dict().items()}
             save_file(weights, folder / f"{name}-{rank}.safetensors")
         errors = {
@@ -167,9 +173,9 @@ def test_two_give_the_result_of_one(name, together):
         assert (first[key] - value).abs().max() <= tolerance * value.abs().max(), key
     for rank in (0, 1):
         record = told(together, "told", rank)[name]
-        assert record["calibration"] == alone.config.slicegpt["calibration"]  # all tokens
-        assert (record["widths"], record["neurons"]) == (alone.config.widths, alone.config.slicegpt["neurons"])
-        assert record["energy_kept"] == pytest.approx(alone.config.slicegpt["energy_kept"], abs=2e-6)
+        *exact, energy_kept = TOLD  # of all tokens
+        assert {key: record[key] for key in exact} == {key: alone.config.slicegpt[key] for key in exact}
+        assert record[energy_kept] == pytest.approx(alone.config.slicegpt[energy_kept], abs=2e-6)
 
 
 def test_the_first_batches_are_those_of_all(monkeypatch):
@@ -216,6 +222,7 @@ def test_one_that_fails_ends_the_others(together):
 @pytest.fixture
 def arguments(cli_files, tmp_path):
     small = ("--dataset", cli_files / "train.txt", "--nsamples", 7, "--seqlen", 16, "--batch-size", 2)
+    small += ("--round-to", 8, "--round-neurons-to", 8)
     return ("compress", "--model", cli_files / "dense", "--output", tmp_path / "new", *small, "--json")
 
 

@@ -1,10 +1,9 @@
-"""A model sliced in one shared basis is also one of its family's own class."""
+"""A model of a sliced class whose sites share one basis is also one of a stock class."""
 
 import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +13,10 @@ from tiny import TINY, aligned, build, calibration, relative_error, tokens
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
-from optimum_slicegpt.export import check_exportable, export_stock, stock_obstacle
+from optimum_slicegpt.export import check_exportable, export_stock
+from optimum_slicegpt.modeling.decoder import empty_model
 from optimum_slicegpt.modeling.families import family_of
+from optimum_slicegpt.slicing.skeleton import build_sliced
 
 
 OURS = {"widths", "original_hidden_size", "embedding_size", "shortcuts", "slicegpt", "auto_map"}
@@ -35,8 +36,10 @@ SIZED_BY_HIDDEN = ("phi", "gpt_neox", "stablelm", "opt", "gpt2", "falcon")
 """Families whose classes derive the size of heads, or of their norms, from the hidden size."""
 PHI = {"qk_layernorm": False}
 """With which Phi derives nothing any more."""
+QWEN2 = {"use_sliding_window": False}
+"""With which a Qwen2 is a Llama with biases."""
 WIDTHS = {name: 47 if name.split("-")[0] in SIZED_BY_HIDDEN else 28 for name in TINY}
-WIDTHS |= {"phi3-longrope": 48, "mixtral": 24, "qwen3_moe": 24}
+WIDTHS |= {"qwen2": 48, "phi3-longrope": 48, "mixtral": 24, "qwen3_moe": 24}
 """
 Hidden size 48 is the only one that fits some. The others get one that no other size equals; with experts a multiple of
 8, for which both classes compute them alike.
@@ -69,6 +72,7 @@ def test_logits_equal(name):
         ("nemotron", 48, None),  # LayerNorm wants a dimension more than the dense model had
         ("llama", 48, None),  # nothing but neurons is sliced
         ("llama", 28, {"attention_bias": True, "mlp_bias": True}),
+        ("phi3-longrope", 48, None),
     ],
 )
 def test_logits_equal_in_variants(name, width, overrides):
@@ -76,6 +80,33 @@ def test_logits_equal_in_variants(name, width, overrides):
     stock = export_stock(model)
     assert relative_error(stock(tokens()).logits, model(tokens()).logits) < 1e-6
     assert stock.config.intermediate_size == 24
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name, width, overrides, architecture",
+    [
+        ("llama", 28, {}, "LlamaForCausalLM"),
+        ("llama", 31, {}, "MistralForCausalLM"),  # no multiple of 4 heads
+        ("qwen2", 28, QWEN2, "LlamaForCausalLM"),  # its clients would divide the width by the heads
+        ("qwen2", 48, QWEN2, "Qwen2ForCausalLM"),
+    ],
+)
+def test_widths_have_the_class_that_holds_them(name, width, overrides, architecture):
+    model = model_of_one_width(name, width, overrides=overrides)
+    stock = export_stock(model)
+    assert (type(stock).__name__, stock.config.head_dim) == (architecture, 8)
+    assert relative_error(stock(tokens()).logits, model(tokens()).logits) < 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma", "granite"])
+def test_a_matrix_that_is_shared_and_narrow_stays_so(name):
+    model = model_of_one_width(name, 28, overrides={"tie_word_embeddings": True}, embeddings="narrow")
+    model.model.norm.weight.copy_(torch.randn(28))  # gains of both signs
+    stock = export_stock(model)
+    assert stock.get_output_embeddings().weight is stock.get_input_embeddings().weight
+    assert relative_error(stock(tokens()).logits, model(tokens()).logits) < 1e-6
 
 
 @torch.no_grad()
@@ -135,6 +166,7 @@ def test_the_sliced_model_and_the_random_state_are_left_alone():
 @pytest.mark.parametrize("name", ["llama", "gemma", "starcoder2"])
 def test_what_compress_makes(name):
     config = SliceGPTConfig(
+        architecture="sliced",
         rotation="shared",
         refit=True,
         sparsity=0.4,
@@ -145,69 +177,102 @@ def test_what_compress_makes(name):
     )
     model = build(name).compress(config)
     assert model.config.hidden_size == 28
-    assert relative_error(export_stock(model)(tokens()).logits, model(tokens()).logits) < 1e-6
+    stock = export_stock(model)
+    assert relative_error(stock(tokens()).logits, model(tokens()).logits) < 1e-6
+    assert stock.config.slicegpt == model.config.slicegpt | {"architecture": "stock"}
+    assert model.config.slicegpt["architecture"] == "sliced"
+
+
+def test_a_record_of_an_earlier_version_gets_the_sizes_that_it_lacks():
+    model = model_of_one_width("llama", 28)
+    model.config.slicegpt = {"sparsity": 0.4}
+    sizes = {"hidden_size": 48, "widths": [28] * 5}
+    assert export_stock(model).config.slicegpt == sizes | {"sparsity": 0.4, "architecture": "stock"}
 
 
 # What no stock class can hold
 
 
-REFUSED = [
-    ("llama", 28, {"shortcuts": True}, r"this sliced_llama model: shortcuts=True, .*rotation='shared'"),
-    ("llama", 48, {"tied": True}, r"embedding_size=48, the head shares .* embeddings='sliced'"),
+BIASED = {"attention_bias": True}
+"""With which a Llama cannot be a Mistral."""
+REFUSED_BY_WIDTH = [
     (
         "llama",
         30,
-        {},
-        r"of width 30 as LlamaForCausalLM with hidden_size=30: The hidden size \(30\) is not a multiple of the number "
-        r"of attention heads \(4\). Slice to a width that fits; the nearest: (28, 32|32, 28).",
+        BIASED,
+        r"this sliced_llama model of width 30: no class of transformers holds hidden_size=30. Slice to a width that "
+        r"fits; the nearest: 28, 32\.$",
     ),
-    (
-        "gpt2",
-        29,
-        {},
-        r"of width 29 as GPT2LMHeadModel with hidden_size=30: transformer.h.0.attn.c_attn would have \(90,\) rows "
-        r"instead of \(144,\), because this class derives .* the nearest: 47.",
-    ),
-    ("opt", 29, {}, r"OPTForCausalLM with hidden_size=30: .*q_proj would have \(30,\) .* nearest: 47\."),
-    ("phi", 29, {}, r"q_layernorm.weight would have \(10,\) rows instead of \(16,\), .* nearest: 47\."),
-    ("gpt_neox", 29, {}, r"with hidden_size=30: .*query_key_value would have \(90,\) .* nearest: 47\."),
-    ("gpt_neox", 28, {}, r"with hidden_size=29: The hidden size is not divisible .* nearest: 47\."),
-    ("stablelm", 29, {}, r"q_proj would have \(30,\) rows .* nearest: 47\."),
-    ("stablelm", 28, {}, r"hidden_size must be divisible by num_heads .* nearest: 47\."),
-    ("falcon", 35, {}, r"query_key_value would have \(60,\) rows instead of \(80,\), .* nearest: 47\."),
-    ("falcon", 28, {}, r"with hidden_size=29: .* nearest: 47\."),
+    ("qwen2", 30, QWEN2, r"of width 30: .* hidden_size=30\. .* the nearest: 28, 32\.$"),
+    ("qwen2", 28, {}, r"of width 28: .* hidden_size=28\. .* the nearest: 48\.$"),  # its window slides
+    ("phi3-longrope", 36, {}, r"of width 36: .* hidden_size=36\. .* the nearest: 48\.$"),
+    ("gpt2", 29, {}, r"of width 29: .* hidden_size=30\. .* the nearest: 47\.$"),
+    ("opt", 29, {}, r"of width 29: .* hidden_size=30\. .* the nearest: 47\.$"),
+    ("phi", 29, {}, r"of width 29: .* hidden_size=30\. .* the nearest: 47\.$"),
+    ("gpt_neox", 28, {}, r"of width 28: .* hidden_size=29\. .* the nearest: 47\.$"),
+    ("stablelm", 29, {}, r"of width 29: .* hidden_size=30\. .* the nearest: 47\.$"),
+    ("falcon", 35, {}, r"of width 35: .* hidden_size=36\. .* the nearest: 47\.$"),
+]
+REFUSED_BY_FORM = [
+    ({"shortcuts": True}, r"this sliced_llama model: shortcuts=True, .*rotation='shared'"),
+    ({"embeddings": "tied"}, r"embedding_size=48, the head shares .* embeddings='narrow'"),
 ]
 
 
-@pytest.mark.parametrize("name, width, changes, message", REFUSED)
-def test_refusals_and_what_a_plan_says_beforehand(name, width, changes, message):
-    changes = {"neurons": None} | changes
-    overrides = {"tie_word_embeddings": changes.get("tied", False)}
-    model = model_of_one_width(name, width, overrides=overrides, **changes)
-    with pytest.raises(ValueError, match=message) as refusal:
+@pytest.mark.parametrize("name, width, overrides, message", REFUSED_BY_WIDTH)
+def test_refusals_of_widths(name, width, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        export_stock(model_of_one_width(name, width, overrides=overrides, neurons=None))
+
+
+@pytest.mark.parametrize("changes, message", REFUSED_BY_FORM)
+def test_refusals_of_forms(changes, message):
+    overrides = {"tie_word_embeddings": "embeddings" in changes}
+    with pytest.raises(ValueError, match=message):
+        export_stock(model_of_one_width("llama", 48, overrides=overrides, neurons=None, **changes))
+
+
+def test_neurons_that_differ_from_layer_to_layer_are_refused():
+    config = SliceGPTConfig(schedule="energy", mlp_sparsity=0.4, sparsity=0.25, dataset=calibration())
+    model = build("llama").compress(config)
+    with pytest.raises(ValueError, match="intermediate_sizes holds .* to .*SliceGPTConfig.schedule='uniform'"):
         export_stock(model)
-    dense, plan = plan_of_one_width(name, width, overrides=overrides, **changes)
-    assert stock_obstacle(dense.config, plan) == str(refusal.value)
 
 
-def test_smollm2_wants_a_multiple_of_its_nine_heads():
-    config = LlamaConfig(
-        hidden_size=576, num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536, num_hidden_layers=30
+@pytest.mark.parametrize("name, width, overrides", [(name, *more) for name, *more, message in REFUSED_BY_WIDTH])
+def test_a_plan_says_so_beforehand(name, width, overrides):
+    dense, plan = plan_of_one_width(name, width, overrides=overrides)
+    size = width + family_of(dense.config).layer_norm
+    message = (
+        f"architecture='stock': no class of transformers holds a .* of hidden size {size}; the nearest that fit: "
     )
-    plan = SlicePlan(576, (496,) * 61, shortcuts=False)
-    assert stock_obstacle(config, plan).endswith("Slice to a width that fits; the nearest: 495, 504.")
-    assert stock_obstacle(config, replace(plan, widths=(504,) * 61)) is None
+    with pytest.raises(ValueError, match=message):
+        SlicePlan.from_config(SliceGPTConfig(architecture="stock", widths=list(plan.widths)), dense.config)
+
+
+def test_smollm2_of_a_width_that_nine_heads_do_not_divide_is_a_mistral():
+    sizes = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536}
+    smollm2 = empty_model(LlamaConfig(**sizes, num_hidden_layers=1))
+    for width, architecture in ((495, "LlamaForCausalLM"), (496, "MistralForCausalLM")):
+        sliced = build_sliced(smollm2, SlicePlan(576, (width,) * 3, shortcuts=False))
+        check_exportable(sliced)
+        assert type(export_stock(sliced)).__name__ == architecture
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_plan_that_can_be_exported_has_no_obstacle(name):
+def test_a_plan_of_what_can_be_exported_has_a_stock_class(name):
     dense, plan = plan_of_one_width(name, WIDTHS[name])
-    assert stock_obstacle(dense.config, plan) is None
+    width = 48 if WIDTHS[name] == 47 else WIDTHS[name]  # the full width needs no dimension for the mean
+    plan = SlicePlan.from_config(SliceGPTConfig(architecture="stock", widths=[width] * len(plan.widths)), dense.config)
+    assert plan.stock_size == width + (family_of(dense.config).layer_norm and width < 48)
 
 
 def test_models_that_are_not_sliced_causal_language_models(tmp_path):
-    with pytest.raises(ValueError, match=r"model_type='llama': it is no sliced model.*rotation='shared'"):
+    with pytest.raises(ValueError, match=r"model_type='llama': it is no sliced model.*architecture='sliced'"):
         export_stock(build("llama"))
+    sliced = build("llama").compress(SliceGPTConfig(sparsity=0.25, dataset=calibration()))
+    with pytest.raises(ValueError, match=r"model_type='llama': it is of a stock class already.*architecture='sliced'"):
+        export_stock(sliced)
     model_of_one_width("llama", 28).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="Cannot export a SlicedLlamaModel: .* AutoModelForCausalLM"):
         check_exportable(AutoModel.from_pretrained(tmp_path))
@@ -251,8 +316,9 @@ def test_command_prints(folder, capsys):
 
 
 def test_command_refuses_before_weights_are_read(tmp_path, tiny_tokenizer, capsys):
-    model_of_one_width("llama", 30).config.save_pretrained(tmp_path / "sliced")  # no weights at all
+    model = model_of_one_width("llama", 30, overrides=BIASED)
+    model.config.save_pretrained(tmp_path / "sliced")  # no weights at all
     tiny_tokenizer.save_pretrained(tmp_path / "sliced")
     line = fails(capsys, "export", "--model", tmp_path / "sliced", "--output", tmp_path / "stock")
-    assert "is not a multiple" in line
+    assert "no class of transformers holds hidden_size=30" in line
     assert not (tmp_path / "stock").exists()

@@ -1,11 +1,12 @@
 """Three doors, one result; and every refusal before anything changes."""
 
 import copy
+import json
 import logging
 
 import pytest
 import torch
-from tiny import HIDDEN, TINY, VOCAB, build, calibration, paper, relative_error, tokens
+from tiny import HIDDEN, TINY, VOCAB, aligned, build, calibration, paper, relative_error, tokens
 from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import optimum_slicegpt
@@ -16,6 +17,10 @@ from optimum_slicegpt.slicing.skeleton import build_sliced, replace_in_place
 
 def config(**kwargs):
     return paper(**{"sparsity": 0.3, "dataset": calibration()} | kwargs)
+
+
+def default(**kwargs):
+    return SliceGPTConfig(**{"sparsity": 1 / 3, "dataset": calibration()} | kwargs)
 
 
 def equal(first, second):
@@ -37,10 +42,36 @@ def test_three_doors_one_result(name, tmp_path):
     assert not hook.training
 
 
-def test_nothing_marks_the_result_as_quantized(tmp_path):
+@pytest.mark.parametrize(
+    "name, overrides",
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": True}),
+        ("gemma", {"tie_word_embeddings": True}),  # multiplies what it looks up by the root of the hidden size
+        ("qwen2", {"use_sliding_window": False}),  # becomes a Llama
+        ("nemotron", {}),  # LayerNorms
+        ("mixtral", {}),
+    ],
+)
+def test_three_doors_to_a_stock_class(name, overrides, tmp_path):
+    build(name, torch.float32, **overrides).save_pretrained(tmp_path / "dense")
+    hook = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", quantization_config=default())
+    method = build(name, torch.float32, **overrides).compress(default())
+    assert type(hook) is type(method) is (LlamaForCausalLM if name == "qwen2" else type(build(name)))
+    assert equal(hook, method) and not hook.training
+    method.save_pretrained(tmp_path / "method")
+    hook.save_pretrained(tmp_path / "hook")
+    loaded = [AutoModelForCausalLM.from_pretrained(tmp_path / door) for door in ("hook", "method")]
+    assert all(type(model) is type(method) and equal(model, method) for model in loaded)
+    assert aligned(loaded[0])(tokens()).logits.equal(aligned(method)(tokens()).logits)
+
+
+@pytest.mark.parametrize("settings, kind", [(paper(), SlicedLlamaForCausalLM), (SliceGPTConfig(), LlamaForCausalLM)])
+def test_nothing_marks_the_result_as_quantized(settings, kind, tmp_path):
     build("llama").save_pretrained(tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config())
-    assert type(model) is SlicedLlamaForCausalLM
+    settings.dataset = calibration()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=settings)
+    assert type(model) is kind
     assert not getattr(model, "is_quantized", False)
     for mark in ("hf_quantizer", "quantization_method", "is_quantized"):
         assert mark not in vars(model)
@@ -130,6 +161,19 @@ def refused(model, message, given=None, **kwargs):
 
 def test_already_sliced():
     refused(build("llama").compress(config()), "already sliced; slice the dense model")
+    refused(build("llama").compress(default()), "already sliced; slice the dense model")
+
+
+def test_a_stock_result_whose_record_was_dropped_is_an_ordinary_model(tmp_path):
+    model = build("llama").compress(default())
+    model.save_pretrained(tmp_path)
+    entries = json.loads((tmp_path / "config.json").read_text())
+    del entries["slicegpt"]
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert equal(loaded, model)
+    assert loaded.compress(default()).config.slicegpt["hidden_size"] == 32
+    assert loaded.config.hidden_size < 32
 
 
 def test_quantized():

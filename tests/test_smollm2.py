@@ -36,11 +36,18 @@ def smollm2(loaded):
 
 
 @pytest.mark.long
-def test_slice_save_load_generate(smollm2, tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [{"parameter_reduction": 0.2}, {"sparsity": 0.2, "round_to": 8, "architecture": "sliced"}],
+    ids=["stock", "sliced"],
+)
+def test_slice_save_load_generate(settings, smollm2, tmp_path):
     model, tokenizer = smollm2
     held_out = load_batches("python-docs", tokenizer, split="test", nsamples=2, seqlen=512, seed=None)
     dense = evaluate_perplexity(model, held_out)
-    model.compress(SliceGPTConfig(sparsity=0.2, dataset="python-docs", nsamples=6, seqlen=512), tokenizer=tokenizer)
+    config = SliceGPTConfig(dataset="python-docs", nsamples=6, seqlen=512, **settings)
+    model.compress(config, tokenizer=tokenizer)
+    assert model.config.slicegpt["architecture"] == settings.get("architecture", "stock")
     sliced = evaluate_perplexity(model, held_out)
     assert dense.perplexity < sliced.perplexity < 2 * dense.perplexity
 

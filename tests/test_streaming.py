@@ -8,6 +8,7 @@ from tiny import TINY, build, calibration
 from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.storage.tokenizers import save_tokenizer
 from optimum_slicegpt.streaming import StreamedRun, compress_checkpoint
 
 
@@ -17,8 +18,9 @@ METHODS = {
     "shared": {"refit": False},
     "refit": {},
     "fisher": {"metric": "fisher"},
-    "energy": {"schedule": "energy", "mlp_sparsity": 0.4, "round_to": 1},
+    "energy": {"schedule": "energy", "mlp_sparsity": 0.4, "round_to": 1, "round_neurons_to": 1},
 }
+TIED = {"tie_word_embeddings": True}
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +80,10 @@ def test_every_method_gives_the_bytes_that_it_gives_in_memory(dense, tmp_path, n
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memory", "streamed"]
 
 
+@pytest.mark.parametrize("settings", [{}, {"architecture": "sliced", "orientation": "random"}], ids=["auto", "sliced"])
 @pytest.mark.parametrize("name", TINY)
-def test_every_family_gives_the_bytes_that_it_gives_in_memory(dense, tmp_path, name):
-    config = SliceGPTConfig(sparsity=1 / 3, slice_head=True, dataset=calibration(), orientation="random")
+def test_every_family_gives_the_bytes_that_it_gives_in_memory(dense, tmp_path, name, settings):
+    config = SliceGPTConfig(sparsity=1 / 3, slice_head=True, dataset=calibration(), **settings)
     through_memory(dense(name), tmp_path / "memory", config)
     sliced = compress_checkpoint(dense(name), tmp_path / "streamed", config, max_shard_size="20KB")
     assert_same_files(tmp_path / "memory", tmp_path / "streamed")
@@ -88,10 +91,36 @@ def test_every_family_gives_the_bytes_that_it_gives_in_memory(dense, tmp_path, n
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "streamed").num_parameters() == sliced.num_parameters()
 
 
+@pytest.mark.parametrize(
+    "name, overrides, settings",
+    [
+        ("llama", {}, {}),
+        ("llama", TIED, {}),
+        ("gemma", TIED, {}),  # multiplies what it looks up by the root of the hidden size
+        ("qwen2", {"use_sliding_window": False}, {}),  # becomes a Llama
+        ("nemotron", {}, {}),  # LayerNorms take a dimension for the mean
+        ("gpt2", TIED, {"sparsity": 0.0}),  # or keep all dimensions
+        ("opt", TIED, {"sparsity": 0.0}),
+    ],
+)
+def test_a_stock_result_is_the_same_through_every_door(dense, tmp_path, name, overrides, settings):
+    folder = dense(name, **overrides)
+    settings = {"sparsity": 1 / 3, "mlp_sparsity": 0.4, "architecture": "stock"} | settings
+    config = SliceGPTConfig(dataset=calibration(), **settings)
+    model = through_memory(folder, tmp_path / "memory", config)
+    streamed = compress_checkpoint(folder, tmp_path / "streamed", config, max_shard_size="20KB", max_memory="20KB")
+    hook = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
+    hook.save_pretrained(tmp_path / "hook", max_shard_size="20KB")
+    assert_same_files(tmp_path / "memory", tmp_path / "streamed")
+    assert_same_files(tmp_path / "memory", tmp_path / "hook")
+    assert type(model) is type(hook) is type(streamed) and type(model).__module__.startswith("transformers.")
+    assert not list((tmp_path / "streamed").glob("*.py"))
+
+
 @pytest.mark.parametrize("embeddings", ["tied", "sliced"])
 @pytest.mark.parametrize("name", ["llama", "opt", "gpt2"])
 def test_tied_embeddings(dense, tmp_path, name, embeddings):
-    folder = dense(name, tie_word_embeddings=True)
+    folder = dense(name, **TIED)
     config = SliceGPTConfig(sparsity=1 / 3, slice_head=True, dataset=calibration(), embeddings=embeddings)
     through_memory(folder, tmp_path / "memory", config)
     compress_checkpoint(folder, tmp_path / "streamed", config, max_shard_size="20KB")
@@ -106,14 +135,16 @@ def test_padding_dtypes_and_a_tokenizer(dense, tmp_path, tiny_tokenizer):
     model = AutoModelForCausalLM.from_pretrained(dense("llama"), dtype=torch.float16)
     model.compress(config)
     model.save_pretrained(tmp_path / "memory")
-    tiny_tokenizer.save_pretrained(tmp_path / "memory")
+    save_tokenizer(tiny_tokenizer, tmp_path / "memory")
     compress_checkpoint(dense("llama"), tmp_path / "streamed", config, tiny_tokenizer, dtype="float16")
     assert_same_files(tmp_path / "memory", tmp_path / "streamed")
 
 
-def test_the_plan_tells_sizes_exactly(dense, tmp_path):
-    folder = dense("llama")
-    config = SliceGPTConfig(sparsity=1 / 3, dataset=calibration(), refit=False)
+@pytest.mark.parametrize("architecture", ["stock", "sliced"])
+@pytest.mark.parametrize("overrides", [{}, TIED], ids=["untied", "tied"])
+def test_the_plan_tells_sizes_exactly(dense, tmp_path, overrides, architecture):
+    folder = dense("llama", **overrides)
+    config = SliceGPTConfig(sparsity=1 / 3, dataset=calibration(), refit=False, architecture=architecture)
     run = StreamedRun(folder, tmp_path / "streamed", config, max_memory="1MiB")
     plan = run.estimate()
     assert plan.passes == ["second moments of all sites", "slicing"]

@@ -21,7 +21,7 @@ METHODS = {
     "paper": {"rotation": "per_block", "refit": False, "orientation": "random"},
     "refit": {"orientation": "random"},
     "fisher": {"metric": "fisher"},
-    "energy": {"schedule": "energy", "mlp_sparsity": 0.4, "round_to": 1},
+    "energy": {"schedule": "energy", "mlp_sparsity": 0.4, "round_to": 1, "round_neurons_to": 1},
 }
 STEPS = {"paper": 4, "refit": 7, "fisher": 10, "energy": 8}
 """Of a model with two layers."""
@@ -72,6 +72,28 @@ def test_a_run_that_dies_after_any_step_ends_in_the_same_bytes(
     assert commits == list(range(step + 1, STEPS[method] + 1))
     assert hash_files(output) == undisturbed(method)
     assert [path.name for path in tmp_path.iterdir()] == ["sliced"]
+
+
+@pytest.mark.parametrize("step", range(1, STEPS["refit"]))
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("llama", {"sparsity": 1 / 3}),
+        ("nemotron", {"sparsity": 1 / 3}),
+        ("gpt2", {"sparsity": 0.0, "mlp_sparsity": 0.4}),
+    ],
+)
+def test_a_stock_result_is_the_same_after_an_interruption(tmp_path, monkeypatch, name, settings, step):
+    """The stock model takes over weights step by step: a head that is tied last of all, its matrix first."""
+    build(name, float32, tie_word_embeddings=name != "nemotron").save_pretrained(tmp_path / "dense")
+    config = SliceGPTConfig(architecture="stock", dataset=calibration(), **settings)
+    compress_checkpoint(tmp_path / "dense", tmp_path / "undisturbed", config)
+    with monkeypatch.context() as patch:
+        die_at_call(patch, OnDisk, "commit", step + 1)
+        with pytest.raises(Died):
+            compress_checkpoint(tmp_path / "dense", tmp_path / "sliced", config)
+    compress_checkpoint(tmp_path / "dense", tmp_path / "sliced", config, resume=True)
+    assert hash_files(tmp_path / "sliced") == hash_files(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize("seed", range(4))

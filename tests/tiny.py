@@ -62,8 +62,8 @@ TINY = {
 
 
 def paper(**kwargs):
-    """Returns the configuration of the paper's method: axes per block, nothing fitted."""
-    return SliceGPTConfig(rotation="per_block", refit=False, **kwargs)
+    """Returns the configuration of the paper's method: axes per block, nothing fitted; widths are multiples of 8."""
+    return SliceGPTConfig(**{"rotation": "per_block", "refit": False, "round_to": 8} | kwargs)
 
 
 def build(name: str, dtype=torch.float64, **overrides):

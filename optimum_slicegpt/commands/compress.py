@@ -12,14 +12,15 @@ from transformers import AutoConfig, PreTrainedModel
 from ..configuration import SliceGPTConfig
 from ..data.batches import limit_to_positions
 from ..distributed import Processes
-from ..export import export_obstacle
 from ..modeling.decoder import empty_model
+from ..planning.rounding import unfilled_blocks
 from ..planning.widths import SlicePlan
 from ..quantizer import SliceGPTQuantizer
 from ..reports.model_card import model_card, save_picture
 from ..slicing.estimate import estimate_run
 from ..storage.files import written_aside
 from ..storage.shards import verify_checkpoint
+from ..storage.tokenizers import save_tokenizer
 from ..streaming import DEFAULT_MEMORY, StreamedRun, file_size
 from .loading import (
     check_device,
@@ -141,7 +142,7 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
             model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
         model.save_pretrained(folder, max_shard_size=args.max_shard_size)
         model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         verify_checkpoint(folder, model)
 
     if args.push_to_hub:
@@ -159,12 +160,17 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
 
 def summarise(args: Namespace, model: PreTrainedModel, size_before: int) -> dict[str, Any]:
     """Returns the facts that every run prints."""
+    record = model.config.slicegpt
+    sizes = {"hidden size": (record["hidden_size"], model.config.hidden_size)}
+    if record["neurons"] is not None:
+        sizes["neurons"] = (record["all_neurons"], record["neurons"])
     return {
         "model": args.model,
         "output": args.output,
-        "widths": model.config.widths,
-        "slicegpt": model.config.slicegpt,
+        "architecture": type(model).__name__,
+        "widths": record["widths"],
+        "slicegpt": record,
+        "unfilled_blocks": unfilled_blocks(sizes),
         "bytes_in_memory_before": size_before,
         "bytes_on_disk_after": sum(file.stat().st_size for file in Path(args.output).glob("*.safetensors")),
-        "export_obstacle": export_obstacle(model),
     }

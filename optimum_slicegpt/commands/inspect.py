@@ -11,8 +11,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..configuration import SliceGPTConfig
 from ..data.calibration import calibration_batches
 from ..evaluation.spectrum import measure_spectrum
-from ..modeling.checks import check_sliceable
+from ..modeling.checks import check_sliceable, is_sliced
 from ..planning.inspection import Inspection, Spectrum, add_energy, inspect_dense
+from ..reports.text import stream_sizes
 from ..storage.files import file_written_aside, written_aside
 from .loading import check_device, load_config_and_tokenizer, load_model
 from .printing import print_inspection, print_json, print_record
@@ -42,8 +43,8 @@ def run(args: Namespace) -> None:
         report = args.report and outputs.enter_context(file_written_aside(Path(args.report)))
         figures = args.figures and outputs.enter_context(written_aside(Path(args.figures)))
         model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-        is_sliced = model_config.model_type.startswith("sliced_")
-        if is_sliced:
+        sliced = is_sliced(model_config)
+        if sliced:
             record = read_record(args, model_config, calibration)
         else:
             found, spectrum = inspect_model(args, model_config, calibration)
@@ -51,7 +52,7 @@ def run(args: Namespace) -> None:
         if report or figures:
             page = (
                 sliced_report(args.model, model_config)
-                if is_sliced
+                if sliced
                 else dense_report(args.model, model_config, found, spectrum)
             )
         if report:
@@ -61,7 +62,7 @@ def run(args: Namespace) -> None:
     if args.json:
         print_json(record)
         return
-    print_record(record) if is_sliced else print_inspection(found)
+    print_record(record) if sliced else print_inspection(found)
     for path in filter(None, (args.report, args.figures)):
         print(f"Saved in {path}")
 
@@ -92,8 +93,16 @@ def read_record(args: Namespace, model_config: PreTrainedConfig, calibration: di
             f"--dataset measures the stream of a dense model, and {args.model} is sliced; give the model that "
             "it was made from, or leave --dataset out to see how it was made."
         )
-    keys = ("model_type", "original_hidden_size", "embedding_size", "shortcuts", "widths", "slicegpt")
-    return {"model": args.model} | {key: getattr(model_config, key) for key in keys}
+    hidden_size, widths = stream_sizes(model_config)
+    added = ("embedding_size", "shortcuts")  # by sliced classes alone
+    return {
+        "model": args.model,
+        "model_type": model_config.model_type,
+        "original_hidden_size": hidden_size,
+        **{key: getattr(model_config, key) for key in added if hasattr(model_config, key)},
+        "widths": widths,
+        "slicegpt": model_config.slicegpt,
+    }
 
 
 def inspect_model(
@@ -106,6 +115,7 @@ def inspect_model(
         reductions=args.parameter_reduction,
         dtype=args.dtype,
         round_to=args.round_to,
+        round_neurons_to=args.round_neurons_to,
     )
     if not calibration:
         return found, None

@@ -54,7 +54,10 @@ def print_summary(summary: dict[str, Any]) -> None:
     verb, more = ("grew", "more") if share > 0 else ("shrank", "fewer")
     print(f"The model {verb}: {abs(share):.1%} {more} parameters.")
     print(", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in record["seconds"].items()))
-    print(summary["export_obstacle"] or "It fits a stock class: optimum-cli slicegpt export makes it one.")
+    for name, sizes in summary["unfilled_blocks"].items():
+        print(f"{name}: {sizes}")
+    code = "no code of this package" if record["architecture"] == "stock" else "this package or trust_remote_code=True"
+    print(f"It is a {summary['architecture']} and needs {code}.")
     print(f"Saved in {summary['output']}")
 
 

@@ -9,6 +9,7 @@ from ..recovery import RecoveryConfig, recover
 from ..recovery.trainer import uses_cpu
 from ..reports.model_card import model_card
 from ..storage.files import check_output, written_aside
+from ..storage.tokenizers import save_tokenizer
 from .loading import check_device, load_config_and_tokenizer, load_model, silence
 from .printing import print_json, print_table
 
@@ -50,7 +51,7 @@ def run(args: Namespace) -> None:
         return
     with written_aside(output) as folder:
         recovered.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         if not config.keep_adapter:
             model_card(model).save(folder / "README.md")
     record = model.config.slicegpt["recovery"]

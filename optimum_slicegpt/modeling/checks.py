@@ -5,6 +5,16 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from .families import family_of
 
 
+def is_sliced(config) -> bool:
+    """
+    Tells whether a model is sliced: it has the record of its slicing, or its dense model's hidden size.
+
+    Args:
+        config (`PreTrainedConfig`): of any model.
+    """
+    return getattr(config, "slicegpt", None) is not None or hasattr(config, "original_hidden_size")
+
+
 def check_sliceable(model: PreTrainedModel) -> None:
     """
     Checks that a model can be sliced.
@@ -16,7 +26,7 @@ def check_sliceable(model: PreTrainedModel) -> None:
         ValueError: the model is already sliced, quantized, carries adapters or offload hooks, is of an unsupported
             family, or is not a causal language model.
     """
-    if model.config.model_type.startswith("sliced_"):
+    if is_sliced(model.config):
         raise ValueError("This model is already sliced; slice the dense model with the sparsity you want.")
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
         raise ValueError("This model is quantized; slice the full-precision model first and quantize the result.")
@@ -63,8 +73,5 @@ def check_sliced(model: PreTrainedModel, remedy: str) -> None:
     Raises:
         ValueError: the model is not sliced.
     """
-    if not model.config.model_type.startswith("sliced_"):
-        raise ValueError(
-            f"model_type={model.config.model_type!r} is not that of a sliced model, which begins with 'sliced_'; "
-            f"{remedy}."
-        )
+    if not is_sliced(model.config):
+        raise ValueError(f"This {type(model).__name__} is not sliced: its configuration has no 'slicegpt'; {remedy}.")

@@ -8,14 +8,30 @@ and know no other names.
 
 from dataclasses import replace
 
-from .family import Family
+from .family import Family, StockClass
 
 
 FAMILIES: dict[str, Family] = {
     # RMSNorm
-    "llama": Family(),
+    "llama": Family(
+        narrower=(
+            StockClass(by_heads=True),  # LlamaConfig refuses other sizes. Mistral computes the same and accepts all.
+            StockClass(
+                "mistral",
+                changes=(("sliding_window", None),),
+                requires=(("attention_bias", False), ("mlp_bias", False)),
+            ),
+        ),
+    ),
     "mistral": Family(),
-    "qwen2": Family(),
+    # vLLM, MLX-LM and llama.cpp divide the hidden size of a Qwen2 by its heads, whatever its head_dim says.
+    "qwen2": Family(
+        narrower=(
+            StockClass(
+                "llama", by_heads=True, changes=(("attention_bias", True),), requires=(("use_sliding_window", False),)
+            ),
+        ),
+    ),
     "qwen3": Family(),
     "smollm3": Family(),
     "phi3": Family(
@@ -23,29 +39,43 @@ FAMILIES: dict[str, Family] = {
         attn_dropout="resid_attn_dropout",
         mlp_readers=("mlp.gate_up_proj",),
         mlp_dropout="resid_mlp_dropout",
+        # Its configuration compares the factors of other kinds with hidden_size / heads.
+        narrower=(StockClass(requires=(("rope_parameters.rope_type", "default"),), only="transformers, vLLM"),),
     ),
-    "granite": Family(residual_multiplier="residual_multiplier"),
+    "granite": Family(residual_multiplier="residual_multiplier", narrower=(StockClass(only="transformers"),)),
     "gemma": Family(gain_offset=1.0),
     # RMSNorm, mixtures of experts
     "mixtral": Family(
         mlp_readers=("mlp.gate", "mlp.experts.gate_up_proj"),
         mlp_writer="mlp.experts.down_proj",
         moe=True,
+        narrower=(StockClass(multiple_of=8, only="transformers, vLLM, llama.cpp"),),  # for the grouped product
     ),
     "qwen3_moe": Family(
         mlp_readers=("mlp.gate", "mlp.experts.gate_up_proj"),
         mlp_writer="mlp.experts.down_proj",
         moe=True,
+        narrower=(StockClass(multiple_of=8),),
         requires=(
             ("mlp_only_layers", [], "layers without experts have other readers and writers"),
             ("decoder_sparse_step", 1, "layers without experts have other readers and writers"),
         ),
     ),
     # LayerNorm
-    "olmo": Family(layer_norm=True, norm_eps=1e-5),
-    "cohere": Family(mlp_norm=None, layer_norm=True, parallel=True),
-    "starcoder2": Family(mlp_readers=("mlp.c_fc",), mlp_writer="mlp.c_proj", layer_norm=True),
-    "nemotron": Family(mlp_readers=("mlp.up_proj",), layer_norm=True, gain_offset=1.0),
+    "olmo": Family(layer_norm=True, norm_eps=1e-5, narrower=(StockClass(only="transformers"),)),
+    "cohere": Family(mlp_norm=None, layer_norm=True, parallel=True, narrower=(StockClass(only="transformers"),)),
+    "starcoder2": Family(
+        mlp_readers=("mlp.c_fc",),
+        mlp_writer="mlp.c_proj",
+        layer_norm=True,
+        narrower=(StockClass(only="transformers"),),
+    ),
+    "nemotron": Family(
+        mlp_readers=("mlp.up_proj",),
+        layer_norm=True,
+        gain_offset=1.0,
+        narrower=(StockClass(only="transformers, MLX-LM"),),
+    ),
     "phi": Family(
         final_norm="final_layernorm",
         attn_writer="self_attn.dense",
@@ -56,6 +86,8 @@ FAMILIES: dict[str, Family] = {
         mlp_dropout="resid_dropout",
         layer_norm=True,
         parallel=True,
+        narrower=(StockClass(only="transformers"),),
+        variants=(("qk_layernorm", True, {"narrower": ()}),),
     ),
     "gpt_neox": Family(
         embeddings=("embed_in",),
@@ -68,11 +100,13 @@ FAMILIES: dict[str, Family] = {
         mlp_writer="mlp.dense_4h_to_h",
         mlp_dropout="post_mlp_dropout",
         layer_norm=True,
+        narrower=(),
         variants=(("use_parallel_residual", True, {"parallel": True}),),
     ),
     "stablelm": Family(
         mlp_dropout="dropout",
         layer_norm=True,
+        narrower=(),
         variants=(("use_parallel_residual", True, {"parallel": True, "mlp_norm": None}),),
     ),
     "opt": Family(
@@ -89,6 +123,7 @@ FAMILIES: dict[str, Family] = {
         mlp_dropout="dropout",
         neurons_key="ffn_dim",
         layer_norm=True,
+        narrower=(),
         size_keys=("hidden_size", "word_embed_proj_dim"),
         requires=(
             ("do_layer_norm_before", True, "a norm after the block acts in the original basis of the residual stream"),
@@ -108,6 +143,7 @@ FAMILIES: dict[str, Family] = {
         mlp_writer="mlp.c_proj",
         neurons_key="n_inner",
         layer_norm=True,
+        narrower=(),
         restores_shape=True,
         size_keys=("n_embd",),
         requires=(("add_cross_attention", False, "cross-attention is a third block of its layers"),),
@@ -126,6 +162,7 @@ FAMILIES: dict[str, Family] = {
         mlp_dropout="hidden_dropout",
         neurons_key="ffn_hidden_size",
         layer_norm=True,
+        narrower=(),
         parallel=True,
         returns_tuple=True,
         variants=(("num_ln_in_parallel_attn", 2, {"attn_norm": "ln_attn", "mlp_norm": "ln_mlp"}),),

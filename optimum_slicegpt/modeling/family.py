@@ -29,6 +29,29 @@ class Block:
 
 
 @dataclass(frozen=True)
+class StockClass:
+    """
+    A class of transformers that holds a stream of another width than that of the dense model.
+
+    Args:
+        model_type (`str`, *optional*): of the class; the family's own by default.
+        by_heads (`bool`): whether `hidden_size` must be a multiple of the number of heads.
+        multiple_of (`int`): of which `hidden_size` must be a multiple.
+        changes (`tuple`): config keys that hold another value than in the dense model: `(key, value)`.
+        requires (`tuple`): config keys of the dense model that must hold a value: `(key, value)`.
+        only (`str`, *optional*):
+            Tools whose own code for this class reads `head_dim`, where some divide `hidden_size` by the heads instead.
+    """
+
+    model_type: str | None = None
+    by_heads: bool = False
+    multiple_of: int = 1
+    changes: tuple[tuple[str, Any], ...] = ()
+    requires: tuple[tuple[str, Any], ...] = ()
+    only: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """
     Names of the modules of one model family. A reader or a writer is a module with a weight, or a bare parameter.
@@ -79,6 +102,11 @@ class Family:
     """Whether layers return the stream in a tuple, with attention weights behind it."""
     size_keys: tuple[str, ...] = ("hidden_size",)
     """Config keys that hold the width of the stream."""
+    narrower: tuple[StockClass, ...] = (StockClass(),)
+    """
+    Classes that hold a narrower stream, the first that accepts a width is taken. There are none where the family's
+    own class derives the size of its heads from `hidden_size`: then the stream keeps its width.
+    """
     variants: tuple[tuple[str, Any, dict[str, Any]], ...] = ()
     """Config keys that change this row when they hold a value: `(key, value, {field: other value})`."""
     requires: tuple[tuple[str, Any, str], ...] = ()

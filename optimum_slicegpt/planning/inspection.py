@@ -38,11 +38,12 @@ class Outcome:
 
     Args:
         rotation (`str`): `"per_block"` or `"shared"`.
-        embeddings (`str`): `"tied"` or `"sliced"`.
+        embeddings (`str`): `"narrow"`, `"tied"` or `"sliced"`, see [`SlicePlan`].
         sparsity (`float`, *optional*): the sparsity that was asked for, unless it was a `parameter_reduction`.
         parameter_reduction (`float`, *optional*): the reduction that was asked for, unless it was a `sparsity`.
         widths (`list[int]`): one per site.
         neurons (`int`, *optional*): neurons that each MLP keeps; `None` for all.
+        stock_size (`int`, *optional*): `hidden_size` of a stock class; `None` for a sliced class.
         cost ([`Cost`], *optional*): of the sliced model.
         change (`float`, *optional*): change in the number of parameters, relative to the dense model.
         energy_kept (`list[float]`, *optional*): share of the stream's energy that every site keeps, once measured.
@@ -55,6 +56,7 @@ class Outcome:
     parameter_reduction: float | None
     widths: list[int] = field(default_factory=list)
     neurons: int | None = None
+    stock_size: int | None = None
     cost: Cost | None = None
     change: float | None = None
     energy_kept: list[float] | None = None
@@ -84,7 +86,13 @@ class Inspection:
 
 
 def inspect_dense(
-    model_config, *, sparsities: Sequence[float], reductions: Sequence[float], dtype: str, round_to: int
+    model_config,
+    *,
+    sparsities: Sequence[float],
+    reductions: Sequence[float],
+    dtype: str,
+    round_to: int | None = None,
+    round_neurons_to: int | None = None,
 ) -> Inspection:
     """
     Computes for every method and size how large and how fast the sliced model would be. Loads no weights.
@@ -94,7 +102,7 @@ def inspect_dense(
         sparsities (`Sequence[float]`): shares of hidden dimensions to delete.
         reductions (`Sequence[float]`): shares of parameters to delete.
         dtype (`str`): dtype in which to count bytes; `"auto"` is the dtype of the checkpoint.
-        round_to (`int`): of [`SliceGPTConfig`].
+        round_to (`int`, *optional*), round_neurons_to (`int`, *optional*): of [`SliceGPTConfig`].
 
     Raises:
         ValueError: the family cannot be sliced; a share is not in [0, 1).
@@ -103,14 +111,17 @@ def inspect_dense(
     decoder = Decoder(empty_model(model_config))
     dtype = decoder.model.dtype if dtype == "auto" else getattr(torch, dtype)
     parameters, widths = decoder.model.num_parameters(), [hidden_size] * decoder.num_sites
-    products = product_size(decoder, tied=False)(widths, shortcuts=False)
+    products = product_size(decoder, "sliced")(widths, shortcuts=False)
     dense = Cost(parameters, parameters * dtype.itemsize, 2 * products)
     sizes = [{"sparsity": share} for share in sparsities] + [{"parameter_reduction": share} for share in reductions]
+    steps = {"round_to": round_to, "round_neurons_to": round_neurons_to}
+    choices = ("narrow", "tied", "sliced") if model_config.tie_word_embeddings else ("sliced",)
     configs = [
-        SliceGPTConfig(rotation=rotation, embeddings=embeddings, round_to=round_to, **size)
+        SliceGPTConfig(rotation=rotation, embeddings=embeddings, **steps, **size)
         for rotation in ROTATIONS
-        for embeddings in (("tied", "sliced") if model_config.tie_word_embeddings else ("sliced",))
+        for embeddings in choices
         for size in sizes
+        if embeddings != "narrow" or rotation == "shared"
     ]
     return Inspection(
         model_type=model_config.model_type,
@@ -139,11 +150,12 @@ def outcome(config: SliceGPTConfig, decoder: Decoder, dense: Cost, dtype: torch.
     except ValueError as error:
         return Outcome(**asked, error=str(error))
     parameters = plan.num_parameters(decoder.model)
-    products = product_size(decoder, plan.tied)(plan.widths, plan.neurons, plan.shortcuts)
+    products = product_size(decoder, plan.embeddings)(plan.stored_widths, plan.neurons, plan.shortcuts)
     return Outcome(
         **asked,
         widths=list(plan.widths),
         neurons=plan.neurons,
+        stock_size=plan.stock_size,
         cost=Cost(parameters, parameters * dtype.itemsize, 2 * products),
         change=parameters / dense.parameters - 1,
     )

@@ -30,16 +30,21 @@ class Size:
         rows (`list[int]`):
             For every site, entries per dimension of the stream. A last element counts entries off the stream.
         rows_per_neuron (`list[int]`): the same, entries per dimension and neuron.
+        hidden_size (`int`): D of the dense model.
+        narrower_rows (`int`): entries per dimension of a stream that is narrower than the dense one.
     """
 
     neurons: int
     rows: list[int]
     rows_per_neuron: list[int]
+    hidden_size: int
+    narrower_rows: int = 0
 
     @classmethod
     def zero(cls, dense: Decoder) -> Size:
         """Returns a count of nothing, for a dense model."""
-        return cls(dense.num_neurons, [0] * (dense.num_sites + 1), [0] * (dense.num_sites + 1))
+        sites = dense.num_sites + 1
+        return cls(dense.num_neurons, [0] * sites, [0] * sites, dense.config.hidden_size)
 
     def add(self, rows: int, site: int = -1, of_neurons: bool = False) -> None:
         """
@@ -68,16 +73,18 @@ class Size:
         neurons = self.neurons if neurons is None else neurons
         terms = zip((*widths, 1), self.rows, self.rows_per_neuron, strict=True)
         total = sum(width * (rows + neurons * per_neuron) for width, rows, per_neuron in terms)
+        total += self.narrower_rows * widths[0] * (widths[0] < self.hidden_size)
         return total + (sum(map(mul, widths, widths[1:])) if shortcuts else 0)
 
 
-def parameter_size(dense: Decoder, tied: bool) -> Size:
+def parameter_size(dense: Decoder, embeddings: str, stock: bool = False) -> Size:
     """
     Counts parameters as `model.num_parameters()` does: a matrix that two layers share counts once.
 
     Args:
         dense ([`Decoder`]): the dense model, whose tensors may be on `meta`.
-        tied (`bool`): whether the head keeps sharing the embedding's matrix, with a projection on either side.
+        embeddings (`str`): `"narrow"`, `"tied"` or `"sliced"`, see [`SliceGPTConfig`].
+        stock (`bool`): whether the result is of a stock class, whose norms and biases are those of the dense model.
 
     Returns:
         [`Size`]: in parameters.
@@ -87,9 +94,10 @@ def parameter_size(dense: Decoder, tied: bool) -> Size:
     size.add(dense.model.num_parameters())
 
     def replace_norm(norm: nn.Module, site: int):
-        # A norm becomes an RMSNorm, which has a gain and no bias.
-        size.add(-sum(parameter.numel() for parameter in norm.parameters()))
-        size.add(1, site)
+        # A norm of a sliced class is an RMSNorm, which has a gain and no bias.
+        parameters = [parameter.numel() for parameter in norm.parameters()]
+        size.add(-sum(parameters))
+        size.add(len(parameters) if stock else 1, site)
 
     def replace_weight(weight: StreamWeight, site: int, of_neurons: bool = False):
         size.add(-weight.weight.numel())
@@ -100,7 +108,8 @@ def parameter_size(dense: Decoder, tied: bool) -> Size:
         outputs = reader.weight.shape[-2]
         if reader.bias is not None:
             size.add(-outputs)
-        if reader.bias is not None or has_bias(norm):  # The bias of a norm moves into its readers.
+        # The bias of a norm moves into its readers, or into their weights where a stock class has no bias.
+        if reader.bias is not None or (has_bias(norm) and not stock):
             size.add(outputs, of_neurons=of_neurons)
 
     def replace_writer(writer: StreamWeight, site: int, of_neurons: bool = False):
@@ -112,33 +121,37 @@ def parameter_size(dense: Decoder, tied: bool) -> Size:
     for block in dense.blocks():
         for _, norm, _ in block.norms():
             replace_norm(norm, block.site)
+        if stock and any(dict(found.changes).get("attention_bias") for found in dense.family.narrower):
+            size.narrower_rows += block.kind == "attn"  # Llama has a bias where Qwen2's attention writes, too.
     for site, weight, norm, of_neurons in _block_weights(dense):
         if norm is None:
             replace_writer(weight, site, of_neurons)
         else:
             replace_reader(weight, site, norm, of_neurons)
     replace_norm(dense.final_norm, last)
-    if tied:
+    if embeddings == "tied":
         size.add(hidden_size, 0)
         size.add(hidden_size, last)
         size.add(hidden_size * has_bias(dense.final_norm))
         return size
     for table in dense.tables:
         replace_writer(table, 0)
+    if embeddings == "narrow":
+        return size
     if dense.config.tie_word_embeddings:  # `num_parameters` has counted the shared matrix once, for the table.
         size.add(dense.head.weight.numel())
     replace_reader(dense.head, last, dense.final_norm)
     return size
 
 
-def product_size(decoder: Decoder, tied: bool) -> Size:
+def product_size(decoder: Decoder, embeddings: str) -> Size:
     """
     Counts the multiplications that a token takes in products with matrices. Of experts, those count that the token is
     sent to. Attention scores and the embedding's look-up do not count.
 
     Args:
         decoder ([`Decoder`]): a model, dense or sliced, whose tensors may be on `meta`.
-        tied (`bool`): whether the head keeps sharing the embedding's matrix, with a projection on either side.
+        embeddings (`str`): `"tied"` for a head that keeps all dimensions behind a projection.
 
     Returns:
         [`Size`]: in multiplications.
@@ -148,7 +161,7 @@ def product_size(decoder: Decoder, tied: bool) -> Size:
     for site, weight, _, of_neurons in _block_weights(decoder):
         *experts, rows, _ = weight.weight.shape
         size.add(rows * config.num_experts_per_tok if experts else rows, site, of_neurons)
-    if tied:
+    if embeddings == "tied":
         size.add(config.hidden_size, 0)
         size.add(config.hidden_size, last)
         size.add(config.hidden_size * config.vocab_size)
@@ -219,5 +232,5 @@ def flops_per_token(decoder: Decoder) -> int:
     """
     config = decoder.config
     widths = getattr(config, "widths", None) or [config.hidden_size] * decoder.num_sites
-    products = product_size(decoder, tied=getattr(config, "embedding_size", None) is not None)
+    products = product_size(decoder, "sliced" if getattr(config, "embedding_size", None) is None else "tied")
     return 2 * products(widths, shortcuts=getattr(config, "shortcuts", False))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import ceil
 from typing import TYPE_CHECKING
+
+from .rounding import SMALLEST_STEP, halvings
 
 
 if TYPE_CHECKING:
@@ -18,8 +22,8 @@ more do about equally little damage, lower ones do more.
 """
 MOST_NEURONS = 0.6
 """Greatest share of neurons that are deleted. A larger reduction deletes more hidden dimensions instead."""
-TOLERANCE = 0.005
-"""Greatest distance of a solution from the wanted number, as a share of the dense model's parameters."""
+TOLERANCE = 0.01
+"""By how much a solution may be smaller than what was wanted, as a share of the dense model's parameters."""
 BISECTIONS = 60
 """Number of halvings of an interval of shares, enough for float64."""
 
@@ -45,30 +49,30 @@ class Solver:
     Args:
         size ([`Size`]): parameters of the sliced model.
         dense (`int`): parameters of the dense model.
-        hidden_size (`int`): D, the width of sites that are in no group.
         groups (`list[list[int]]`): sites to slice; the sites of one group must be equally wide.
         shortcuts (`bool`): whether a linear layer leads from each site to the next.
         neurons (`int`, *optional*): neurons in each MLP. By default [`neuron_share`] determines their number.
-        round_to (`int`): widths and neurons are multiples of this where such a model is near enough.
+        step (`int`), neuron_step (`int`): widths and neurons are multiples of these where such a model is near enough.
+        fits (callable, *optional*): says whether there is a class for a width. By default there is one for all.
     """
 
     size: Size
     dense: int
-    hidden_size: int
     groups: list[list[int]]
     shortcuts: bool
     neurons: int | None
-    round_to: int
+    step: int
+    neuron_step: int
+    fits: Callable[[int], bool] | None = None
 
     def solve(self, reduction: float) -> tuple[list[int], int]:
         """
         Finds whole widths and a whole number of neurons that delete a share of the parameters.
 
-        The best split between dimensions and neurons is a pair of real numbers. Candidates are multiples of `round_to`
-        around it. Of the candidates within half of [`TOLERANCE`], or if there are none within all of it, the one
-        nearest to the best split is returned. If there are still none, multiples of smaller numbers are tried:
-        `round_to` is halved for neurons, down to 1, and then for widths. If all fail, the candidate that misses the
-        wanted size least is returned.
+        The best split between dimensions and neurons is a pair of real numbers. Candidates are multiples of the steps.
+        Of those that delete what is asked for and at most [`TOLERANCE`] more, the one nearest to the best split is
+        returned. If there are none, the step of neurons is halved, down to [`SMALLEST_STEP`], then that of widths, and
+        then both down to 1. If all fail, the candidate that misses the wanted size least is returned.
 
         Args:
             reduction (`float`): share of the dense model's parameters to delete.
@@ -79,10 +83,8 @@ class Solver:
         Raises:
             ValueError: no widths reach this share.
         """
-        target = (1 - reduction) * self.dense
-        low, high = 0.0, 1 - 1 / self.hidden_size
-        most, least = (self.count(*self.split(share)) for share in (low, high))
-        slack = TOLERANCE * self.dense
+        target, slack = (1 - reduction) * self.dense, TOLERANCE * self.dense
+        most, least = self.count(*self.split(0)), self.count(*self.smallest())
         if not least - slack <= target <= most + slack:
             shares = (max(0, 1 - total / self.dense) for total in (most, least))
             raise ValueError(
@@ -90,27 +92,35 @@ class Solver:
                 f"{' to '.join(f'{share:.1%}' for share in shares)} of the parameters can go. Give a share in that "
                 "range, or change mlp_sparsity, slice_head or embeddings."
             )
+        low, high = 0.0, 1 - 1 / self.size.hidden_size
         for _ in range(BISECTIONS):
             share = (low + high) / 2
             low, high = (share, high) if self.count(*self.split(share)) > target else (low, share)
         best = self.split(high)
 
-        def miss(candidate):
-            return abs(self.count(*candidate) - target)
-
         def distance(candidate):
             (widths, neurons), (best_widths, best_neurons) = candidate, best
-            dimensions = abs(sum(widths) - sum(best_widths)) / (len(widths) * self.hidden_size)
+            dimensions = abs(sum(widths) - sum(best_widths)) / (len(widths) * self.size.hidden_size)
             return dimensions + abs(neurons - best_neurons) / self.size.neurons
 
-        for step in halvings(self.round_to):
-            for neuron_step in halvings(self.round_to) if self.neurons is None else [1]:
-                found = list(self.candidates(target, min(best[0]), step, neuron_step))
-                for tolerance in (slack / 2, slack):
-                    near = [candidate for candidate in found if miss(candidate) <= tolerance]
-                    if near:
-                        return min(near, key=distance)
-        return min(found, key=miss)
+        for steps in self.steps():
+            found = list(self.candidates(target, min(best[0]), *steps))
+            near = [candidate for candidate in found if 0 <= target - self.count(*candidate) <= slack]
+            if near:
+                return min(near, key=distance)
+        return min(found, key=lambda candidate: abs(self.count(*candidate) - target))
+
+    def steps(self) -> list[tuple[int, int]]:
+        """Lists the steps of widths and of neurons in the order in which they are tried."""
+        of_neurons = [SMALLEST_STEP] if self.neurons is not None else halvings(self.neuron_step)
+        steps = list(product(halvings(self.step), of_neurons))
+        return sorted(steps, key=lambda pair: min(pair) < SMALLEST_STEP)
+
+    def smallest(self) -> tuple[list[float], float]:
+        """Returns the least widths and the least number of neurons that are possible."""
+        width = next(width for width in range(1, self.size.hidden_size + 1) if self.fits is None or self.fits(width))
+        neurons = (1 - MOST_NEURONS) * self.size.neurons if self.neurons is None else self.neurons
+        return self.widths([width] * len(self.groups)), neurons
 
     def count(self, widths: Sequence[float], neurons: float) -> float:
         """Computes the number of parameters."""
@@ -119,19 +129,19 @@ class Solver:
     def split(self, share: float) -> tuple[list[float], float]:
         """Computes the real widths, and the real number of neurons beside them, for a share of deleted dimensions."""
         neurons = (1 - neuron_share(share)) * self.size.neurons if self.neurons is None else self.neurons
-        return self.widths([(1 - share) * self.hidden_size] * len(self.groups)), neurons
+        return self.widths([(1 - share) * self.size.hidden_size] * len(self.groups)), neurons
 
     def widths(self, of_groups: Sequence[float]) -> list[float]:
         """Computes the width of every site from the width of every group."""
-        widths = [self.hidden_size] * (len(self.size.rows) - 1)
+        widths = [self.size.hidden_size] * (len(self.size.rows) - 1)
         for width, group in zip(of_groups, self.groups, strict=True):
             for site in group:
-                widths[site] = min(width, self.hidden_size)
+                widths[site] = min(width, self.size.hidden_size)
         return widths
 
     def candidates(self, target: float, width: float, step: int, neuron_step: int) -> Iterator[tuple[list[int], int]]:
         """
-        Yields whole widths around a real one, with the numbers of neurons that come nearest to a size.
+        Yields whole widths, with the numbers of neurons that come nearest to a size.
 
         Args:
             target (`float`): wanted number of parameters.
@@ -139,34 +149,30 @@ class Solver:
             step (`int`): widths are multiples of this.
             neuron_step (`int`): numbers of neurons are multiples of this.
         """
-        for widths in self.widths_around(width, step):
+        for widths in self.all_widths(step) if len(self.groups) == 1 else self.widths_around(width, step):
             if self.neurons is not None:
                 yield widths, self.neurons
                 continue
             without_neurons = self.count(widths, 0)
             of_one_neuron = self.count(widths, 1) - without_neurons
             fewer = (target - without_neurons) / of_one_neuron // neuron_step * neuron_step
+            least = ceil((1 - MOST_NEURONS) * self.size.neurons / neuron_step) * neuron_step
             for neurons in (fewer, fewer + neuron_step):
-                yield widths, int(min(max(neurons, neuron_step), self.size.neurons))
+                yield widths, int(min(max(neurons, least), self.size.neurons))
+
+    def all_widths(self, step: int) -> Iterator[list[int]]:
+        """Yields all multiples of `step` that there is a class for, and the dense width."""
+        hidden_size = self.size.hidden_size
+        for width in sorted({*range(step, hidden_size, step), hidden_size}):
+            if self.fits is None or self.fits(width):
+                yield [int(each) for each in self.widths([width])]
 
     def widths_around(self, width: float, step: int) -> Iterator[list[int]]:
-        """
-        Yields multiples of `step` around a real width, for every site.
-
-        All groups are equally wide where the number of neurons can compensate for the step. Where it is fixed, the
-        first or the last groups may be a step wider than the others.
-        """
+        """Yields multiples of `step` around a real width, for every site. The first or the last may be wider."""
         lower, groups = width // step * step, len(self.groups)
         for wider in (0, groups) if self.neurons is None else range(groups + 1):
             of_groups = [lower + step] * wider + [lower] * (groups - wider)
             for order in (of_groups, of_groups[::-1]):
-                widths = [int(width) for width in self.widths(order)]
+                widths = [int(each) for each in self.widths(order)]
                 if min(widths) >= 1:
                     yield widths
-
-
-def halvings(number: int) -> Iterator[int]:
-    """Yields a number, its half, and so on down to 1. Halves are rounded down."""
-    while number:
-        yield number
-        number //= 2

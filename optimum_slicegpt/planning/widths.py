@@ -7,6 +7,21 @@ from transformers.utils import logging
 from ..configuration import SliceGPTConfig
 from ..modeling.decoder import Decoder, empty_model
 from ..modeling.families import check_equal_widths, family_of, num_neurons
+from ..modeling.stock import stock_hidden_size
+from .rounding import SMALLEST_STEP, round_down
+from .settings import (
+    check_embeddings,
+    check_experts,
+    check_stock_size,
+    check_widths,
+    choose_embeddings,
+    fits_stock,
+    nearest_stock_size,
+    neuron_step,
+    remaining_neurons,
+    sliced_sites,
+    width_step,
+)
 from .sizes import parameter_size
 from .solver import TOLERANCE, Solver
 
@@ -22,16 +37,22 @@ class SlicePlan:
     Args:
         hidden_size (`int`): D of the dense model.
         widths (`tuple[int, ...]`): width at every site, from the first norm to the final one.
-        tied (`bool`): whether the head keeps sharing the embedding's matrix, with a projection on either side.
+        embeddings (`str`):
+            `"sliced"` where the head has a matrix of its own. Where it shares the embedding's matrix, `"narrow"` if
+            that is as narrow as the stream, `"tied"` if it keeps D dimensions, with a projection on either side.
         shortcuts (`bool`): whether every site has a basis of its own. Without shortcuts, all widths are the same.
         neurons (`int`, *optional*): neurons that every MLP keeps; `None` for all.
+        stock_size (`int`, *optional*):
+            `hidden_size` of the stock class that holds the result; `None` for a sliced class. It is the width, or one
+            more where LayerNorms subtract a mean.
     """
 
     hidden_size: int
     widths: tuple[int, ...]
-    tied: bool = False
+    embeddings: str = "sliced"
     shortcuts: bool = True
     neurons: int | None = None
+    stock_size: int | None = None
 
     @classmethod
     def from_config(cls, config: SliceGPTConfig, model_config) -> "SlicePlan":
@@ -46,82 +67,89 @@ class SlicePlan:
 
         Raises:
             ValueError: the family cannot be sliced, or its MLPs cannot lose neurons; `widths` do not fit the model;
-                nothing would be left; `parameter_reduction` is out of reach; `embeddings="tied"` and the model's are
-                not.
+                nothing would be left; `parameter_reduction` is out of reach; `embeddings` does not fit the model;
+                `architecture="stock"` and no stock class can hold the result.
 
         Examples:
             >>> from transformers import LlamaConfig
             >>> from optimum_slicegpt import SliceGPTConfig
             >>> dense = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=2)
-            >>> SlicePlan.from_config(SliceGPTConfig(sparsity=0.25), dense)
-            SlicePlan(hidden_size=576, widths=(432, 432, 432, 432, 432), tied=False, shortcuts=False, neurons=None)
+            >>> SlicePlan.from_config(SliceGPTConfig(sparsity=0.25), dense).widths
+            (416, 416, 416, 416, 416)
             >>> SlicePlan.from_config(SliceGPTConfig(parameter_reduction=0.2, rotation="per_block"), dense).widths
-            (408, 408, 408, 408, 576)
+            (384, 384, 384, 384, 576)
         """
-        hidden_size = model_config.hidden_size
-        family = family_of(model_config)
-        shortcuts = config.rotation == "per_block"
-        if config.schedule != "uniform" and family.moe:
-            raise ValueError(
-                f"schedule={config.schedule!r}, but the MLPs of a {model_config.model_type} model are mixtures of "
-                "experts, which keep all their neurons; leave schedule out."
-            )
+        check_experts(config, model_config)
+        check_embeddings(config, model_config)
+        if config.architecture != "sliced" and config.stock_obstacle() is None:
+            try:
+                return cls._stock(config, model_config)
+            except ValueError:
+                if config.architecture == "stock":
+                    raise
+        return cls._sliced(config, model_config)
+
+    @classmethod
+    def _stock(cls, config, model_config):
+        """Determines the plan of a model of a stock class."""
+        family, hidden_size = family_of(model_config), model_config.hidden_size
+        tied = model_config.tie_word_embeddings and config.embeddings != "sliced"
+        embeddings = "narrow" if tied else "sliced"
+        neurons = remaining_neurons(config, model_config)
+        if not any(map(fits_stock(config, model_config), range(1, hidden_size + 1))):
+            check_stock_size(config, model_config, hidden_size)
+        if config.widths is not None:
+            check_widths(config, model_config)
+            width = config.widths[0]
+            size = stock_hidden_size(family, model_config, width)
+        elif config.parameter_reduction is not None:
+            try:
+                sizes = _solve(config, model_config, neurons, embeddings, fits_stock(config, model_config, True))
+            except ValueError:  # Neurons alone are not enough.
+                sizes = _solve(config, model_config, neurons, embeddings, fits_stock(config, model_config))
+            (size, *_), neurons = sizes
+        else:
+            wanted = round_down(hidden_size, config.sparsity, 1)
+            size = nearest_stock_size(config, model_config, wanted) or wanted
+        check_stock_size(config, model_config, size)
+        if config.widths is None:
+            width = size if size == hidden_size else size - family.layer_norm
+        widths = (width,) * family.num_sites(model_config)
+        return cls(hidden_size, widths, embeddings, False, neurons, stock_size=size)
+
+    @classmethod
+    def _sliced(cls, config, model_config):
+        """Determines the plan of a model of a sliced class."""
+        hidden_size, shortcuts = model_config.hidden_size, config.rotation == "per_block"
         neurons = remaining_neurons(config, model_config)
         if config.widths is not None:
-            sites = family.num_sites(model_config)
-            if len(config.widths) != sites:
-                raise ValueError(f"widths has {len(config.widths)} entries; this model has {sites} sites.")
-            if max(config.widths) > hidden_size:
-                raise ValueError(f"widths holds {max(config.widths)}, more than the hidden size, {hidden_size}.")
-            tied = keeps_tie(config.embeddings, model_config, config.widths)
-            check_equal_widths(model_config, config.widths, tied)
-            return cls(hidden_size, tuple(config.widths), tied, shortcuts, neurons)
+            check_widths(config, model_config)
+            embeddings = choose_embeddings(config, model_config, config.widths)
+            check_equal_widths(model_config, config.widths, embeddings == "tied")
+            return cls(hidden_size, tuple(config.widths), embeddings, shortcuts, neurons)
         if config.parameter_reduction is not None:
-            return cls._from_reduction(config, model_config, neurons)
-        width = round_down(hidden_size, config.sparsity, config.round_to)
+            embeddings = choose_embeddings(config, model_config, None)
+            widths, neurons = _solve(config, model_config, neurons, embeddings)
+            return cls(hidden_size, tuple(widths), embeddings, shortcuts, neurons)
+        step = width_step(config, model_config)
+        width = round_down(hidden_size, config.sparsity, step)
         if width < 1:
             raise ValueError(
                 f"sparsity={config.sparsity} leaves no dimension of {hidden_size} when rounded down to a multiple of "
-                f"round_to={config.round_to}; lower either."
+                f"round_to={step}; lower either."
             )
         last = width if config.slice_head or not shortcuts else hidden_size
-        tied = keeps_tie(config.embeddings, model_config, (width, last))
-        widths = [hidden_size] * family.num_sites(model_config)
-        for group in sliced_sites(config, model_config, tied):
+        embeddings = choose_embeddings(config, model_config, (width, last))
+        widths = [hidden_size] * family_of(model_config).num_sites(model_config)
+        for group in sliced_sites(config, model_config, embeddings == "tied"):
             for site in group:
                 widths[site] = width
-        return cls(hidden_size, tuple(widths), tied, shortcuts, neurons)
+        return cls(hidden_size, tuple(widths), embeddings, shortcuts, neurons)
 
-    @classmethod
-    def _from_reduction(cls, config, model_config, neurons):
-        """Determines the plan that reaches a `parameter_reduction`, with the given number of neurons or the best."""
-        hidden_size, shortcuts = model_config.hidden_size, config.rotation == "per_block"
-        # With "auto", the smaller kind of head depends on the widths, which are not known yet: a tied head stays tied.
-        stays = config.embeddings == "auto" and model_config.tie_word_embeddings
-        tied = stays or keeps_tie(config.embeddings, model_config, ())
-        groups = sliced_sites(config, model_config, tied)
-        if config.parameter_reduction == 0 and neurons is None:
-            return cls(hidden_size, (hidden_size,) * family_of(model_config).num_sites(model_config), tied, shortcuts)
-        model, all_neurons = empty_model(model_config), num_neurons(model_config)
-        size, dense = parameter_size(Decoder(model), tied), model.num_parameters()
-        chooses_neurons = config.refit and config.mlp_sparsity is None and not family_of(model_config).moe
-        if neurons is None and not chooses_neurons:
-            neurons = all_neurons
-        solver = Solver(size, dense, hidden_size, groups, shortcuts, neurons, config.round_to)
-        widths, neurons = solver.solve(config.parameter_reduction)
-        found = 1 - size(widths, neurons, shortcuts) / dense
-        if abs(found - config.parameter_reduction) > TOLERANCE:
-            logger.warning(
-                f"parameter_reduction={config.parameter_reduction}: the nearest that whole dimensions allow is "
-                f"{found:.2%}."
-            )
-        uneven = sorted({width for width in widths if width % config.round_to and width != hidden_size})
-        if uneven:
-            logger.warning(
-                f"Widths of {', '.join(map(str, uneven))} are no multiples of round_to={config.round_to}, of which "
-                f"none come near enough to parameter_reduction={config.parameter_reduction}. Give widths, or sparsity."
-            )
-        return cls(hidden_size, tuple(widths), tied, shortcuts, neurons if neurons < all_neurons else None)
+    @property
+    def stored_widths(self) -> tuple[int, ...]:
+        """Width of the weights of the result at every site."""
+        return self.widths if self.stock_size is None else (self.stock_size,) * len(self.widths)
 
     def num_parameters(self, model) -> int:
         """
@@ -133,90 +161,50 @@ class SlicePlan:
         Returns:
             `int`: the number that `num_parameters()` of the sliced model will return.
         """
-        return parameter_size(Decoder(model), self.tied)(self.widths, self.neurons, self.shortcuts)
+        size = parameter_size(Decoder(model), self.embeddings, self.stock_size is not None)
+        return size(self.stored_widths, self.neurons, self.shortcuts)
 
 
-def round_down(size: int, sparsity: float, round_to: int) -> int:
-    """Computes the rest of a size, rounded down to a multiple of `round_to`. With a sparsity of 0, it is the size."""
-    left = int(round((1 - sparsity) * size, 6))  # In floating point, 0.1 of 40 is 3.9999999999999996.
-    return left - left % round_to if sparsity else left
-
-
-def remaining_neurons(config: SliceGPTConfig, model_config) -> int | None:
+def _solve(config, model_config, neurons, embeddings, fits=None):
     """
-    Computes the number of neurons that `mlp_sparsity` leaves in each MLP.
+    Finds what reaches a `parameter_reduction`, with the given number of neurons or the best.
 
     Args:
-        config ([`SliceGPTConfig`]): has `mlp_sparsity`.
+        config ([`SliceGPTConfig`]): has `parameter_reduction`.
         model_config (`PreTrainedConfig`): of the dense model.
+        neurons (`int`, *optional*): that `mlp_sparsity` leaves.
+        embeddings (`str`): see [`SlicePlan`].
+        fits (callable, *optional*): says which hidden sizes a stock class has; for a sliced class there is none.
 
     Returns:
-        `int` or `None`: `None` if `mlp_sparsity` is not given or 0.
-
-    Raises:
-        ValueError: no neurons are left, or the MLPs are mixtures of experts.
+        `tuple`: widths of the weights at all sites; neurons, or `None` for all.
     """
-    if not config.mlp_sparsity:
-        return None
-    if family_of(model_config).moe:
-        raise ValueError(
-            f"mlp_sparsity={config.mlp_sparsity}, but the MLPs of a {model_config.model_type} model are mixtures of "
-            "experts, which keep all their neurons; leave mlp_sparsity out."
+    hidden_size, family, reduction = model_config.hidden_size, family_of(model_config), config.parameter_reduction
+    if reduction == 0 and neurons is None:
+        return [hidden_size] * family.num_sites(model_config), None
+    model, all_neurons = empty_model(model_config), num_neurons(model_config)
+    if neurons is None and not (config.refit and config.mlp_sparsity is None and not family.moe):
+        neurons = all_neurons
+    step, dense = width_step(config, model_config), model.num_parameters()
+    solver = Solver(
+        parameter_size(Decoder(model), embeddings, fits is not None),
+        dense,
+        sliced_sites(config, model_config, embeddings == "tied"),
+        config.rotation == "per_block",
+        neurons,
+        step,
+        neuron_step(config, model_config),
+        fits,
+    )
+    widths, neurons = solver.solve(reduction)
+    found = 1 - solver.count(widths, neurons) / dense
+    if not 0 <= found - reduction <= TOLERANCE:
+        logger.warning(f"parameter_reduction={reduction}: the nearest that whole dimensions allow is {found:.2%}.")
+    wanted = config.round_to or min(step, SMALLEST_STEP)
+    uneven = sorted({width for width in widths if width % wanted and width != hidden_size})
+    if uneven:
+        logger.warning(
+            f"Widths of {', '.join(map(str, uneven))} are no multiples of round_to={wanted}, of which none come near "
+            f"enough to parameter_reduction={reduction}. Give widths, or sparsity."
         )
-    all_neurons = num_neurons(model_config)
-    neurons = round_down(all_neurons, config.mlp_sparsity, config.round_to)
-    if neurons < 1:
-        raise ValueError(
-            f"mlp_sparsity={config.mlp_sparsity} leaves no neuron of {all_neurons} when rounded down to a multiple of "
-            f"round_to={config.round_to}; lower either."
-        )
-    return neurons
-
-
-def sliced_sites(config: SliceGPTConfig, model_config, tied: bool) -> list[list[int]]:
-    """
-    Returns the sites that are sliced, in groups that must be equally wide. Sites that share a basis are one group.
-
-    Args:
-        config ([`SliceGPTConfig`]): has `rotation` and `slice_head`.
-        model_config (`PreTrainedConfig`): of the dense model.
-        tied (`bool`): whether the head shares the embedding's matrix.
-    """
-    family = family_of(model_config)
-    sites = family.num_sites(model_config)
-    if config.rotation != "per_block":
-        return [list(range(sites))]
-    groups, last = {site: [site] for site in range(sites)}, sites - 1
-    for first, second, reason in family.equal_sites(model_config, tied):
-        if second == last and not config.slice_head and (config.sparsity or config.parameter_reduction):
-            logger.warning_once(
-                f"Site {first} is not sliced: it must be as wide as site {second}, which the head reads, because "
-                f"{reason}. slice_head=True slices both."
-            )
-        groups[first] += groups.pop(second)
-    return [group for group in groups.values() if config.slice_head or last not in group]
-
-
-def keeps_tie(embeddings: str, model_config, widths) -> bool:
-    """
-    Determines whether the head keeps sharing the embedding's matrix.
-
-    Args:
-        embeddings (`str`): `"tied"`, `"sliced"`, or `"auto"` for the choice that has fewer parameters.
-        model_config (`PreTrainedConfig`): of the dense model.
-        widths (`Sequence[int]`): one per site.
-
-    Raises:
-        ValueError: `"tied"` is asked for, and the dense model's head has a matrix of its own.
-    """
-    tied = bool(model_config.tie_word_embeddings)
-    if embeddings == "tied" and not tied:
-        raise ValueError(
-            "embeddings='tied', but this model's head has a matrix of its own; use embeddings='auto' or 'sliced'."
-        )
-    if embeddings != "auto" or not tied:
-        return tied and embeddings == "tied"
-    positions = model_config.max_position_embeddings if len(family_of(model_config).embeddings) > 1 else 0
-    hidden_size, vocab_size = model_config.hidden_size, model_config.vocab_size
-    shared = hidden_size * (vocab_size + positions + widths[0] + widths[-1])
-    return shared <= (vocab_size + positions) * widths[0] + vocab_size * widths[-1]
+    return widths, neurons if neurons < all_neurons else None

@@ -66,8 +66,8 @@ def added_linear_layers(model: PreTrainedModel) -> list[str]:
         ValueError: slicing added none.
     """
     config, family = model.config, Decoder(model).family
-    names = [block.shortcut for block in family.blocks] if config.shortcuts else []
-    if config.embedding_size is not None:
+    names = [block.shortcut for block in family.blocks] if getattr(config, "shortcuts", False) else []
+    if getattr(config, "embedding_size", None) is not None:
         names += ["embedding_projection", f"{family.final_norm}.projection"]
     if not names:
         raise ValueError(

@@ -111,9 +111,7 @@ def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
         ValueError: the model is not sliced or has no language model's head; it carries adapters; it is in half
             precision, and all parameters are to be trained.
     """
-    check_sliced(
-        model, "slice the model first, and export it to a stock architecture, if it is to have one, afterwards"
-    )
+    check_sliced(model, "slice the model first")
     if not hasattr(model, Decoder(model).head_name):
         raise ValueError(f"Cannot recover a {type(model).__name__}; load the checkpoint with AutoModelForCausalLM.")
     check_without_adapters(model, "The model", "recover")

@@ -20,6 +20,7 @@ from huggingface_hub.utils import httpx
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..modeling.checks import check_sliced
+from ..storage.tokenizers import save_tokenizer
 from .model_card import CARD_MARK, TAGS, UNSLICED_REMEDY, model_card, save_picture
 
 
@@ -95,7 +96,7 @@ def push_to_hub(
         folder = Path(temporary)
         self.save_pretrained(folder, max_shard_size=max_shard_size)
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
         card = model_card(self, repo_id=repo_id, picture=save_picture(self.config, folder), token=token)
         if readme is not None:
             card = _replacement(readme, card)

@@ -13,7 +13,7 @@ from transformers.utils import is_matplotlib_available
 
 from ..modeling.checks import check_sliced
 from ..record import public_name
-from .text import list_settings
+from .text import list_settings, stream_sizes
 
 
 TAGS = ("slicegpt", "optimum-slicegpt", "compressed", "pruning", "arxiv:2401.15024")
@@ -81,6 +81,9 @@ def model_card(
         perplexity=_perplexity(record),
         recovery=_recovery(record),
         auto_class=f"AutoModelFor{head}" if head else "AutoModel",
+        architecture=type(model).__name__,
+        needs_code=hasattr(config, "original_hidden_size"),
+        narrow=record.get("embeddings") == "narrow",
         location=repo_id or "path/to/this/folder",
         picture=picture,
         # A bar would end the table's cell, and the name of a file may hold one.
@@ -104,7 +107,7 @@ def save_picture(config: PreTrainedConfig, folder: Path) -> str | None:
         return None
     from .figures import draw_widths, render_png  # This module cannot be imported without matplotlib.
 
-    draw = partial(draw_widths, config.original_hidden_size, config.widths, energy)
+    draw = partial(draw_widths, *stream_sizes(config), energy)
     (folder / PICTURE).write_bytes(render_png(draw))
     return PICTURE
 

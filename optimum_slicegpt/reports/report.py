@@ -28,6 +28,7 @@ from .text import (
     format_range,
     inspection_rows,
     list_settings,
+    stream_sizes,
 )
 
 
@@ -157,7 +158,8 @@ def sliced_facts(model_config, record: dict[str, Any]) -> dict[str, str]:
     facts = {}
     if before and after:
         facts |= {"parameters": format_millions(after), "change": format_change(before, after)}
-    facts["width"] = f"{format_range(model_config.widths)} of {model_config.original_hidden_size:,}"
+    hidden_size, widths = stream_sizes(model_config)
+    facts["width"] = f"{format_range(widths)} of {hidden_size:,}"
     if record.get("neurons"):
         neurons = getattr(model_config, "intermediate_sizes", None) or [record["neurons"]]
         facts["neurons per MLP"] = format_range(neurons)
@@ -182,13 +184,13 @@ def parts_section(record: dict[str, Any]) -> Section | None:
 
 
 def stream_section(model_config, record: dict[str, Any]) -> Section:
-    widths, energy = model_config.widths, record.get("energy_kept")
+    (hidden_size, widths), energy = stream_sizes(model_config), record.get("energy_kept")
     header, columns, picture = ["site", "where", "width"], [*site_columns(model_config, len(widths))], None
     columns.append(map(str, widths))
     if energy:
         header.append("energy kept")
         columns.append(map(format_percent, energy))
-        draw = partial(draw_widths, model_config.original_hidden_size, widths, energy)
+        draw = partial(draw_widths, hidden_size, widths, energy)
         picture = Picture("slicegpt", "Width and energy kept at every site", draw)
     return Section(
         "Width and energy of the stream",

@@ -96,6 +96,19 @@ def inspection_rows(found: Inspection) -> list[tuple[str, ...]]:
     return rows
 
 
+def stream_sizes(config) -> tuple[int, list[int]]:
+    """
+    Returns the hidden size of the dense model, and the widths at all sites.
+
+    Args:
+        config (`PreTrainedConfig`): of a sliced model, with a record or of a sliced class.
+    """
+    record = config.slicegpt or {}
+    if "widths" in record:
+        return record["hidden_size"], record["widths"]
+    return config.original_hidden_size, config.widths
+
+
 def list_settings(config: PreTrainedConfig, record: dict[str, Any]) -> dict[str, str]:
     """
     Lists how a sliced model was made, for its card and its report.
@@ -111,6 +124,7 @@ def list_settings(config: PreTrainedConfig, record: dict[str, Any]) -> dict[str,
     def describe(key: str, to_text: Callable[[Any], str | None] = str, source: dict[str, Any] = record) -> str | None:
         return None if source.get(key) is None else to_text(source[key])
 
+    hidden_size, widths = stream_sizes(config)
     calibration, recovery = record.get("calibration") or {}, record.get("recovery") or {}
     training = recovery.get("settings") or {}
     rows = {
@@ -119,10 +133,12 @@ def list_settings(config: PreTrainedConfig, record: dict[str, Any]) -> dict[str,
         "Axes": describe("rotation", {"per_block": "of every block's own", "shared": "shared by all blocks"}.get),
         "Readers and writers": describe("refit", {True: "fitted again", False: "rotated"}.get),
         "Metric": describe("metric"),
-        "Hidden size before": describe("original_hidden_size", source=vars(config)),
-        "Width of the residual stream": describe("widths", _format_widths, source=vars(config)),
+        "Architecture": describe("architecture"),
+        "Hidden size before": f"{hidden_size}",
+        "Width of the residual stream": _format_widths(widths),
         "Neurons kept in each MLP": describe("intermediate_sizes", format_range, vars(config)) or describe("neurons"),
-        "Widths rounded down to multiples of": describe("round_to"),
+        "Widths rounded to multiples of": describe("round_to"),
+        "Neurons rounded to multiples of": describe("round_neurons_to"),
         "Input of the head": describe("slice_head", lambda sliced: "sliced" if sliced else "whole"),
         "Embeddings": describe("embeddings"),
         "Orientation": describe("orientation"),

@@ -101,6 +101,5 @@ def compress(
                     z.leave(block, here, there, shortcut, fitted)
                     run.state.basis = there
         for _ in run.single_step():
-            norm = run.final_norm()
-            write_head(run, norm, fit.readers(norm, run.state.basis, x, z))  # equation 7
-    return run.result()
+            write_head(run, run.final_norm(), run.state.basis, fit, x, z)  # equation 7
+    return run.outcome()

@@ -152,7 +152,7 @@ class _Costs:
         table = max(self.dense.tables[0].weight.nbytes, self.dense.head.weight.nbytes)
         layer = sum(parameter.nbytes for parameter in self.dense.layers[0].parameters())
         cast = self.dtype.itemsize > self.dense.model.dtype.itemsize
-        return max(table * (1 if self.plan.tied else 2), layer * (4 if cast else 2))
+        return max(table * (1 if self.plan.embeddings == "tied" else 2), layer * (4 if cast else 2))
 
     @property
     def matrices(self):
@@ -163,7 +163,7 @@ class _Costs:
 
     def flops(self) -> dict[str, float]:
         head = 2 * self.dense.config.vocab_size * self.size
-        products = product_size(self.dense, self.plan.tied)
+        products = product_size(self.dense, self.plan.embeddings)
         dense = 2 * products([self.size] * self.sites, shortcuts=False) - head
         sliced = 2 * products(self.plan.widths, self.plan.neurons, self.plan.shortcuts) - head
         forward = self.tokens * (dense + sliced if self.refit else 0 if self.measured else sliced)
@@ -175,7 +175,9 @@ class _Costs:
         sums = self.tokens * sum(inputs**2 / token_stride(inputs, most) for inputs, _ in self.fits)
         solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs in self.fits)
         axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)
-        composed = 2 * self.size * self.dense.model.num_parameters() - head * self.size * self.plan.tied
+        composed = 2 * self.size * self.dense.model.num_parameters() - head * self.size * (
+            self.plan.embeddings == "tied"
+        )
         flops = Counter({str(self.dtype).removeprefix("torch."): forward})
         return dict(flops + Counter({"float32": moments + sums, "float64": solved + axes + composed}))
 

@@ -19,9 +19,11 @@ from ..linalg.axes import random_orthogonal
 from ..modeling.decoder import Decoder
 from ..storage.base import release_freed_memory
 from .pairs import BlockPair, NormPair, pair_blocks
-from .skeleton import adopt_untouched, build_sliced, resize_mlps
+from .skeleton import adopt_untouched, build_sliced, release_values, resize_mlps
 from .state import State
+from .stock_form import StockForm
 from .streams import Batch, first_stream
+from .writing import reader_map
 
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from ..storage.base import Storage
 
 
-SETTINGS = ("rotation", "refit", "metric", "schedule", "round_to", "orientation", "seed", "dtype")
+SETTINGS = ("rotation", "refit", "metric", "schedule", "round_neurons_to", "orientation", "seed", "dtype")
 """Settings on which the steps of a run depend, so that all processes must have the same."""
 
 
@@ -167,7 +169,9 @@ class Run(Computation):
             see [`Computation`].
 
     Attributes:
-        sliced ([`Decoder`]): the sliced model, which has values as far as steps are done.
+        sliced ([`Decoder`]): the model of a sliced class, in which weights are computed.
+        result (`PreTrainedModel`): the result, which has values as far as steps are done: that model, or a stock model
+            that takes over its weights after each step.
         state ([`State`]): everything that the remaining steps need.
     """
 
@@ -180,6 +184,7 @@ class Run(Computation):
         storage: Storage,
     ):
         self.plan, self.sliced = plan, Decoder(build_sliced(model, plan))
+        self._form = None if plan.stock_size is None else StockForm(self.sliced, plan.stock_size)
         super().__init__(model, batches, config, storage)
         settings = {name: getattr(config, name) for name in SETTINGS}
         self.processes.check_alike({"widths": plan, "settings": settings, "calibration data": batches})
@@ -200,7 +205,11 @@ class Run(Computation):
                 self.state.seconds[phase] += seconds
             self.seconds = self.state.seconds
             resize_mlps(self.sliced, self.state.neurons)
-        self.storage.allocate(self.sliced.model)
+        self.storage.allocate(self.result)
+
+    @property
+    def result(self) -> PreTrainedModel:
+        return self.sliced.model if self._form is None else self._form.model
 
     def steps(self, items: Iterable, description: str | None = None) -> Iterator:
         """
@@ -216,8 +225,12 @@ class Run(Computation):
         for item in self.progress(left, description) if description and left else left:
             yield item
             self._done += 1
+            if self._form is not None:
+                with self.phase("compose"):
+                    self._form.settle()
+                    release_values(self.sliced.model)
             with self._storage_phase("write"):
-                self.storage.commit(self.sliced.model, self.state.to_dict(), self._done)
+                self.storage.commit(self.result, self.state.to_dict(), self._done)
             release_freed_memory()
 
     def single_step(self) -> Iterator:
@@ -244,13 +257,20 @@ class Run(Computation):
         """Makes room for another number of neurons in the MLP of each layer of the sliced model."""
         self.state.neurons = neurons
         resize_mlps(self.sliced, neurons)
-        self.storage.allocate(self.sliced.model)
+        self.storage.allocate(self.result)
 
     def orient(self, axes: Tensor) -> Tensor:
-        """Returns axes `(D, k)` of the same span, turned at random if the settings say so."""
+        """
+        Returns axes `(D, k)` of the same span: turned at random if the settings say so, or where head and embedding
+        share a narrow matrix, so that the gains of the final norm are a diagonal matrix along them.
+        """
         if self.config.orientation == "random":
             return axes @ random_orthogonal(axes.shape[1], self.state.generator).to(axes)
+        if self.plan.embeddings == "narrow":
+            with self.loaded(self.dense.final_norm_name):
+                gains = axes.T @ reader_map(self.dense.final_norm, self.dense.family.gain_offset, axes)
+            return axes @ torch.linalg.eigh(gains).eigenvectors
         return axes
 
-    def result(self) -> SlicedResult:
-        return SlicedResult(self.sliced.model, self.state.energy_kept, dict(self.seconds))
+    def outcome(self) -> SlicedResult:
+        return SlicedResult(self.result, self.state.energy_kept, dict(self.seconds))

@@ -11,16 +11,13 @@ from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from ..modeling.families import family_of
+from ..modeling.stock import LEFT_BEHIND
 from ..modeling.weights import resize_mlp
 
 
 if TYPE_CHECKING:
     from ..modeling.decoder import Decoder
     from ..planning.widths import SlicePlan
-
-
-LEFT_BEHIND = ("model_type", "architectures", "quantization_config", "auto_map", "transformers_version")
-"""Keys of a dense configuration that do not describe the sliced model."""
 
 
 def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
@@ -32,17 +29,18 @@ def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
         plan ([`SlicePlan`]): width at every site, and neurons.
     """
     dense = {key: value for key, value in model.config.to_dict().items() if key not in LEFT_BEHIND}
-    last = plan.hidden_size if plan.tied else plan.widths[-1]
+    projected = plan.embeddings == "tied"
+    last = plan.hidden_size if projected else plan.widths[-1]
     family = family_of(model.config)
     sizes = dict.fromkeys(family.size_keys, last)
     if plan.neurons is not None:
         sizes[family.neurons_key] = plan.neurons
     config = CONFIG_MAPPING[f"sliced_{model.config.model_type}"](
-        **dense | sizes | {"tie_word_embeddings": plan.tied},
+        **dense | sizes | {"tie_word_embeddings": plan.embeddings != "sliced"},
         shortcuts=plan.shortcuts,
         widths=list(plan.widths),
         original_hidden_size=plan.hidden_size,
-        embedding_size=plan.hidden_size if plan.tied else None,
+        embedding_size=plan.hidden_size if projected else None,
     )
     config.name_or_path = model.config.name_or_path
     with torch.device("meta"):
@@ -93,6 +91,14 @@ def adopt_untouched(dense: Decoder, sliced: Decoder, names: Iterable[str] = ("",
                 if id(parameter) not in adopted:
                     adopted[id(parameter)] = nn.Parameter(parameter.detach())
                 target._parameters[key] = adopted[id(parameter)]
+
+
+def release_values(model: PreTrainedModel) -> None:
+    """Takes the values of all parameters from a model, whose names and shapes stay."""
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                module._parameters[key] = nn.Parameter(torch.empty_like(parameter, device="meta"))
 
 
 def replace_in_place(model: PreTrainedModel, sliced: PreTrainedModel) -> PreTrainedModel:

@@ -12,26 +12,32 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg.moments import compose
-from ..modeling.weights import Reader, Writer
+from ..modeling.weights import Reader, Writer, has_bias
 
 
 if TYPE_CHECKING:
     from .pairs import BlockPair, NormPair
+    from .parts import Fit
     from .run import Run
     from .state import Basis
+    from .streams import DenseStream, SlicedStream
 
 
 def write_embeddings(run: Run, basis: Basis) -> None:
     """Writes what starts the stream: tables, or the projection behind a table that the head shares (equation 3)."""
-    dense, sliced = run.dense, run.sliced
-    tables = [*dense.table_names, *([dense.head_name] if run.plan.tied else [])]
+    dense, sliced, projected = run.dense, run.sliced, run.plan.embeddings == "tied"
+    tables = [*dense.table_names, *([dense.head_name] if projected else [])]
     with run.loaded(*tables), run.phase("compose"):
         run.adopt(*tables)
-        if run.plan.tied:
+        if projected:
             set_linear(run, sliced.layers[0].embedding_projection, writer_map(run, basis).T)
             return
+        # A matrix that the head shares is not centred: the head needs the mean, which LayerNorms subtract later.
+        matrix = basis.write if run.plan.embeddings == "narrow" else writer_map(run, basis)
         for source, target in zip(dense.tables, sliced.tables, strict=True):
-            set_writer(target, source, writer_map(run, basis), like=source.weight)
+            set_writer(target, source, matrix, like=source.weight)
+        if run.plan.embeddings == "narrow":
+            sliced.model.tie_weights()
 
 
 def write_readers(run: Run, norm: NormPair, matrix: Tensor) -> None:
@@ -69,17 +75,37 @@ def write_shortcut(run: Run, block: BlockPair, here: Basis, there: Basis) -> Ten
     return shortcut
 
 
-def write_head(run: Run, norm: NormPair, matrix: Tensor) -> None:
-    """Writes the final norm, and the head or the projection back to a table that the head shares (equation 7)."""
-    dense = run.dense
-    with run.loaded(dense.final_norm_name, *([] if run.plan.tied else [dense.head_name])):
-        if not run.plan.tied:
+def write_head(run: Run, norm: NormPair, basis: Basis, fit: Fit, x: DenseStream, z: SlicedStream) -> None:
+    """Writes the final norm, and the head or what leads to a matrix that the head shares (equation 7)."""
+    dense, embeddings = run.dense, run.plan.embeddings
+    with run.loaded(dense.final_norm_name, *([] if embeddings == "tied" else [dense.head_name])):
+        if embeddings == "narrow":
+            write_final_gain(run, norm, basis)
+            return
+        matrix = fit.readers(norm, basis, x, z)
+        if embeddings == "sliced":
             write_readers(run, norm, matrix)
             return
         set_norm(run, norm, matrix.shape[1])
         with run.phase("compose"):
             matrix = reader_map(norm.dense, dense.family.gain_offset, matrix)
             set_linear(run, norm.sliced.projection, matrix, getattr(norm.dense, "bias", None))
+
+
+def write_final_gain(run: Run, norm: NormPair, basis: Basis) -> None:
+    """
+    Writes the gains of the final norm before a head that shares the embedding's narrow matrix E Q c.
+
+    The dense logits are E G norm(x), G the diagonal of the dense gains; the sliced ones, with z = norm_k(Qᵀx), are
+    E Q c Γ z. With E ≈ E Q Qᵀ they are the same for Γ = QᵀGQ / c², which is diagonal along the shared axes.
+    """
+    like = {"device": run.storage.home, "dtype": run.dense.model.dtype}
+    gain = (basis.axes * reader_map(norm.dense, run.dense.family.gain_offset, basis.axes)).sum(0) / basis.scale**2
+    norm.sliced.weight = nn.Parameter(gain.to(**like))
+    if has_bias(norm.dense):  # The stream keeps its width then, and the stock norm its bias.
+        norm.sliced.bias = nn.Parameter(norm.dense.bias.to(**like, copy=True))
+    if run.dense.head.bias is not None:
+        run.sliced.head.module.bias = nn.Parameter(run.dense.head.bias.to(**like, copy=True))
 
 
 def set_norm(run: Run, norm: NormPair, width: int) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .files import sync_folder
@@ -24,8 +25,12 @@ DEFAULT_SHARD_SIZE = "50GB"
 
 
 def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Returns the tensors of a sliced model's checkpoint, which holds a tensor that two modules share once."""
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    """
+    Returns the tensors of a sliced model's checkpoint, on `meta`. It holds a tensor that two modules share once, and
+    the experts of a stock class one by one.
+    """
+    tensors, tied = model.state_dict(), model.all_tied_weights_keys
+    return revert_weight_conversion(model, {name: tensors[name].to("meta") for name in tensors if name not in tied})
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,15 @@ class Shards:
     """
 
     def __init__(self, folder: Path, model: PreTrainedModel, max_shard_size: int | str = DEFAULT_SHARD_SIZE):
-        self.folder, self._tensors, self._written = folder, saved_tensors(model), set()
+        self.folder, self._model, self._tensors, self._written = folder, model, saved_tensors(model), set()
         pattern = SAFE_WEIGHTS_NAME.replace(".", "{suffix}.")
-        split = split_torch_state_dict_into_shards(
-            self._tensors, filename_pattern=pattern, max_shard_size=max_shard_size
+        # As for tensors with values: experts that were one tensor stay in one file.
+        split = split_state_dict_into_shards_factory(
+            self._tensors,
+            get_storage_size=lambda tensor: tensor.untyped_storage().nbytes(),
+            get_storage_id=lambda tensor: tensor.untyped_storage()._cdata,
+            filename_pattern=pattern,
+            max_shard_size=max_shard_size,
         )
         self._places, self._headers = {}, {}
         for name, tensors in split.filename_to_tensors.items():
@@ -104,11 +114,15 @@ class Shards:
 
     def write(self, name: str, tensor: Tensor) -> None:
         """
-        Writes a tensor, or writes it again.
+        Writes a tensor of the model, or writes it again.
 
         Raises:
             ValueError: it has another shape or dtype than the model's tensor, or is not finite.
         """
+        for key, part in revert_weight_conversion(self._model, {name: tensor}).items():
+            self._write(key, part)
+
+    def _write(self, name: str, tensor: Tensor) -> None:
         place, expected = self._places[name], self._tensors[name]
         if (tensor.shape, tensor.dtype) != (expected.shape, expected.dtype):
             raise ValueError(
@@ -132,7 +146,7 @@ class Shards:
         self._written.clear()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name not in self._model.all_tied_weights_keys
 
 
 def verify_checkpoint(folder: Path, model: PreTrainedModel) -> None:

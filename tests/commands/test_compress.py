@@ -1,11 +1,21 @@
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import fails, optimum_cli, run
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma2Config, PreTrainedModel
+from tiny import build, tokens
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 from optimum_slicegpt.commands import compress, loading
 from optimum_slicegpt.evaluation.perplexity import Perplexity
@@ -25,6 +35,7 @@ def arguments(cli_files, tmp_path):
 
 
 PAPER = ("--rotation", "per_block", "--no-refit")
+TIED = {"tie_word_embeddings": True}
 
 
 def test_compress_and_eval_end_to_end(cli_files, arguments, tmp_path):
@@ -86,14 +97,61 @@ def test_compress_prints_perplexity_where_asked(cli_files, arguments, capsys):
     assert re.search(r"^The model shrank: [\d.]+% fewer parameters.$", printed, re.MULTILINE)
 
 
-def test_compress_says_whether_a_stock_class_can_hold_the_result(arguments, capsys):
-    run(*arguments, "--sparsity", 0.25)
-    assert "It fits a stock class: optimum-cli slicegpt export makes it one." in capsys.readouterr().out
+def test_a_stock_result_end_to_end(cli_files, arguments, tmp_path):
+    """It is compressed and read in processes of their own, the second without this package."""
+    report = json.loads(optimum_cli(*arguments, "--sparsity", 0.5, "--mlp-sparsity", 0.4, "--json"))
+    assert (report["architecture"], report["widths"]) == ("LlamaForCausalLM", [24] * 5)
+    sliced = tmp_path / "sliced"
+    model = AutoModelForCausalLM.from_pretrained(sliced)
+    assert type(model) is LlamaForCausalLM and report["slicegpt"] == model.config.slicegpt
+    assert (model.config.hidden_size, model.config.intermediate_size) == (24, 24)
+    record = {key: report["slicegpt"][key] for key in ("architecture", "hidden_size", "all_neurons", "neurons")}
+    assert record == {"architecture": "stock", "hidden_size": 48, "all_neurons": 40, "neurons": 24}
+    assert report["slicegpt"]["parameters_after"] == model.num_parameters()
+    assert report["bytes_on_disk_after"] == (sliced / "model.safetensors").stat().st_size
+    assert not list(sliced.glob("*.py")) and "auto_map" not in (sliced / "config.json").read_text()
+    torch.save(model(tokens()).logits.detach(), tmp_path / "logits.pt")
+    torch.save(tokens(), tmp_path / "tokens.pt")
+    subprocess.run([sys.executable, "-c", WITHOUT_THE_PACKAGE, tmp_path], check=True, timeout=120)
+
+    data = ("--dataset", cli_files / "test.txt", "--nsamples", 6, "--seqlen", 32)
+    measured = json.loads(optimum_cli("eval", "--model", sliced, "--baseline", cli_files / "dense", *data, "--json"))
+    (result,) = measured["results"]
+    assert result["perplexity"] > 1 and result["difference"]["nll"] != 0
 
 
-def test_compress_says_what_keeps_a_stock_class_from_it(arguments, capsys):
-    run(*arguments, *PAPER, "--sparsity", 0.25)
-    assert "shortcuts=True, and no stock class has linear layers on its residual" in capsys.readouterr().out
+WITHOUT_THE_PACKAGE = """
+import sys, torch
+sys.modules["optimum_slicegpt"] = None
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1] + "/sliced")
+logits = model(torch.load(sys.argv[1] + "/tokens.pt")).logits
+torch.testing.assert_close(logits, torch.load(sys.argv[1] + "/logits.pt"))
+"""
+
+
+@pytest.mark.parametrize(
+    "more, line",
+    [
+        ((), "It is a LlamaForCausalLM and needs no code of this package."),
+        (PAPER, "It is a SlicedLlamaForCausalLM and needs this package or trust_remote_code=True."),
+    ],
+)
+def test_compress_says_what_the_result_is(arguments, capsys, more, line):
+    run(*arguments, *more, "--sparsity", 0.25)
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_compress_names_the_formats_whose_blocks_are_not_filled_any_more(arguments, cli_files, tmp_path, capsys):
+    build("llama", torch.float32, vocab_size=98, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    sizes = ("--sparsity", 0.3, "--mlp-sparsity", 0.3, "--round-to", 4, "--round-neurons-to", 32)
+    run(*arguments, "--model", tmp_path, "--tokenizer", cli_files / "dense", *sizes)
+    lines = capsys.readouterr().out.splitlines()
+    assert "llama.cpp, Q4_0 to Q8_0: not in blocks of 32: hidden size 64 -> 44" in lines
+    assert "bitsandbytes, 4 bit: not in blocks of 64: hidden size 64 -> 44, neurons 128 -> 64" not in lines
+    assert "bitsandbytes, 4 bit: not in blocks of 64: hidden size 64 -> 44" in lines
+    assert "torchao, groups of 128: not in blocks of 128: neurons 128 -> 64" in lines
+    assert not any("k-quants" in line for line in lines)  # the dense model did not fill them
 
 
 def test_compress_loads_and_saves_in_the_dtype_asked_for(arguments, tmp_path):
@@ -101,12 +159,15 @@ def test_compress_loads_and_saves_in_the_dtype_asked_for(arguments, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path / "sliced").dtype == torch.bfloat16
 
 
-def test_compress_pushes_where_asked(arguments, monkeypatch):
+@pytest.mark.parametrize("architecture", ["stock", "sliced"])
+def test_compress_pushes_where_asked(arguments, monkeypatch, architecture):
     pushed = []
-    monkeypatch.setattr(SlicedModelMixin, "push_to_hub", lambda *args, **kwargs: pushed.append((args, kwargs)))
-    run(*arguments, "--json", "--push-to-hub", "me/sliced")
+    for owner in (PreTrainedModel, SlicedModelMixin):
+        monkeypatch.setattr(owner, "push_to_hub", lambda *args, **kwargs: pushed.append((args, kwargs)))
+    run(*arguments, "--json", "--push-to-hub", "me/sliced", "--architecture", architecture)
     (((model, repo_id), kwargs),) = pushed
-    assert (type(model).__name__, repo_id) == ("SlicedLlamaForCausalLM", "me/sliced")
+    name = {"stock": "LlamaForCausalLM", "sliced": "SlicedLlamaForCausalLM"}[architecture]
+    assert (type(model).__name__, repo_id) == (name, "me/sliced")
     assert kwargs.keys() == {"tokenizer"} and kwargs["tokenizer"]("w5").input_ids == [97, 5]
 
 
@@ -162,8 +223,8 @@ def test_a_file_as_output_is_refused(arguments, tmp_path, capsys):
         (["--sparsity", 0.3, "--widths", 8], r"Both sparsity=0.3 and widths"),
         (["--widths", 8, 8], r"widths has 2 entries; this model has 5 sites"),
         (["--sparsity", 0.3, "--parameter-reduction", 0.2], r"Both parameter_reduction=0.2 and sparsity are given"),
-        (["--parameter-reduction", 0.99], r"parameter_reduction=0.99 is out of reach"),
-        (["--mlp-sparsity", 0.9], r"mlp_sparsity=0.9 leaves no neuron of 40"),
+        (["--parameter-reduction", 0.999], r"parameter_reduction=0.999 is out of reach"),
+        (["--mlp-sparsity", 0.9, "--round-neurons-to", 8], r"mlp_sparsity=0.9 leaves no neuron of 40"),
         (["--seed", -1], r"seed=-1"),
         (["--device", "cuda:99"], r"device='cuda:99' is not available here"),
         (
@@ -180,6 +241,41 @@ def test_what_can_be_refused_is_refused_before_a_model_is_loaded(
     monkeypatch.setattr(compress, "load_model", lambda *args: pytest.fail("a model was loaded"))
     assert re.search(message, fails(capsys, *arguments, *more))
     assert list(tmp_path.iterdir()) == []
+
+
+BIASED = {"attention_bias": True}
+"""With which a Llama of a width that its heads do not divide cannot be a Mistral."""
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+@pytest.mark.parametrize(
+    "sizes, more, message",
+    [
+        (
+            {},
+            ["--rotation", "per_block"],
+            r" with rotation='per_block': no stock class has linear layers .*; leave either",
+        ),
+        ({}, ["--schedule", "energy"], r" with schedule='energy': no stock class has MLPs that differ in size; leave"),
+        (TIED, ["--embeddings", "tied"], r" with embeddings='tied': no stock class has projections .*; leave"),
+        (
+            TIED,
+            ["--orientation", "random"],
+            r" with a tied head: orientation='random' turns .*; use orientation='pca'",
+        ),
+        (BIASED, ["--widths", *[30] * 5], r": no class .* holds a llama model of hidden size 30; .* fit: 28, 32\."),
+        (BIASED, ["--widths", *[47] * 5], r": no class .* holds a llama model of hidden size 47; .* fit: 48, 44\."),
+    ],
+)
+def test_what_no_stock_class_can_be_is_refused_before_a_model_is_loaded(
+    arguments, cli_files, tmp_path, capsys, monkeypatch, stream, sizes, more, message
+):
+    monkeypatch.setattr(compress, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    folder = tmp_path / "dense"
+    build("llama", torch.float32, vocab_size=98, **sizes).save_pretrained(folder)
+    options = ("--model", folder, "--tokenizer", cli_files / "dense", "--architecture", "stock", *stream, *more)
+    assert re.search("architecture='stock'" + message, fails(capsys, *arguments, *options))
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_families_are_refused_before_a_model_is_loaded(arguments, cli_files, tmp_path, capsys):

@@ -22,7 +22,9 @@ FIELDS = {
     "refit": ([], True),
     "metric": (["fisher"], "fisher"),
     "schedule": (["energy"], "energy"),
+    "architecture": (["stock"], "stock"),
     "round_to": ([4], 4),
+    "round_neurons_to": ([16], 16),
     "slice_head": ([], True),
     "embeddings": (["sliced"], "sliced"),
     "orientation": (["random"], "random"),
@@ -95,6 +97,7 @@ def test_help_and_choices_agree_with_the_configuration():
     assert arguments.ROTATIONS == configuration.ROTATIONS
     assert arguments.SCHEDULES == configuration.SCHEDULES
     assert arguments.METRICS == configuration.METRICS
+    assert arguments.ARCHITECTURES == configuration.ARCHITECTURES
     assert arguments.EMBEDDINGS == configuration.EMBEDDINGS
 
 

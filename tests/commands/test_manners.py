@@ -28,7 +28,7 @@ def every_command(cli_files, tmp_path, tiny_tokenizer):
     """Returns arguments with which commands run, the slowest command first."""
     small = ("--dataset", cli_files / "train.txt", "--nsamples", 8, "--seqlen", 16)
     build("llama", torch.float32, vocab_size=98).compress(
-        SliceGPTConfig(sparsity=1 / 3, dataset=calibration())
+        SliceGPTConfig(sparsity=1 / 3, architecture="sliced", dataset=calibration())
     ).save_pretrained(tmp_path / "shared")
     tiny_tokenizer.save_pretrained(tmp_path / "shared")
     dense = ("--model", cli_files / "dense")

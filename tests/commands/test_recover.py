@@ -12,7 +12,7 @@ from peft import AutoPeftModelForCausalLM
 from tiny import calibration, paper
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_slicegpt import RecoveryConfig
+from optimum_slicegpt import RecoveryConfig, SliceGPTConfig
 from optimum_slicegpt.commands import recover
 from optimum_slicegpt.recovery import configuration
 from optimum_slicegpt.recovery.trainer import RecoveryTrainer
@@ -52,10 +52,12 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def files(cli_files):
-    """Puts a sliced checkpoint beside the dense one."""
-    model = AutoModelForCausalLM.from_pretrained(cli_files / "dense")
-    model.compress(paper(sparsity=0.3, dataset=calibration())).save_pretrained(cli_files / "sliced")
-    AutoTokenizer.from_pretrained(cli_files / "dense").save_pretrained(cli_files / "sliced")
+    """Puts sliced checkpoints beside the dense one: one of a sliced class, one of a stock class."""
+    configs = {"sliced": paper, "stock": SliceGPTConfig}
+    for name, config in configs.items():
+        model = AutoModelForCausalLM.from_pretrained(cli_files / "dense")
+        model.compress(config(sparsity=0.3, dataset=calibration())).save_pretrained(cli_files / name)
+        AutoTokenizer.from_pretrained(cli_files / "dense").save_pretrained(cli_files / name)
     return cli_files
 
 
@@ -72,14 +74,18 @@ def arguments(files, tmp_path):
 # Alone
 
 
-def test_recover_end_to_end(files, arguments, tmp_path):
-    report = json.loads(optimum_cli(*arguments, "--json"))
+ARCHITECTURES = [("sliced", "SlicedLlamaForCausalLM"), ("stock", "LlamaForCausalLM")]
+
+
+@pytest.mark.parametrize("name, architecture", ARCHITECTURES)
+def test_recover_end_to_end(files, arguments, tmp_path, name, architecture):
+    report = json.loads(optimum_cli(*arguments, "--model", files / name, "--json"))
     folder = tmp_path / "recovered"
     assert [path.name for path in tmp_path.iterdir()] == ["recovered"]
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert type(model).__name__ == "SlicedLlamaForCausalLM"
+    assert type(model).__name__ == architecture
     assert report == {
-        "model": str(files / "sliced"),
+        "model": str(files / name),
         "output": str(folder),
         "recovery": model.config.slicegpt["recovery"],
     }
@@ -101,12 +107,13 @@ def test_what_is_printed(arguments, capsys):
     assert all(re.fullmatch(row, line) for row, line in zip(rows, printed, strict=True))
 
 
-def test_the_adapter_is_kept_where_asked(arguments, tmp_path):
-    run(*arguments, "--keep-adapter", "--json")
+@pytest.mark.parametrize("name, architecture", ARCHITECTURES)
+def test_the_adapter_is_kept_where_asked(files, arguments, tmp_path, name, architecture):
+    run(*arguments, "--model", files / name, "--keep-adapter", "--json")
     folder = tmp_path / "recovered"
     assert (folder / "adapter_model.safetensors").exists() and not (folder / "model.safetensors").exists()
     model = AutoPeftModelForCausalLM.from_pretrained(folder)
-    assert type(model.get_base_model()).__name__ == "SlicedLlamaForCausalLM"
+    assert type(model.get_base_model()).__name__ == architecture
     assert AutoTokenizer.from_pretrained(folder)("w5").input_ids == [97, 5]
 
 
@@ -146,7 +153,9 @@ def test_errors_are_told_in_a_line(files, arguments, tmp_path, capsys):
     message = "resume=True without checkpoints; give the folder that holds those of the earlier run."
     assert fails(capsys, *arguments, "--resume").endswith(message)
     assert "device='cuda:99' is not available here" in fails(capsys, *arguments, "--teacher-device", "cuda:99")
-    assert "model_type='llama' is not that of a sliced" in fails(capsys, *arguments, "--model", files / "dense")
+    assert "This LlamaForCausalLM is not sliced: its configuration has no 'slicegpt'" in fails(
+        capsys, *arguments, "--model", files / "dense"
+    )
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "recovered").mkdir()
     (tmp_path / "recovered" / "notes").touch()

@@ -50,13 +50,16 @@ def test_a_plan_alone(cli_files, tmp_path, capsys, more):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_streaming_tells_its_plan_first_and_what_became_of_it(cli_files, tmp_path, capsys):
+@pytest.mark.parametrize("architecture", ["stock", "sliced"])
+def test_streaming_tells_its_plan_first_and_what_became_of_it(architecture, cli_files, tmp_path, capsys):
     arguments = ["compress", "--model", cli_files / "dense", "--output", tmp_path / "sliced", "--stream"]
+    arguments += ["--architecture", architecture]
     run(*arguments, "--dataset", cli_files / "train.txt", "--nsamples", 8, "--seqlen", 16)
     printed = capsys.readouterr().out
     assert printed.index("passes over the weights") < printed.index("The model shrank")
     names = {path.name for path in (tmp_path / "sliced").iterdir()}
-    assert names >= {"README.md", "config.json", "model.safetensors", "tokenizer.json", "modeling_sliced.py"}
+    assert names >= {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert ("modeling_sliced.py" in names) == (architecture == "sliced")
 
 
 # Interruptions

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, infer_auto_device_map
-from sliced_models import model_of_kind
+from sliced_models import model_of_kind, stock_model
 from tiny import HIDDEN, VOCAB, build, calibration, paper, relative_error, tokens
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import (
@@ -189,6 +189,16 @@ def test_classification_heads(name, auto_class, shape, tmp_path):
     assert relative_error(loaded(tokens()).logits, outputs.logits) < 1e-5
 
 
+def test_a_stock_model_is_classified_by_its_own_class(tmp_path):
+    causal = stock_model()
+    causal.save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3, pad_token_id=0)
+    assert type(model).__name__ == "LlamaForSequenceClassification"
+    assert model.config.slicegpt == causal.config.slicegpt
+    for key, value in causal.base_model.state_dict().items():
+        assert torch.equal(model.base_model.state_dict()[key], value), key
+
+
 # Accelerate
 
 
@@ -239,7 +249,7 @@ def rounded(name):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
 @pytest.mark.parametrize("name", KINDS)
 def test_half_precision(name, dtype, tolerance, tmp_path):
-    # The experts' grouped matrix product wants widths in multiples of 8 then, which `round_to` gives by default.
+    # The experts' grouped matrix product wants widths in multiples of 8 then, which the rounding of `paper` gives.
     model = rounded(name) if name == "mixtral" else model_of_kind(name)
     expected = model(tokens()).logits
     model.save_pretrained(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from sliced_models import sliced_model
+from sliced_models import sliced_model, stock_model
 from tiny import TINY, relative_error, tokens
 
 
@@ -48,4 +48,19 @@ def test_lora_lowers_the_loss_with_the_base_frozen(tmp_path):
     assert torch.equal(reloaded(tokens()).logits, expected)
     merged = adapted.merge_and_unload()
     assert type(merged).__name__ == "SlicedLlamaForCausalLM"
+    assert relative_error(merged(tokens()).logits, expected) < 1e-5
+
+
+def test_a_stock_model_stays_one_and_keeps_its_tie(tmp_path):
+    adapted = get_peft_model(stock_model(), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
+    with torch.no_grad():
+        for key, parameter in adapted.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.1)
+    expected = adapted.eval()(tokens()).logits
+    adapted.save_pretrained(tmp_path)
+    reloaded = PeftModel.from_pretrained(stock_model(), tmp_path).eval()
+    assert torch.equal(reloaded(tokens()).logits, expected)
+    merged = adapted.merge_and_unload()
+    assert type(merged).__name__ == "LlamaForCausalLM" and merged.lm_head.weight is merged.model.embed_tokens.weight
     assert relative_error(merged(tokens()).logits, expected) < 1e-5

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 from optimum_slicegpt import evaluate_perplexity
 
 
-KEPT = [".*_shortcut", "lm_head"]
+KEPT = [".*_shortcut", ".*projection", "lm_head"]
 """What is better left in full precision, see docs/ecosystem.md."""
 
 
@@ -96,6 +96,14 @@ def test_torchao_int8_weights_through_from_pretrained(folder, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "int8")
     assert quantized(loaded) == PROJECTIONS
     assert relative_error(loaded(tokens()).logits, model(tokens()).logits) < 1e-5
+
+
+def test_torchao_keeps_the_projections_of_a_tied_model(tmp_path):
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    model_of_kind("tied").save_pretrained(tmp_path)
+    config = TorchAoConfig(quantization.Int8WeightOnlyConfig(), modules_to_not_convert=KEPT)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config)
+    assert model.model.norm.projection is not None and quantized(model) == PROJECTIONS
 
 
 @torch.no_grad()

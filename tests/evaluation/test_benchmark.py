@@ -51,7 +51,7 @@ def test_flops_are_those_that_run(name):
         model.compress(tiny.paper(sparsity=0.3, slice_head=True, dataset=tiny.calibration()))
 
 
-@pytest.mark.parametrize("embeddings", ["tied", "sliced"])
+@pytest.mark.parametrize("embeddings", ["narrow", "tied", "sliced"])
 def test_flops_of_the_default_method(embeddings):
     model = tiny.build("llama", tie_word_embeddings=True)
     assert flops_per_token(Decoder(model)) * 7 == counted(model, input_ids=tiny.tokens(1, 7))

@@ -1,7 +1,7 @@
 """Short runs of `recover`, and what they change."""
 
 import torch
-from sliced_models import sliced_model
+from sliced_models import sliced_model, stock_model
 
 from optimum_slicegpt import RecoveryConfig
 
@@ -18,6 +18,11 @@ def quick_config(**kwargs):
 def fresh_model(name="llama", dtype=torch.float32, sparsity=0.3):
     """Slices a tiny model that has the vocabulary of the tiny tokenizer."""
     return sliced_model(name, dtype, sizes={"vocab_size": 98}, sparsity=sparsity)
+
+
+def fresh_stock_model():
+    """Slices a tiny model that has the vocabulary of the tiny tokenizer, to a stock class."""
+    return stock_model(sizes={"vocab_size": 98})
 
 
 def copy_weights(model):

@@ -4,7 +4,7 @@ import torch
 from tiny import build, calibration, differing_widths, paper
 from transformers import AutoModelForCausalLM
 
-from optimum_slicegpt import SlicePlan
+from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.modeling.families import family_of
 from optimum_slicegpt.slicing.skeleton import build_sliced
 
@@ -21,6 +21,20 @@ def sliced_model(name="llama", dtype=torch.float32, *, sizes=None, **settings):
     """
     size = {} if "widths" in settings else {"sparsity": 0.3}
     return build(name, dtype, **sizes or {}).compress(paper(**size | settings, dataset=calibration()))
+
+
+def stock_model(name="llama", dtype=torch.float32, *, sizes=None, **settings):
+    """
+    Slices a tiny model with a tied head by the default method, to a stock class.
+
+    Args:
+        name (`str`): of the tiny model.
+        dtype (`torch.dtype`): of its weights.
+        sizes (`dict`, *optional*): changes of its configuration.
+        settings: of the [`SliceGPTConfig`], by which 30 % of the parameters go.
+    """
+    settings = {"parameter_reduction": 0.3, "architecture": "stock", "dataset": calibration()} | settings
+    return build(name, dtype, **{"tie_word_embeddings": True} | (sizes or {})).compress(SliceGPTConfig(**settings))
 
 
 def tapering_model(name, dtype=torch.float32):

@@ -80,7 +80,8 @@ def test_router_losses(name):
 @torch.no_grad()
 @pytest.mark.parametrize("name", EXPERTS)
 def test_widths_that_grouped_products_do_not_take(name, tmp_path):
-    model = build(name, torch.float32).compress(SliceGPTConfig(widths=[38] * 5, dataset=calibration()))
+    config = SliceGPTConfig(widths=[38] * 5, architecture="sliced", dataset=calibration())
+    model = build(name, torch.float32).compress(config)
     expected = model(tokens()).logits
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="grouped_mm")
@@ -91,6 +92,7 @@ def test_widths_that_grouped_products_do_not_take(name, tmp_path):
 @torch.no_grad()
 def test_widths_for_which_half_precision_has_no_grouped_products():
     """Rows of 44 numbers are whole 16 bytes in float32, and are not in bfloat16."""
-    config = SliceGPTConfig(widths=[44] * 5, embeddings="sliced", dtype="bfloat16", dataset=calibration())
+    settings = {"widths": [44] * 5, "architecture": "sliced", "embeddings": "sliced", "dtype": "bfloat16"}
+    config = SliceGPTConfig(**settings, dataset=calibration())
     model = build("mixtral", torch.float32).compress(config)
     assert model.to(torch.bfloat16)(tokens()).logits.isfinite().all()

@@ -34,7 +34,8 @@ def shared(name, dtype=torch.float32):
     """Slices a tiny model without shortcuts, whose MLPs are smaller where the family allows that."""
     dense = build(name, dtype)
     neurons = None if family_of(dense.config).moe else 0.4
-    return dense.compress(SliceGPTConfig(sparsity=1 / 3, mlp_sparsity=neurons, dataset=calibration()))
+    settings = {"architecture": "sliced", "sparsity": 1 / 3, "mlp_sparsity": neurons}
+    return dense.compress(SliceGPTConfig(**settings, dataset=calibration()))
 
 
 FORMS = {"per_block": tapering_model, "shared": shared}

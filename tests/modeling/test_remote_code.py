@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 FILES = {"configuration_sliced.py", "families.py", "family.py", "modeling_sliced.py", "weights.py"}
 """Files that travel with checkpoints."""
-OTHERS = {"checks.py", "contexts.py", "decoder.py"}
+OTHERS = {"checks.py", "contexts.py", "decoder.py", "stock.py"}
 """Files beside them that stay."""
 CASES = {"llama": True, "gpt2": True, "qwen3_moe": False}
 """Tiny model -> whether its head is tied to its embeddings."""

@@ -1,6 +1,7 @@
 """`parameter_reduction`: widths and neurons with which the true number of parameters is what was asked for."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from tiny import TINY
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.modeling.decoder import empty_model
 from optimum_slicegpt.modeling.families import family_of
-from optimum_slicegpt.planning.solver import MOST_NEURONS, TOLERANCE, halvings, neuron_share
+from optimum_slicegpt.planning.rounding import halvings
+from optimum_slicegpt.planning.solver import MOST_NEURONS, TOLERANCE, neuron_share
 from optimum_slicegpt.slicing.skeleton import build_sliced
 
 
 def solve(model_config, reduction=0.25, **kwargs):
-    kwargs = {"rotation": "per_block"} | kwargs
+    kwargs = {"rotation": "per_block", "round_to": 8, "round_neurons_to": 8, "architecture": "sliced"} | kwargs
     return SlicePlan.from_config(SliceGPTConfig(parameter_reduction=reduction, **kwargs), model_config)
 
 
@@ -31,12 +33,10 @@ def found(plan, model_config):
 def test_tiny_models_land(name, tied, rotation):
     config = tiny_config(name, tied)
     plan = solve(config, rotation=rotation)
-    assert plan.tied == tied
+    assert plan.embeddings == ("tied" if tied else "sliced")
     miss = abs(found(plan, config) - 0.25)
     if rotation == "shared" and family_of(config).moe:
-        one_more, one_less = (
-            SlicePlan(48, tuple(width + step for width in plan.widths), tied, False) for step in (1, -1)
-        )
+        one_more, one_less = (replace(plan, widths=tuple(width + step for width in plan.widths)) for step in (1, -1))
         nearest = min(abs(found(other, config) - 0.25) for other in (one_more, one_less))
         assert miss <= max(TOLERANCE, nearest)
     else:
@@ -48,7 +48,7 @@ def test_tiny_models_land(name, tied, rotation):
 def test_a_whole_model_lands_on_multiples(reduction, rotation):
     plan = solve(SMOL, reduction, rotation=rotation)
     assert abs(found(plan, SMOL) - reduction) <= TOLERANCE
-    assert plan.tied
+    assert plan.embeddings == "tied"
     assert all(size % 8 == 0 for size in (*plan.widths, plan.neurons))
     width = plan.widths[0]
     assert set(plan.widths[:-1]) == {width}
@@ -91,11 +91,11 @@ def test_widths_that_are_no_multiples_are_told(caplog):
 
 
 def test_a_tied_head_stays_tied_unless_it_is_to_be_sliced():
-    assert solve(SMOL).tied and solve(SMOL, embeddings="tied").tied
+    assert solve(SMOL).embeddings == solve(SMOL, embeddings="tied").embeddings == "tied"
     plan = solve(SMOL, embeddings="sliced")
-    assert not plan.tied
+    assert plan.embeddings == "sliced"
     assert abs(found(plan, SMOL) - 0.25) <= TOLERANCE
-    assert not solve(tiny_config("llama", tied=False)).tied
+    assert solve(tiny_config("llama", tied=False)).embeddings == "sliced"
     with pytest.raises(ValueError, match="embeddings='tied', but this model's head"):
         solve(tiny_config("llama", tied=False), embeddings="tied")
 
@@ -121,16 +121,16 @@ def test_sites_that_must_be_equally_wide_are():
 def test_no_reduction_slices_nothing():
     for rotation in ("per_block", "shared"):
         plan = solve(SMOL, 0, rotation=rotation)
-        assert (set(plan.widths), plan.neurons, plan.tied) == ({576}, None, True)
+        assert (set(plan.widths), plan.neurons, plan.embeddings) == ({576}, None, "tied")
 
 
 def test_what_whole_dimensions_cannot_hit_is_told(caplog):
     config = tiny_config("mixtral", tied=True)
     with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
-        plan = solve(config, rotation="shared")
+        plan = solve(config, 0.245, rotation="shared")
     share = found(plan, config)
-    assert abs(share - 0.25) > TOLERANCE
-    assert f"parameter_reduction=0.25: the nearest that whole dimensions allow is {share:.2%}." in caplog.text
+    assert not 0 <= share - 0.245 <= TOLERANCE
+    assert f"parameter_reduction=0.245: the nearest that whole dimensions allow is {share:.2%}." in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from optimum_slicegpt.slicing.skeleton import build_sliced
 
 def plan(name="llama", **kwargs):
     """Makes a plan, of the paper's method unless `kwargs` say otherwise."""
-    config = SliceGPTConfig(**{"rotation": "per_block", "refit": "mlp_sparsity" in kwargs} | kwargs)
+    defaults = {"rotation": "per_block", "refit": "mlp_sparsity" in kwargs, "round_to": 8, "round_neurons_to": 8}
+    config = SliceGPTConfig(**defaults | kwargs)
     return SlicePlan.from_config(config, build(name).config)
 
 
@@ -33,7 +34,7 @@ def test_architectures_are_predicted_exactly(name, tied, shortcuts):
     widths = differing_widths(model.config) if shortcuts else [28] * len(differing_widths(model.config))
     for stays_tied in {tied, False}:
         for neurons in (None,) if family_of(model.config).moe else (None, 17):
-            expected = SlicePlan(HIDDEN, tuple(widths), stays_tied, shortcuts, neurons)
+            expected = SlicePlan(HIDDEN, tuple(widths), "tied" if stays_tied else "sliced", shortcuts, neurons)
             assert build_sliced(model, expected).num_parameters() == expected.num_parameters(model)
 
 
@@ -55,8 +56,8 @@ def test_shared_axes_give_all_sites_one_width():
 
 def test_neurons_are_rounded_down():
     assert plan(sparsity=0.25, mlp_sparsity=0.5).neurons == 16
-    assert plan(sparsity=0.25, mlp_sparsity=0.5, round_to=1).neurons == 20
-    assert plan(sparsity=0.25, mlp_sparsity=0.9, round_to=1).neurons == 4  # which floating point would make 3
+    assert plan(sparsity=0.25, mlp_sparsity=0.5, round_neurons_to=1).neurons == 20
+    assert plan(sparsity=0.25, mlp_sparsity=0.9, round_neurons_to=1).neurons == 4  # which floating point would make 3
     assert plan(widths=[40] * 5, mlp_sparsity=0.1).neurons == 32
     assert plan("opt", mlp_sparsity=0.5).neurons == plan("gpt2", mlp_sparsity=0.5).neurons == 16
     assert (
@@ -72,7 +73,9 @@ def test_neurons_stay_unless_asked_for():
 
 
 def test_mlp_sparsity_that_leaves_nothing_is_refused():
-    with pytest.raises(ValueError, match="mlp_sparsity=0.9 leaves no neuron of 40 .* round_to=8; lower either"):
+    with pytest.raises(
+        ValueError, match="mlp_sparsity=0.9 leaves no neuron of 40 .* round_neurons_to=8; lower either"
+    ):
         plan(mlp_sparsity=0.9)
 
 
@@ -88,6 +91,12 @@ def test_sparsity_zero_keeps_a_size_that_is_no_multiple():
 def test_sparsity_that_leaves_nothing_is_refused():
     with pytest.raises(ValueError, match="sparsity=0.9 leaves no dimension of 48 .* round_to=8"):
         plan(sparsity=0.9)
+
+
+def test_random_axes_of_a_family_that_keeps_its_width_are_refused():
+    config = SliceGPTConfig(architecture="stock", orientation="random", sparsity=0, mlp_sparsity=0.4)
+    with pytest.raises(ValueError, match="a gpt2 model keeps its width, and orientation='random' turns the axes"):
+        SlicePlan.from_config(config, build("gpt2", tie_word_embeddings=False).config)
 
 
 def test_widths_of_the_wrong_length_are_refused():

@@ -7,7 +7,15 @@ import random
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from recovering import TEXTS, changed_names, copy_weights, fresh_model, quick_config, same_weights
+from recovering import (
+    TEXTS,
+    changed_names,
+    copy_weights,
+    fresh_model,
+    fresh_stock_model,
+    quick_config,
+    same_weights,
+)
 from tiny import TINY, build, calibration, relative_error, tokens
 from transformers import AutoModelForCausalLM
 
@@ -108,6 +116,21 @@ def test_full_trains_everything(tiny_tokenizer):
     before = copy_weights(model)
     recover(model, tiny_tokenizer, quick_config(full=True))
     assert changed_names(model, before) == before.keys()
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_a_stock_model_stays_one_and_keeps_its_tie(full, tiny_tokenizer, tmp_path):
+    model = fresh_stock_model()
+    before = copy_weights(model)
+    recover(model, tiny_tokenizer, quick_config(full=full))
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert changed_names(model, before) == (before.keys() if full else table_weights(model))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert same_weights(loaded, model) and loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    record = loaded.config.slicegpt
+    assert record["architecture"] == "stock" and record["embeddings"] == "narrow"
+    assert record["recovery"]["perplexity_after"] < record["recovery"]["perplexity_before"]
 
 
 def test_merged_is_the_adapter_kept_apart(tiny_tokenizer, tmp_path):

@@ -254,7 +254,11 @@ def classifier():
 @pytest.mark.parametrize(
     "model, config, message",
     [
-        (lambda: build("llama", torch.float32), quick_config(), "model_type='llama' is not that of a sliced model"),
+        (
+            lambda: build("llama", torch.float32),
+            quick_config(),
+            "This LlamaForCausalLM is not sliced: its configuration has no 'slicegpt'; slice the model first.",
+        ),
         (carries_adapters, quick_config(), "The model carries PEFT adapters"),
         (
             lambda: fresh_model(dtype=torch.bfloat16),

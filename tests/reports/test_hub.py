@@ -21,12 +21,14 @@ from optimum_slicegpt.reports.model_card import CARD_MARK, TAGS
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_tokenizer):
-    """Saves `dense`, `sliced` and `bigger`; the sliced models name `org/base` on the Hub as their base."""
+    """Saves `dense`, `sliced`, `bigger` and `stock`; the sliced models name `org/base` on the Hub as their base."""
     folder = tmp_path_factory.mktemp("hub")
     build("llama", torch.float32, vocab_size=98).save_pretrained(folder / "dense")
     tiny_tokenizer.save_pretrained(folder / "dense")
-    for name, widths in {"sliced": [24, 24, 24, 24, 24], "bigger": [40, 40, 32, 32, 32]}.items():
-        model = publishable_model(widths=widths)
+    settings = {"sliced": {"widths": [24, 24, 24, 24, 24]}, "bigger": {"widths": [40, 40, 32, 32, 32]}}
+    settings["stock"] = {"rotation": "shared"}
+    for name, given in settings.items():
+        model = publishable_model(**given)
         model.config.slicegpt["base_model"] = "org/base"
         model.save_pretrained(folder / name)
     return folder
@@ -119,6 +121,47 @@ torch.save(AutoTokenizer.from_pretrained("me/both")("w5 w7").input_ids, "ids.pt"
     assert all(torch.equal(weights[key], value) for key, value in model.state_dict().items())
     torch.testing.assert_close(logits, model(torch.arange(3, 20)[None]).logits)
     assert torch.load(folder / "ids.pt") == [97, 5, 7]
+
+
+WITHOUT_THE_PACKAGE = """
+import sys, torch
+sys.modules["optimum_slicegpt"] = None
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("me/stock")
+torch.save(model.state_dict(), "stock.pt")
+print(type(model).__name__)
+"""
+
+
+def test_a_stock_result_is_pushed_with_its_card_and_loads_without_code(server, run_client, folder):
+    code, output = run_client(
+        f"""
+        import sys
+        model = AutoModelForCausalLM.from_pretrained("stock")
+        model.push_to_hub("stock", tokenizer=AutoTokenizer.from_pretrained("dense"))
+        os.execl(sys.executable, sys.executable, "-c", {WITHOUT_THE_PACKAGE!r})
+        """
+    )
+    assert code == 0, output
+    assert output.splitlines()[-1] == "LlamaForCausalLM"
+    weights = AutoModelForCausalLM.from_pretrained(folder / "stock").state_dict()
+    loaded = torch.load(folder / "stock.pt")
+    assert weights.keys() == loaded.keys() and all(torch.equal(loaded[key], weights[key]) for key in weights)
+    files = server.files("me/stock")
+    names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names | {"README.md", "slicegpt.png"} <= files.keys()
+    assert not any(name.endswith(".py") for name in files)
+    card = readme(server, "me/stock")
+    assert card.data.tags == list(TAGS) and card.data.base_model == "org/base"
+    assert "It is a `LlamaForCausalLM` like any other" in card.text and "trust_remote_code" not in card.text
+
+
+def test_a_model_that_is_not_sliced_is_pushed_as_by_transformers(server, run_client):
+    code, output = run_client("print(AutoModelForCausalLM.from_pretrained('dense').push_to_hub('me/whole').oid)")
+    assert code == 0, output
+    assert "model.safetensors" in server.files("me/whole")
+    assert CARD_MARK not in server.files("me/whole").get("README.md", b"").decode()
+    assert server.commits("me/whole")[-1].message == "Upload LlamaForCausalLM"
 
 
 def test_a_second_push_replaces_the_first(server, push):

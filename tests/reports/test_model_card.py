@@ -4,7 +4,9 @@ import pytest
 from huggingface_hub import constants
 from matplotlib.image import imread
 from model_cards import OTHER, licence_of, publishable_model, recorded_model
+from sliced_models import sliced_model
 from tiny import build
+from transformers import AutoModelForSequenceClassification
 
 from optimum_slicegpt.reports.figures import DPI, WIDTH_INCHES
 from optimum_slicegpt.reports.hub import push_to_hub
@@ -45,6 +47,32 @@ def test_card_has_the_facts():
         "@inproceedings{ashkboos2024slicegpt,\n  title = {{SliceGPT}: Compress",
     ):
         assert fact in card.text
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_card_of_a_stock_result(tied):
+    sizes = {"vocab_size": 98, "tie_word_embeddings": tied}
+    model = sliced_model(sizes=sizes, rotation="shared", sparsity=1 / 3)
+    card = model_card(model, repo_id="me/small")
+    for fact in (
+        "It is a `LlamaForCausalLM` like any other, only smaller, and needs no code of its own:",
+        '\nmodel = AutoModelForCausalLM.from_pretrained("me/small")\n',
+        "| Architecture | stock |",
+        "| Hidden size before | 48 |",
+        "| Width of the residual stream | 32 (5 sites) |",
+        f"| Embeddings | {'narrow' if tied else 'sliced'} |",
+    ):
+        assert fact in card.text
+    assert "trust_remote_code" not in card.text and "import optimum_slicegpt" not in card.text
+    assert ("The features that `AutoModel` returns are not those of the dense model" in card.text) == tied
+
+
+def test_card_of_a_stock_result_with_another_head(tmp_path):
+    sliced_model(rotation="shared").save_pretrained(tmp_path)
+    card = model_card(AutoModelForSequenceClassification.from_pretrained(tmp_path))
+    assert card.data.pipeline_tag == "text-classification"
+    assert "It is a `LlamaForSequenceClassification` like any other" in card.text
+    assert "AutoModelForSequenceClassification.from_pretrained(" in card.text
 
 
 def test_card_tells_of_a_recovery():
@@ -118,7 +146,7 @@ def test_widths_that_all_differ_are_a_range():
 def test_a_card_needs_a_sliced_model(tmp_path):
     for call in (model_card, lambda model: push_to_hub(model, "me/dense")):
         with pytest.raises(
-            ValueError, match="model_type='llama' is not .* of a sliced model.*; slice the model first"
+            ValueError, match="LlamaForCausalLM is not sliced: .* has no 'slicegpt'; slice the model first"
         ):
             call(build("llama"))
 

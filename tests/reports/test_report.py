@@ -195,6 +195,24 @@ def test_a_page_of_a_sliced_model_is_what_its_configuration_says(sliced, tmp_pat
     assert "some|&lt;b&gt;text&lt;/b&gt;" in page.text and "<b>text" not in page.text
 
 
+def test_a_page_of_a_stock_result(tmp_path, capsys):
+    config = SliceGPTConfig(sparsity=1 / 3, mlp_sparsity=0.4, dataset=calibration())
+    build("llama", torch.float32).compress(config).config.save_pretrained(tmp_path / "sliced")
+    page, found = inspected(capsys, tmp_path, "--model", tmp_path / "sliced")
+    assert page.headings == ["sliced", "Parameters", "Width and energy of the stream", "How it was made", "Time"]
+    assert_loads_nothing(page)
+    assert len(page.pictures()) == 2 * 2
+    assert (found["model_type"], found["original_hidden_size"], found["widths"]) == ("llama", 48, [32] * 5)
+    assert not {"embedding_size", "shortcuts"} & found.keys()
+    assert [row[2] for row in page.table("site")] == ["32"] * 5
+    assert all(f"<dd>{value}</dd>" in page.text for value in ("32 of 48", "24"))
+    rows = dict(row for table in page.tables for row in table if len(row) == 2)
+    assert (rows["Architecture"], rows["Hidden size before"]) == ("stock", "48")
+    assert (rows["Neurons kept in each MLP"], rows["Embeddings"]) == ("24", "sliced")
+    run("inspect", "--model", tmp_path / "sliced", "--figures", tmp_path / "figures")
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"parameters.png", "slicegpt.png"}
+
+
 def test_a_page_of_a_recovered_model_says_how(tmp_path, capsys):
     model = build("llama", torch.float32).compress(SliceGPTConfig(sparsity=1 / 3, dataset=calibration()))
     model.config.slicegpt["recovery"] = {

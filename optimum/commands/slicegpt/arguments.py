@@ -13,7 +13,8 @@ ORIENTATIONS = ("pca", "random")
 ROTATIONS = ("per_block", "shared")
 SCHEDULES = ("uniform", "energy")
 METRICS = ("none", "fisher")
-EMBEDDINGS = ("auto", "tied", "sliced")
+ARCHITECTURES = ("auto", "stock", "sliced")
+EMBEDDINGS = ("auto", "narrow", "tied", "sliced")
 
 
 class SliceGPTSubcommand(BaseOptimumCLICommand):
@@ -99,6 +100,14 @@ def add_text_arguments(
     group.add_argument("--nsamples", type=int, metavar="N", help="number of sequences (default: 128)")
     group.add_argument(
         "--seqlen", type=int, metavar="N", help="tokens per sequence, at most what the model takes (default: 2048)"
+    )
+
+
+def add_rounding_arguments(group) -> None:
+    default = "the largest power of two that divides the size, up to 1/16 of it and 256"
+    group.add_argument("--round-to", type=int, metavar="N", help=f"round widths to multiples of this ({default})")
+    group.add_argument(
+        "--round-neurons-to", type=int, metavar="N", help="round numbers of neurons to multiples of this (likewise)"
     )
 
 

@@ -5,6 +5,7 @@ from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from optimum.commands.base import CommandInfo
 
 from .arguments import (
+    ARCHITECTURES,
     DTYPES,
     EMBEDDINGS,
     METRICS,
@@ -15,6 +16,7 @@ from .arguments import (
     SliceGPTSubcommand,
     add_model_arguments,
     add_output_argument,
+    add_rounding_arguments,
     add_text_arguments,
     seed,
 )
@@ -116,8 +118,12 @@ class CompressCommand(SliceGPTSubcommand):
             help="weight all directions of the stream alike, or by the gradient of the loss (default: none)",
         )
         slicing.add_argument(
-            "--round-to", type=int, metavar="N", help="round widths down to a multiple of this (default: 8)"
+            "--architecture",
+            choices=ARCHITECTURES,
+            help="class of the result: one of transformers' own, which every tool loads, or this package's, which "
+            "holds all settings (default: auto, transformers' own where the settings allow it)",
         )
+        add_rounding_arguments(slicing)
         slicing.add_argument(
             "--slice-head",
             action="store_true",
@@ -126,8 +132,8 @@ class CompressCommand(SliceGPTSubcommand):
         slicing.add_argument(
             "--embeddings",
             choices=EMBEDDINGS,
-            help="a head tied to its embedding stays tied, or both are sliced (default: auto, the smaller; with "
-            "--parameter-reduction, a tied head stays tied)",
+            help="a head tied to its embedding: narrow slices their matrix once, tied keeps it between projections, "
+            "sliced unties them (default: auto, narrow in a stock architecture)",
         )
         slicing.add_argument(
             "--orientation", choices=ORIENTATIONS, help="random spreads outliers over the kept axes (default: pca)"

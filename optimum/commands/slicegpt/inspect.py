@@ -4,7 +4,14 @@ from argparse import SUPPRESS, ArgumentParser
 
 from optimum.commands.base import CommandInfo
 
-from .arguments import SliceGPTSubcommand, add_dtype_argument, add_model_arguments, add_text_arguments, seed
+from .arguments import (
+    SliceGPTSubcommand,
+    add_dtype_argument,
+    add_model_arguments,
+    add_rounding_arguments,
+    add_text_arguments,
+    seed,
+)
 
 
 class InspectCommand(SliceGPTSubcommand):
@@ -36,9 +43,7 @@ class InspectCommand(SliceGPTSubcommand):
             help="shares of parameters to delete, too (default: none)",
         )
         add_dtype_argument(parser, "count bytes in this dtype, and load weights in it")
-        parser.add_argument(
-            "--round-to", type=int, metavar="N", default=8, help="round widths down to a multiple of this (default: 8)"
-        )
+        add_rounding_arguments(parser)
         parser.add_argument(
             "--report", metavar="FILE", help="write this as one HTML file with pictures; the file must be absent"
         )

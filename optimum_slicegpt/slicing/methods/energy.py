@@ -12,6 +12,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from ...planning.settings import neuron_step
 from ..parts import Neurons
 
 
@@ -37,7 +38,7 @@ class EnergyNeurons(Neurons):
     def decide(self) -> None:
         run = self.run
         costs = [each.to("cpu") for each in run.state.statistics.costs]
-        run.set_neurons(neurons_by_layer(costs, run.plan.neurons, run.config.round_to))
+        run.set_neurons(neurons_by_layer(costs, run.plan.neurons, neuron_step(run.config, run.dense.config)))
 
 
 def neurons_by_layer(costs: Sequence[Tensor], mean: int, round_to: int = 1) -> list[int]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
+
 from ...linalg.axes import shared_axes
 from ..parts import Axes, timed
 from ..state import Basis
@@ -25,8 +27,11 @@ class SharedAxes(Axes):
         run = self.run
         moments = LazySequence(run.state.statistics.moments, lambda moment: moment.to(run.device))
         metrics = LazySequence(range(len(moments)), self.metric.at)
-        progress = partial(run.progress, description="Axes")
-        run.state.axes = run.agreed(run.orient(shared_axes(moments, metrics, run.plan.widths[0], progress=progress)))
+        progress, width = partial(run.progress, description="Axes"), run.plan.widths[0]
+        if width == run.plan.hidden_size == run.plan.stock_size and run.config.orientation == "pca":
+            run.state.axes = torch.eye(width, dtype=torch.float64, device=run.device)  # LayerNorms keep their mean.
+            return
+        run.state.axes = run.agreed(run.orient(shared_axes(moments, metrics, width, progress=progress)))
 
     @timed("axes")
     def find(self, site, here, x, z) -> Basis:

@@ -24,6 +24,7 @@ from optimum_slicegpt.storage.base import InMemory
 
 WITHOUT_EXPERTS = [name for name in TINY if "moe" not in name and name != "mixtral"]
 NEURONS = 40
+STEPS = {"round_to": 4, "round_neurons_to": 4}
 
 
 def lopsided(name, **overrides):
@@ -43,7 +44,7 @@ def idle_first(name):
 
 
 def sliced(model, **kwargs):
-    settings = {"sparsity": 0.25, "mlp_sparsity": 0.5, "round_to": 4, "schedule": "energy", "dataset": calibration(8)}
+    settings = {"sparsity": 0.25, "mlp_sparsity": 0.5, "schedule": "energy", **STEPS, "dataset": calibration(8)}
     return model.compress(SliceGPTConfig(**settings | kwargs))
 
 
@@ -124,7 +125,7 @@ def test_costs_are_what_neurons_add_to_the_stream(name):
 @pytest.mark.parametrize("name", WITHOUT_EXPERTS)
 def test_every_family_is_saved_and_loaded(tmp_path, name):
     dense = lopsided(name)
-    config = SliceGPTConfig(sparsity=0.25, mlp_sparsity=0.5, round_to=4)
+    config = SliceGPTConfig(sparsity=0.25, mlp_sparsity=0.5, schedule="energy", **STEPS)
     plan = SlicePlan.from_config(config, dense.config)
     predicted = plan.num_parameters(dense)
     model = sliced(dense)
@@ -160,12 +161,18 @@ def test_an_mlp_that_is_idle_loses_most():
     assert errors[1] < errors[0]
 
 
+def test_numbers_are_multiples_of_the_default_step():
+    model = sliced(lopsided("llama"), round_to=None, round_neurons_to=None)
+    fewest, most = model.config.intermediate_sizes
+    assert fewest < most and fewest % 2 == most % 2 == 0
+
+
 def test_equal_numbers_leave_an_architecture_of_the_family():
     model = build("llama")
     with torch.no_grad():
         for layer in layers_of(model):
             layer.mlp.down_proj.weight.zero_()
-    model = sliced(model, round_to=20, widths=[36] * 5, sparsity=None)
+    model = sliced(model, round_neurons_to=20, widths=[36] * 5, sparsity=None)
     assert model.config.intermediate_sizes is None and model.config.intermediate_size == 20
     assert type(export_stock(model)).__name__ == "LlamaForCausalLM"
 
