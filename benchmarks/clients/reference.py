@@ -4,7 +4,7 @@ Writes the reference of a model for the scripts of clients: what transformers co
     python benchmarks/clients/reference.py --model FOLDER --reference FILE.npz --output RESULT.json
 
 The texts are of Python's own documentation, of topics that the dataset `python-docs` does not calibrate on.
-`--sequences` of them, 8 by default, measure perplexity.
+`--sequences` of them, 4 by default, measure perplexity.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ WRITTEN = 32
 
 
 def main():
-    args = arguments(sequences=8)
+    args = arguments(sequences=4)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)  # without a token that ends a text

@@ -134,7 +134,7 @@ def demo_models() -> dict[str, str]:
         (dense / "config.json").write_text(json.dumps(keys, indent=2))
     shutil.rmtree(sliced, ignore_errors=True)
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "slicegpt", "compress", "--model", dense]
-    run([*command, "--dataset", "python-docs", "--output", sliced])
+    run([*command, "--dataset", "python-docs", "--nsamples", 16, "--seqlen", 1024, "--output", sliced])
     return {"dense": str(dense), "sliced": str(sliced)}
 
 

@@ -15,15 +15,25 @@ if TYPE_CHECKING:
     from .sizes import Size
 
 
+NEURONS_FIRST = 0.5
+"""
+Share of neurons that are deleted before any hidden dimension is. Measured on SmolLM2, calibrated on WikiText-2, at 20
+and 30 % fewer parameters: the mean damage over three kinds of text is less than with any dimension deleted.
+"""
 NEURONS_PER_DIMENSION = 6.0
 """
-Ratio of the share of neurons that are deleted to the share of hidden dimensions. Measured on SmolLM2: ratios of 4 and
-more do about equally little damage, lower ones do more.
+Ratio of the share of neurons that are deleted beyond that to the share of hidden dimensions. Measured on SmolLM2:
+ratios of 4 and more do about equally little damage, lower ones do more.
 """
 MOST_NEURONS = 0.6
 """Greatest share of neurons that are deleted. A larger reduction deletes more hidden dimensions instead."""
 TOLERANCE = 0.01
 """By how much a solution may be smaller than what was wanted, as a share of the dense model's parameters."""
+FAR = 0.1
+"""
+Distance of a solution from the best split at which smaller steps are tried: the sum of the shares of dimensions and of
+neurons by which they differ.
+"""
 BISECTIONS = 60
 """Number of halvings of an interval of shares, enough for float64."""
 
@@ -36,9 +46,10 @@ def neuron_share(hidden_share: float) -> float:
         hidden_share (`float`): share of hidden dimensions to delete, in [0, 1).
 
     Returns:
-        `float`: share of neurons to delete, in [0, 1). It never falls as `hidden_share` rises.
+        `float`: share of neurons to delete, in [0, 1). It never falls as `hidden_share` rises. Where no dimension is
+            deleted, fewer may be enough.
     """
-    return min(NEURONS_PER_DIMENSION * hidden_share, MOST_NEURONS)
+    return min(NEURONS_FIRST + NEURONS_PER_DIMENSION * hidden_share, MOST_NEURONS)
 
 
 @dataclass(frozen=True)
@@ -71,8 +82,9 @@ class Solver:
 
         The best split between dimensions and neurons is a pair of real numbers. Candidates are multiples of the steps.
         Of those that delete what is asked for and at most [`TOLERANCE`] more, the one nearest to the best split is
-        returned. If there are none, the step of neurons is halved, down to [`SMALLEST_STEP`], then that of widths, and
-        then both down to 1. If all fail, the candidate that misses the wanted size least is returned.
+        returned. If there are none, or all are [`FAR`] from it, the step of neurons is halved, down to
+        [`SMALLEST_STEP`], and then that of widths; if there are still none, both are, down to 1. If all fail, the
+        candidate that misses the wanted size least is returned.
 
         Args:
             reduction (`float`): share of the dense model's parameters to delete.
@@ -84,7 +96,9 @@ class Solver:
             ValueError: no widths reach this share.
         """
         target, slack = (1 - reduction) * self.dense, TOLERANCE * self.dense
-        most, least = self.count(*self.split(0)), self.count(*self.smallest())
+        full_widths, _ = self.split(0)
+        most = self.count(full_widths, self.size.neurons if self.neurons is None else self.neurons)
+        least = self.count(*self.smallest())
         if not least - slack <= target <= most + slack:
             shares = (max(0, 1 - total / self.dense) for total in (most, least))
             raise ValueError(
@@ -97,18 +111,24 @@ class Solver:
             share = (low + high) / 2
             low, high = (share, high) if self.count(*self.split(share)) > target else (low, share)
         best = self.split(high)
+        if self.neurons is None and self.count(*self.split(0)) <= target:
+            best = full_widths, self.neurons_at(target, full_widths)
 
         def distance(candidate):
             (widths, neurons), (best_widths, best_neurons) = candidate, best
             dimensions = abs(sum(widths) - sum(best_widths)) / (len(widths) * self.size.hidden_size)
             return dimensions + abs(neurons - best_neurons) / self.size.neurons
 
+        nearest = None
         for steps in self.steps():
+            if nearest and min(steps) < SMALLEST_STEP:
+                break
             found = list(self.candidates(target, min(best[0]), *steps))
             near = [candidate for candidate in found if 0 <= target - self.count(*candidate) <= slack]
-            if near:
-                return min(near, key=distance)
-        return min(found, key=lambda candidate: abs(self.count(*candidate) - target))
+            nearest = min(filter(None, [nearest, *near]), key=distance, default=None)
+            if nearest and distance(nearest) <= FAR:
+                break
+        return nearest or min(found, key=lambda candidate: abs(self.count(*candidate) - target))
 
     def steps(self) -> list[tuple[int, int]]:
         """Lists the steps of widths and of neurons in the order in which they are tried."""
@@ -130,6 +150,11 @@ class Solver:
         """Computes the real widths, and the real number of neurons beside them, for a share of deleted dimensions."""
         neurons = (1 - neuron_share(share)) * self.size.neurons if self.neurons is None else self.neurons
         return self.widths([(1 - share) * self.size.hidden_size] * len(self.groups)), neurons
+
+    def neurons_at(self, target: float, widths: Sequence[float]) -> float:
+        """Computes the real number of neurons with which a model of some widths has a wanted size."""
+        without_neurons = self.count(widths, 0)
+        return (target - without_neurons) / (self.count(widths, 1) - without_neurons)
 
     def widths(self, of_groups: Sequence[float]) -> list[float]:
         """Computes the width of every site from the width of every group."""
@@ -153,9 +178,7 @@ class Solver:
             if self.neurons is not None:
                 yield widths, self.neurons
                 continue
-            without_neurons = self.count(widths, 0)
-            of_one_neuron = self.count(widths, 1) - without_neurons
-            fewer = (target - without_neurons) / of_one_neuron // neuron_step * neuron_step
+            fewer = self.neurons_at(target, widths) // neuron_step * neuron_step
             least = ceil((1 - MOST_NEURONS) * self.size.neurons / neuron_step) * neuron_step
             for neurons in (fewer, fewer + neuron_step):
                 yield widths, int(min(max(neurons, least), self.size.neurons))

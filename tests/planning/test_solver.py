@@ -12,7 +12,7 @@ from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.modeling.decoder import empty_model
 from optimum_slicegpt.modeling.families import family_of
 from optimum_slicegpt.planning.rounding import halvings
-from optimum_slicegpt.planning.solver import MOST_NEURONS, TOLERANCE, neuron_share
+from optimum_slicegpt.planning.solver import MOST_NEURONS, NEURONS_FIRST, TOLERANCE, neuron_share
 from optimum_slicegpt.slicing.skeleton import build_sliced
 
 
@@ -53,7 +53,10 @@ def test_a_whole_model_lands_on_multiples(reduction, rotation):
     width = plan.widths[0]
     assert set(plan.widths[:-1]) == {width}
     assert plan.widths[-1] == (width if rotation == "shared" else 576)
-    assert abs(1 - plan.neurons / 1536 - neuron_share(1 - width / 576)) < 0.1
+    if width < 576:
+        assert abs(1 - plan.neurons / 1536 - neuron_share(1 - width / 576)) < 0.1
+    else:
+        assert plan.neurons >= 1536 * (1 - NEURONS_FIRST)
 
 
 def test_without_neurons_some_sites_are_a_step_wider():
@@ -86,7 +89,7 @@ def test_widths_that_are_no_multiples_are_told(caplog):
     assert plan.widths[0] % 72
     assert f"Widths of {plan.widths[0]} are no multiples of round_to=72, of which none" in caplog.text
     caplog.clear()
-    solve(SMOL, 0.2, rotation="shared", embeddings="sliced", round_to=72)  # neurons compensate for the step
+    solve(SMOL, 0.25, rotation="shared", embeddings="sliced", round_to=72)  # neurons compensate for the step
     assert not caplog.text
 
 
@@ -158,7 +161,7 @@ def test_the_ends_of_the_range_can_be_reached():
 def test_inner_share_rises_to_its_limit():
     shares = [neuron_share(index / 100) for index in range(100)]
     assert shares == sorted(shares)
-    assert (shares[0], shares[-1]) == (0, MOST_NEURONS)
+    assert (shares[0], shares[-1]) == (NEURONS_FIRST, MOST_NEURONS)
 
 
 def test_the_configuration_and_the_random_numbers_are_untouched():
