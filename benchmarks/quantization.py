@@ -20,7 +20,7 @@ from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
 
 
 SPARSITY = 0.25
-KEPT = [".*_shortcut", "lm_head"]
+KEPT = [".*_shortcut", ".*projection", "lm_head"]
 
 
 def measure(folder: str, batches, **kwargs) -> dict:

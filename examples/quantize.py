@@ -3,10 +3,10 @@ Quantizes a sliced model to int8 weights with torchao (`pip install torchao`), a
 
     python examples/quantize.py --model sliced --output sliced-int8
 
-What stands in the stream itself keeps its dtype: shortcuts, and the projections between the stream and an embedding
-that keeps its width. They carry activations that are thousands of times as large as the average, and would spread
-rounding errors (docs/ecosystem.md). An ordinary checkpoint has neither, and only its head is kept. Loading the result
-needs torchao.
+What stands in the stream itself keeps its dtype: shortcuts, which carry activations that are thousands of times as
+large as the average and would spread rounding errors (docs/ecosystem.md), and the projections between the stream and
+an embedding that keeps its width. A stock model has neither, and only its head is kept. Loading the result needs
+torchao.
 """
 
 import argparse
