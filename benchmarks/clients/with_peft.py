@@ -29,7 +29,7 @@ def train(model, ids, rate) -> str:
     """Trains a few steps, and returns the loss before and after."""
     optimizer = torch.optim.AdamW((weight for weight in model.parameters() if weight.requires_grad), lr=rate)
     losses = []
-    for _ in range(4):
+    for _ in range(8):
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
@@ -46,7 +46,7 @@ def adapt(folder: str, adapter, ids) -> str:
     kind, tied = type(base), is_tied(base)
     model = get_peft_model(base, adapter)
     prompt = isinstance(adapter, PromptTuningConfig)
-    found = train(model, ids, 1e-2 if prompt else 1e-3)
+    found = train(model, ids, 1e-2 if prompt else 3e-4)
     model.eval()
     with tempfile.TemporaryDirectory() as saved:
         model.save_pretrained(saved)

@@ -77,7 +77,7 @@ class SlicePlan:
             >>> SlicePlan.from_config(SliceGPTConfig(sparsity=0.25), dense).widths
             (416, 416, 416, 416, 416)
             >>> SlicePlan.from_config(SliceGPTConfig(parameter_reduction=0.2, rotation="per_block"), dense).widths
-            (384, 384, 384, 384, 576)
+            (408, 408, 408, 408, 576)
         """
         check_experts(config, model_config)
         check_embeddings(config, model_config)
