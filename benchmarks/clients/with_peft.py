@@ -46,7 +46,7 @@ def adapt(folder: str, adapter, ids) -> str:
     kind, tied = type(base), is_tied(base)
     model = get_peft_model(base, adapter)
     prompt = isinstance(adapter, PromptTuningConfig)
-    found = train(model, ids, 1e-2 if prompt else 3e-4)
+    found = train(model, ids, 1e-3 if prompt else 3e-4)
     model.eval()
     with tempfile.TemporaryDirectory() as saved:
         model.save_pretrained(saved)
