@@ -100,23 +100,6 @@ def add_ratios(rows: list[dict]) -> None:
             row[name]["expected"] = dense[cost] / row[cost]
 
 
-def plot(rows: list[dict], path: Path) -> None:
-    """Draws the mean perplexity of each file against its bytes."""
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import ScalarFormatter
-
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name in dict.fromkeys(row["name"] for row in rows):
-        points = sorted((row["bytes"] / 1e6, row["mean_perplexity"]) for row in rows if row["name"] == name)
-        axis.plot(*zip(*points, strict=True), "o-", label=name)
-    axis.set(xlabel="file, MB", ylabel="perplexity, mean of three kinds of text", yscale="log", title=rows[0]["model"])
-    axis.yaxis.set_major_formatter(ScalarFormatter())
-    axis.yaxis.set_minor_formatter(ScalarFormatter())
-    axis.grid(alpha=0.3, which="both")
-    axis.legend()
-    figure.savefig(path, dpi=150)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dense", required=True, help="folder of the dense model")
@@ -173,7 +156,6 @@ def main():
                     row[name]["turns"].append(found[name])
         add_ratios(of_kind)
         print(save())
-    plot(rows, RESULTS / f"equal_bytes_{args.name}.png")
 
 
 if __name__ == "__main__":
