@@ -31,9 +31,10 @@ def stock_model(name="llama", dtype=torch.float32, *, sizes=None, **settings):
         name (`str`): of the tiny model.
         dtype (`torch.dtype`): of its weights.
         sizes (`dict`, *optional*): changes of its configuration.
-        settings: of the [`SliceGPTConfig`], by which 30 % of the parameters go.
+        settings: of the [`SliceGPTConfig`], by which a quarter of the dimensions and of the neurons go.
     """
-    settings = {"parameter_reduction": 0.3, "architecture": "stock", "dataset": calibration()} | settings
+    size = {"sparsity": 0.25, "mlp_sparsity": 0.25}
+    settings = {"architecture": "stock", "dataset": calibration()} | size | settings
     return build(name, dtype, **{"tie_word_embeddings": True} | (sizes or {})).compress(SliceGPTConfig(**settings))
 
 
