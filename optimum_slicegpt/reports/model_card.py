@@ -63,6 +63,7 @@ def model_card(
     base = public_name(record.get("base_model") or "")
     on_hub = "/" in base
     head = type(model).__name__.partition("For")[2]
+    hidden_size, widths = stream_sizes(config)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=PIPELINES.get(head),
@@ -82,6 +83,7 @@ def model_card(
         recovery=_recovery(record),
         auto_class=f"AutoModelFor{head}" if head else "AutoModel",
         architecture=type(model).__name__,
+        narrower=min(widths) < hidden_size,
         needs_code=hasattr(config, "original_hidden_size"),
         narrow=record.get("embeddings") == "narrow",
         location=repo_id or "path/to/this/folder",

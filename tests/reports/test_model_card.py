@@ -1,13 +1,15 @@
 """What the model card of a sliced model says."""
 
 import pytest
+import torch
 from huggingface_hub import constants
 from matplotlib.image import imread
 from model_cards import OTHER, licence_of, publishable_model, recorded_model
 from sliced_models import sliced_model
-from tiny import build
+from tiny import build, calibration
 from transformers import AutoModelForSequenceClassification
 
+from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.reports.figures import DPI, WIDTH_INCHES
 from optimum_slicegpt.reports.hub import push_to_hub
 from optimum_slicegpt.reports.model_card import TAGS, model_card, save_picture
@@ -200,3 +202,11 @@ def test_a_readme_that_happens_to_lie_here_is_not_the_base_models(tmp_path, monk
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     monkeypatch.chdir(tmp_path)
     assert licence_of(model_card(recorded_model())) == {}
+
+
+def test_a_card_says_whether_the_stream_is_narrower():
+    config = SliceGPTConfig(sparsity=0, mlp_sparsity=0.4, dataset=calibration())
+    text = model_card(build("llama", torch.float32).compress(config)).text
+    assert "keeps its width" in text and "was rotated" not in text
+    text = model_card(build("llama", torch.float32).compress(SliceGPTConfig(sparsity=0.3, dataset=calibration()))).text
+    assert "was rotated" in text and "keeps its width" not in text
