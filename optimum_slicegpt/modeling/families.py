@@ -42,7 +42,7 @@ FAMILIES: dict[str, Family] = {
         # Its configuration compares the factors of other kinds with hidden_size / heads.
         narrower=(StockClass(requires=(("rope_parameters.rope_type", "default"),), only="transformers, vLLM"),),
     ),
-    "granite": Family(residual_multiplier="residual_multiplier", narrower=(StockClass(only="transformers"),)),
+    "granite": Family(residual_multiplier="residual_multiplier", narrower=(StockClass(only="transformers, vLLM"),)),
     "gemma": Family(gain_offset=1.0),
     # RMSNorm, mixtures of experts
     "mixtral": Family(
@@ -63,7 +63,7 @@ FAMILIES: dict[str, Family] = {
     ),
     # LayerNorm
     "olmo": Family(layer_norm=True, norm_eps=1e-5, narrower=(StockClass(only="transformers"),)),
-    "cohere": Family(mlp_norm=None, layer_norm=True, parallel=True, narrower=(StockClass(only="transformers"),)),
+    "cohere": Family(mlp_norm=None, layer_norm=True, parallel=True, narrower=(StockClass(only="transformers, vLLM"),)),
     "starcoder2": Family(
         mlp_readers=("mlp.c_fc",),
         mlp_writer="mlp.c_proj",
@@ -74,7 +74,7 @@ FAMILIES: dict[str, Family] = {
         mlp_readers=("mlp.up_proj",),
         layer_norm=True,
         gain_offset=1.0,
-        narrower=(StockClass(only="transformers, MLX-LM"),),
+        narrower=(StockClass(only="transformers, vLLM, MLX-LM"),),
     ),
     "phi": Family(
         final_norm="final_layernorm",
