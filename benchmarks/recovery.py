@@ -1,122 +1,104 @@
 """
-Measures what a short recovery regains of SmolLM2-135M, alone and with the dense model as the teacher.
+Measures what a short recovery regains of a sliced model on kinds of text, and what it takes.
 
-    python benchmarks/recovery.py --train valid.txt --test test.txt --tasks tasks.jsonl [--keep FOLDER [--only NAME]]
+    python benchmarks/recovery.py --data FOLDER --dense FOLDER --sliced FOLDER [--only NAME ...] [--keep FOLDER]
 
-Slices as `benchmarks/quality.py` does: the default method, a head of its own, the size of the paper's method at
-sparsity 0.25. Slicing and recoveries see the training text only. All recoveries, and a teacher that is adapted first,
-take the same number of steps. The held-out sequences are a part of the training text. Most recoveries see every
-sequence once; the recoveries on few sequences see a quarter of them four times. So few steps need a higher learning
-rate than the default. Perplexities are of the test text and of the other texts of `benchmarks/quality.py`, with
-weights in bfloat16. Every run is a process of its own. Writes `benchmarks/results/recovery.json` after each run, and
-with `--keep` every model to a folder of its own. A later run with `--only` reads the sliced model there, and keeps the
-other results.
+The protocol of measuring, and what `--data` holds, are those of [`kinds`]. Recoveries begin with the model in
+`--sliced`, and the data beside text of the dense model is WikiText-2's validation split. All of them see as many
+tokens, each of which is new, unless there are too few. Kinds that more than half of the tokens were of are marked in a
+row (`seen`), and left out of its mean. Every run is a process of its own. Writes `benchmarks/results/recovery.json`
+after each run, and with `--keep` every model to a folder of its own. A later run with `--only` keeps the other
+results.
 """
 
 import argparse
 import json
-import tempfile
-import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from common import RESULTS, dense_smollm2, environment, in_fresh_process, peak_gib, write
-from quality import METHODS, SERIES, load, perplexities
+from common import RESULTS, environment, in_fresh_process, peak_gib, write
+from kinds import CHUNKS, LENGTH, excess, measure
+from quality import read_record, seen_kinds
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, load_batches, recover
+from optimum_slicegpt import RecoveryConfig, recover
 
 
-ADAPTED = {"distill": True, "adapt_teacher": True}
 RECOVERIES = {
     "recovered": {},
-    "distilled": {"distill": True},
-    "distilled, teacher adapted": ADAPTED,
-    "recovered, few sequences": {"epochs": 4},
-    "distilled, teacher adapted, few sequences": {"epochs": 4} | ADAPTED,
+    "own text alone": {"dataset": "self"},
+    "other text alone": {"own_tokens": 0},
+    "all weights": {"full": True},
+    "half cross-entropy": {"distill_weight": 0.5},
+    "specialist": {"distill": False},
 }
+"""Settings of each recovery, apart from those that all share."""
 RUNS = ("dense", "sliced", *RECOVERIES)
-METHOD = "shared + refit + neurons"
 
 
-def measure(args) -> dict:
-    """Makes one model and saves it in a folder of its name. Recoveries begin with the model in `sliced`."""
-    dense, folder = dense_smollm2(), Path(args.keep)
-    tokenizer = AutoTokenizer.from_pretrained(dense)
-    args.model, args.series, args.dtype = dense, "untied", "bfloat16"
-    start = time.perf_counter()
-    if args.run == "dense":
-        model, found = load(args, torch.bfloat16), {}
-    elif args.run == "sliced":
-        model, found = load(args, torch.float32), {}
-        batches = load_batches(args.train, tokenizer, nsamples=32, seqlen=1024, batch_size=8, seed=None)
-        reduction = 1 - SERIES["untied"][0.25] / model.num_parameters()
-        model.compress(
-            SliceGPTConfig(parameter_reduction=reduction, dataset=batches, dtype="bfloat16", **METHODS[METHOD])
-        )
+def run(args) -> dict:
+    """Loads or recovers a model, and measures it."""
+    tokenizer = AutoTokenizer.from_pretrained(args.dense)
+    found = {"threads": torch.get_num_threads()} | ({} if args.run == "dense" else {"commit": environment()["commit"]})
+    if args.run in RECOVERIES:
+        found |= recovered(args, tokenizer)
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder / "sliced", dtype=torch.float32)
-        settings = RECOVERIES[args.run]
-        config = RecoveryConfig(
-            dataset=args.train,
-            nsamples=args.held_out + (args.nsamples - args.held_out) // settings.get("epochs", 1),
-            seqlen=args.seqlen,
-            held_out=args.held_out,
-            eval_steps=args.eval_steps,
-            learning_rate=args.learning_rate,
-            patience=None,
-            **settings,
-        )
-        recover(model, tokenizer, config, teacher=dense if config.distill else None)
-        found = model.config.slicegpt["recovery"]
-    found["minutes"] = (time.perf_counter() - start) / 60
-    if args.run != "dense":
-        model.save_pretrained(folder / args.run)
-        tokenizer.save_pretrained(folder / args.run)
-        found |= {"width": min(model.config.slicegpt["widths"]), "neurons": model.config.intermediate_size}
-    found |= {
-        "commit": environment()["commit"],
-        "parameters": model.num_parameters(),
-        "threads": torch.get_num_threads(),
-        "peak_gib": peak_gib(),
-    }
-    return found | perplexities(args, model, tokenizer)
+        model = AutoModelForCausalLM.from_pretrained(getattr(args, args.run), dtype=torch.bfloat16)
+        found |= {"nll": measure_kinds(model, tokenizer, args)}
+    return found | {"peak_gib": peak_gib()}
+
+
+def recovered(args, tokenizer) -> dict:
+    """Recovers the sliced model, measures it, and saves it where that is asked for."""
+    settings = {"dataset": str(args.data / "wikitext-2" / "valid.txt")} | RECOVERIES[args.run]
+    rate = args.learning_rate if not settings.get("full") else None
+    dtype = torch.float32 if settings.get("full") else "auto"
+    model = AutoModelForCausalLM.from_pretrained(args.sliced, dtype=dtype)
+    config = RecoveryConfig(nsamples=args.nsamples, seqlen=args.seqlen, learning_rate=rate, patience=None, **settings)
+    recover(model, tokenizer, config, teacher=args.dense if config.distill else None)
+    record = model.config.slicegpt["recovery"]
+    trained = record["steps"] * config.batch_size * config.gradient_accumulation * config.seqlen
+    if args.keep:
+        model.save_pretrained(args.keep / args.run)
+        tokenizer.save_pretrained(args.keep / args.run)
+    measured = measure_kinds(model.to(torch.bfloat16), tokenizer, args)
+    return record | {"trained_tokens": trained, "tokens_per_s": trained / record["seconds"], "nll": measured}
+
+
+def measure_kinds(model, tokenizer, args) -> dict[str, list[float]]:
+    return measure(model, tokenizer, args.data, chunks=args.chunks, length=args.length)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, help="text file to slice and to train on")
-    parser.add_argument("--test", required=True, help="text file of the same kind to measure on")
-    parser.add_argument("--tasks", required=True, help="jsonl file of instructions, as Self-Instruct has them")
-    parser.add_argument("--keep", help="folder for the models (default: a temporary one)")
-    parser.add_argument("--nsamples", type=int, default=176, help="sequences, held-out ones included")
-    parser.add_argument("--seqlen", type=int, default=1024)
-    parser.add_argument("--held-out", type=int, default=16)
-    parser.add_argument("--eval-steps", type=int, default=10)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--only", nargs="+", choices=RUNS, help="run these, with the sliced model in --keep")
+    parser.add_argument("--data", required=True, type=Path, help="folder of the data sets")
+    parser.add_argument("--dense", required=True, help="folder of the dense model")
+    parser.add_argument("--sliced", required=True, type=Path, help="folder of the sliced model")
+    parser.add_argument("--keep", type=Path, help="folder for the recovered models (default: they are not kept)")
+    parser.add_argument("--nsamples", type=int, default=RecoveryConfig.nsamples, help="sequences, held-out ones too")
+    parser.add_argument("--seqlen", type=int, default=RecoveryConfig.seqlen, help="tokens of a sequence")
+    parser.add_argument("--learning-rate", type=float, help="of adapters (default: the package's)")
+    parser.add_argument("--chunks", type=int, default=CHUNKS, help=f"to measure on, of every kind (default: {CHUNKS})")
+    parser.add_argument("--length", type=int, default=LENGTH, help=f"tokens in a chunk (default: {LENGTH})")
+    parser.add_argument("--only", nargs="+", choices=RUNS, help="run these, and keep the other results")
     parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
-        print(json.dumps(measure(args)))
+        print(json.dumps(run(args)))
         return
 
-    content = {
-        "model": "SmolLM2-135M-Instruct",
-        "method": METHOD,
-        "train": Path(args.train).name,
-        "test": f"32 x 1024 tokens of {Path(args.test).name}",
-        "runs": {},
-    }
-    with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
-        given = vars(args) | {"keep": folder}
-        flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items() if key not in ("run", "only")]
-        if args.only:
-            content["runs"] = json.loads((RESULTS / "recovery.json").read_text())["runs"]
-        for name in args.only or RUNS:
-            content["runs"][name] = in_fresh_process(__file__, *flags, f"--run={name}")
-            print(write("recovery", content), name)
+    content = {"model": Path(args.dense).resolve().name, "chunks": args.chunks, "length": args.length, "runs": {}}
+    if args.only:
+        content["runs"] = json.loads((RESULTS / "recovery.json").read_text())["runs"]
+    given = {key: value for key, value in vars(args).items() if value is not None and key not in ("run", "only")}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+    for name in args.only or RUNS:
+        row = in_fresh_process(__file__, *flags, f"--run={name}")
+        if name != "dense":
+            seen = read_record(args.sliced)["seen"] | seen_kinds(row.get("source", ""))
+            row |= excess(row["nll"], content["runs"]["dense"]["nll"], seen)
+        content["runs"][name] = row
+        print(write("recovery", content), name, flush=True)
 
 
 if __name__ == "__main__":

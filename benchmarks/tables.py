@@ -4,122 +4,25 @@ Writes the tables of README.md and docs/ from `benchmarks/results/*.json`, betwe
 
     python benchmarks/tables.py
 
-A table holds rows of one commit, which the line below it names: see [`common.results`].
+A table holds rows of one commit, which the line below it names: see [`common.results`]. One without results stays as
+it is.
 """
 
-import math
 import re
-from collections.abc import Callable
 
 from common import ROOT, is_dense, results
+from formatting import GIB, PARAMETERS, PEAK, add_source
+from quality_tables import piqa, prompts, quality, readme, recovery, sizes
 
 from optimum_slicegpt import FAMILIES
 
 
-GIB, DEFAULT = 2**30, "shared + refit + neurons"
-PARAMETERS = {"parameters": lambda run: f"{run['parameters'] / 1e6:.1f} M"}
 WIDTHS = {"width": "{width}", "neurons": "{neurons}"}
 PERPLEXITIES = {"WikiText-2": "{wikitext2:.2f}", "instructions": "{tasks:.1f}", "Python docs": "{python-docs:.1f}"}
-PEAK = {"peak memory": "{peak_gib:.2f} GiB"}
-FILES = {"valid.txt": "WikiText-2's validation split", "test.txt": "WikiText-2's test split"}
-"""What the files are whose names are in the results."""
-OUTSIDE_HISTORY = {"9ce2a240dc129ff199a6c1facce01d8822b8cae7"}
-"""Commits in the results that this repository does not have."""
-
-
-def table(columns: dict[str, str | Callable[[dict], str]], rows: list[dict]) -> str:
-    """
-    Formats rows as a table of Markdown.
-
-    Args:
-        columns (`dict`):
-            Title -> a format string for the values of a row, or a function that formats the cell of a row. The cell is
-            empty if the row lacks one of its values (`KeyError`). A column without any cell is left out.
-        rows (`list[dict]`): results.
-    """
-
-    def cell(column, row):
-        try:
-            return column.format_map(row) if isinstance(column, str) else column(row)
-        except KeyError:
-            return ""
-
-    cells = {title: [cell(column, row) for row in rows] for title, column in columns.items()}
-    cells = {title: column for title, column in cells.items() if any(column)}
-    lines = [cells, ["---"] * len(cells), *zip(*cells.values(), strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def add_source(found: dict, columns: dict, rows: list[dict], *facts: str) -> str:
-    """Returns a table, and below it facts about its rows, their commit, the versions and the machine."""
-    versions, machine = found["versions"], found["machine"]
-    source = f"torch {versions['torch']}, transformers {versions['transformers']}"
-    source += f", {machine['cores']} cores of {machine['processor']}"
-    if not all(map(is_dense, rows)):  # Rows of the dense model may be of another commit.
-        # Nobody can check out code that had uncommitted changes, or a commit outside the history.
-        unknown = found["uncommitted_changes"] or found["commit"] in OUTSIDE_HISTORY
-        commit = "unknown" if unknown else f"`{found['commit'][:7]}`"
-        source = f"commit {commit}, {source}"
-    caption = "; ".join([*facts, source])
-    for name, text in FILES.items():
-        caption = caption.replace(name, text)
-    return f"{table(columns, rows)}\n\n{caption}."
 
 
 def describe_texts(found: dict) -> str:
     return f"Calibrated on {found['calibration']}, measured on {found['test']}"
-
-
-def damage_over(dense: dict, other: dict) -> dict:
-    """Returns the column of ln(perplexity / dense perplexity) on WikiText-2, as a share of that of another run."""
-
-    def damage(run):
-        return math.log(run["wikitext2"] / dense["wikitext2"])
-
-    return {"damage": lambda run: "" if run is dense else f"{damage(run) / damage(other):.2f}"}
-
-
-def readme() -> str:
-    """The model that people download, what the default makes of it, and the published method."""
-    found = results("quality")
-    names = {"dense": found["model"], DEFAULT: "default settings", "paper": "SliceGPT as published"}
-    wanted = [("dense", None), *((DEFAULT, share) for share in (0.1, 0.2, 0.3)), ("paper", 0.2)]
-    tied = {(run["method"], run["sparsity"]): run for run in found["runs"] if run["series"] == "tied"}
-    columns = {
-        "model": lambda run: names[run["method"]] + (f", {run['sparsity']:.0%} smaller" if run["sparsity"] else ""),
-        **PARAMETERS,
-        "size on disk": lambda run: f"{run['bytes_on_disk'] / 1e6:,.0f} MB",
-        "perplexity, WikiText-2": "{wikitext2:.1f}",
-        "perplexity, other texts": lambda run: f"{math.sqrt(run['tasks'] * run['python-docs']):.1f}",
-        "tokens per second": "{tokens_per_s:.1f}",
-    }
-    return add_source(found, columns, [tied[key] for key in wanted if key in tied], describe_texts(found))
-
-
-def quality() -> str:
-    """Every method at one size: that of the paper's method at sparsity 0.25, with a head of its own."""
-    found = results("quality")
-    rows = [run for run in found["runs"] if run["series"] == "untied" and run["sparsity"] in (None, 0.25)]
-    dense, paper = (next(run for run in rows if run["method"] == method) for method in ("dense", "paper"))
-    columns = {"method": "{method}"} | PARAMETERS | WIDTHS | PERPLEXITIES | damage_over(dense, paper)
-    columns["time"] = lambda run: f"{run['slicing_s'] / paper['slicing_s']:.1f} ×"
-    return add_source(found, columns | PEAK, rows, describe_texts(found), f"sliced in {paper['dtype']}")
-
-
-def sizes() -> str:
-    """The default method at every size, and the paper's method at the same size."""
-    found = results("quality")
-    runs = {(run["series"], run["method"], run["sparsity"]): run for run in found["runs"]}
-    rows = [run for run in runs.values() if run["method"] in ("dense", DEFAULT)]
-    rows.sort(key=lambda run: (run["series"] == "tied", -run["parameters"]))
-    columns = {"head": "{series}"} | PARAMETERS
-    columns["change"] = lambda run: f"{run['parameters'] / runs[run['series'], 'dense', None]['parameters'] - 1:+.1%}"
-    columns |= WIDTHS | PERPLEXITIES
-    for title, form in PERPLEXITIES.items():
-        columns[f"paper: {title}"] = lambda run, form=form: form.format_map(
-            runs[run["series"], "paper", run["sparsity"]]
-        )
-    return add_source(found, columns, rows, describe_texts(found))
 
 
 def slicing() -> str:
@@ -133,37 +36,12 @@ def slicing() -> str:
     return add_source(found, columns, rows, describe_texts(found))
 
 
-def recovery() -> str:
-    """What a short recovery regains, alone and with a teacher."""
-    found = results("recovery")
-    runs = {run["name"]: run for run in found["runs"]}
-    settings = runs["recovered"]["settings"]
-    columns = {"model": "{name}", "sequences": "{sequences}"} | PERPLEXITIES
-    columns |= damage_over(runs["dense"], runs["sliced"])
-    columns["minutes"] = lambda run: f"{run['minutes']:.0f}" if run["steps"] else ""
-    facts = f"Trained on sequences of {settings['seqlen']} tokens of {found['train']}, measured on {found['test']}"
-    return add_source(found, columns, found["runs"], facts, f"learning rate {settings['learning_rate']}")
-
-
 def quantization() -> str:
     """Size and perplexity with weights of 8 bits."""
     found = results("quantization")
     columns = {"model": "{name}", "size on disk": "{saved_mb:.1f} MB", "perplexity": "{perplexity:.2f}"}
     more = (f"sparsity {found['sparsity']}", f"torchao {found['torchao']}")
     return add_source(found, columns, found["runs"], describe_texts(found), *more)
-
-
-def piqa() -> str:
-    """Every checkpoint, and by how much it differs from the first."""
-    found = results("piqa")
-    columns = {"model": "{name}"} | PARAMETERS
-    for key in ("acc", "acc_norm"):
-        columns[f"{key}, %"] = lambda run, key=key: f"{100 * run[key]:.1f} ± {100 * run[f'{key}_stderr']:.1f}"
-        columns[f"difference of {key}"] = lambda run, key=f"{key}_difference": (
-            "" if run is found["runs"][0] else f"{100 * run[key]:+.1f} ± {100 * run[f'{key}_stderr']:.1f}"
-        )
-    facts = (f"{found['runs'][0]['questions']:,} questions", f"{found['dtype']}", f"lm-eval {found['lm_eval']}")
-    return add_source(found, columns, found["runs"], *facts)
 
 
 def inference() -> str:
@@ -285,17 +163,20 @@ def drafting() -> str:
 
 
 TABLES = (readme, quality, sizes, slicing, recovery, quantization, piqa, inference, streaming, processes, costs)
-TABLES += (equal_bytes, gguf_speed, drafting)
+TABLES += (equal_bytes, gguf_speed, drafting, prompts)
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
 def fill(text: str) -> str:
-    """Returns a page with its tables, and the number of families, written anew."""
-    contents = {f"table: {make.__name__}": lambda make=make: f"\n{make()}\n" for make in TABLES}
-    for name, content in (contents | {"number of families": lambda: str(len(FAMILIES))}).items():
-        pattern = rf"(<!-- {name} -->).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda match, content=content: match[1] + content() + match[2], text, flags=re.S)
-    return text
+    """Returns a page with the number of families and its tables written anew, those without results left out."""
+    makers = {f"table: {make.__name__}": make for make in TABLES} | {"number of families": lambda: str(len(FAMILIES))}
+
+    def replace(match):
+        content = makers[match[2]]() if match[2] in makers else None
+        lines = "\n" if match[2].startswith("table") else ""
+        return f"{match[1]}{lines}{content}{lines}<!-- end -->" if content else match[0]
+
+    return re.sub(r"(<!-- (.+?) -->).*?<!-- end -->", replace, text, flags=re.S)
 
 
 if __name__ == "__main__":
