@@ -3,8 +3,8 @@ Slices a real language model, SmolLM2-135M-Instruct, and compares it with the de
 
     python examples/demo.py [--reduction 0.2] [--output demo_output]
 
-Calibrates on Python's documentation, measures perplexity on held-out topics, saves the result, loads it in a fresh
-process that cannot import this package, and generates text.
+Calibrates on text that the model writes and on prose and code that Python ships, measures perplexity on other topics
+and modules, saves the result, loads it in a fresh process that cannot import this package, and generates text.
 """
 
 import argparse
@@ -56,14 +56,14 @@ def main():
     print(f"Loading SmolLM2-135M-Instruct in {str(dtype).removeprefix('torch.')} ...")
     model, tokenizer = load_smollm2(dtype)
     held_out = load_batches(
-        "python-docs", tokenizer, split="test", nsamples=args.eval_nsamples, seqlen=args.seqlen, seed=None
+        "python", tokenizer, split="test", nsamples=args.eval_nsamples, seqlen=args.seqlen, seed=None
     )
     dense = copy.deepcopy(model)
 
     print(f"Slicing {args.reduction:.0%} of its parameters away ...")
     start = time.perf_counter()
     config = SliceGPTConfig(
-        parameter_reduction=args.reduction, dataset="python-docs", nsamples=args.nsamples, seqlen=args.seqlen
+        parameter_reduction=args.reduction, dataset="python", nsamples=args.nsamples, seqlen=args.seqlen
     )
     model.compress(config, tokenizer=tokenizer)
     seconds = time.perf_counter() - start

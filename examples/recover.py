@@ -1,8 +1,9 @@
 """
-Fine-tunes a sliced model, alone or with the dense model as the teacher, and saves it.
+Has a sliced model learn from the dense model, and saves it. Without a teacher it learns from the data alone, and
+becomes a specialist for that kind of text.
 
     python examples/recover.py --model sliced --output recovered --teacher HuggingFaceTB/SmolLM2-135M-Instruct
-    accelerate launch --num_processes 2 examples/recover.py --model sliced --output recovered
+    accelerate launch --num_processes 2 examples/recover.py --model sliced --output specialist --dataset wikitext2
 
 All processes train, and the first one saves. All other settings are defaults of `RecoveryConfig`.
 """
@@ -19,10 +20,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a sliced checkpoint")
     parser.add_argument("--output", required=True, help="folder for the recovered checkpoint")
-    parser.add_argument("--dataset", default="wikitext2", help="name or file to train on")
-    parser.add_argument("--teacher", help="dense model to learn from, too")
+    parser.add_argument("--dataset", default="auto", help="name or file to train on")
+    parser.add_argument("--teacher", help="dense model to learn from, which also writes half of the text")
     parser.add_argument("--nsamples", type=int, default=256)
-    parser.add_argument("--seqlen", type=int, default=1024)
+    parser.add_argument("--seqlen", type=int, default=512)
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -35,9 +36,8 @@ def main():
     if PartialState().is_main_process:
         model.save_pretrained(args.output)
         tokenizer.save_pretrained(args.output)
-        record = model.config.slicegpt["recovery"]
-        print(f"held-out perplexity before: {record['perplexity_before']:.2f}")
-        print(f"held-out perplexity after: {record['perplexity_after']:.2f}")
+        for when, losses in model.config.slicegpt["recovery"]["held_out_losses"].items():
+            print(f"mean held-out loss {when}: {sum(losses.values()) / len(losses):.4f}")
 
 
 if __name__ == "__main__":

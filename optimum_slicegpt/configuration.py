@@ -109,16 +109,19 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             `"pca"`, or `"random"` to turn the axes that every site keeps by a random rotation. The model computes the
             same, with outliers spread over all dimensions, which is meant for a later quantization.
         dataset (defaults to `"auto"`):
-            Calibration data: a name (`"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python-docs"`), `"self"` for text
-            that the model itself writes, a path or list of paths to txt, json, jsonl or parquet files, a list of
-            strings, or tokenised batches (mappings with `input_ids` of shape `(B, T)` and perhaps `attention_mask`),
-            used as they are. `"auto"` is `"wikitext2"` if the Hub or its cache answers, and otherwise
-            `"python-docs"`, which needs no network. A list of names, or of names and paths, is a mixture with the same
-            number of sequences of each.
+            Calibration data: a name (`"pile-10k"`, `"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python"`,
+            `"python-docs"`), `"self"` for text that the model itself writes, a path or list of paths to txt, json,
+            jsonl or parquet files, a list of strings, or tokenised batches (mappings with `input_ids` of shape
+            `(B, T)` and perhaps `attention_mask`), used as they are. `"auto"` is `"pile-10k"` if the Hub or its cache
+            answers, and otherwise `"python"`, which needs no network. A list of names, or of names and paths, is a
+            mixture with the same number of sequences of each. Beside text, the model writes half, see `own_tokens`.
         text_column (`str`, *optional*):
             Column of a table that holds the text. `"text"`, or the table's only column, by default.
-        nsamples (`int`, defaults to 128): number of calibration sequences.
+        nsamples (`int`, defaults to 128): number of calibration sequences, own text included.
         seqlen (`int`, defaults to 2048): tokens per sequence, at most what the model's positions allow.
+        own_tokens (`int`, *optional*):
+            How many of the calibration tokens the model writes itself. By default half of them, at most 65,536, where
+            the data is text, and none where it is tokens, to which they are added. Later runs find them in `HF_HOME`.
         batch_size (`int`, defaults to 8): sequences per forward.
         seed (`int`, *optional*, defaults to 0):
             Picks the sequences and draws random rotations. `None` takes the first sequences in order.
@@ -151,6 +154,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
     text_column: str | None = None
     nsamples: int = 128
     seqlen: int = 2048
+    own_tokens: int | None = None
     batch_size: int = 8
     seed: int | None = 0
     tokenizer: Any = None
@@ -181,15 +185,14 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             value = getattr(self, key)
             holds = (value is None and key.startswith("round")) or (_is_int(value) and value >= 1)
             self._require(key, holds, "give a positive integer")
+        holds = self.own_tokens is None or (_is_int(self.own_tokens) and self.own_tokens >= 0)
+        self._require("own_tokens", holds, "give a number of tokens, 0 for none, or None for half of them")
         holds = self.seed is None or (_is_int(self.seed) and self.seed >= 0)
         self._require("seed", holds, "give a non-negative integer, or None for no shuffling")
         self._check_neurons()
-        self._require_choice("rotation", ROTATIONS)
-        self._require_choice("metric", METRICS)
-        self._require_choice("schedule", SCHEDULES)
-        self._require_choice("orientation", ORIENTATIONS)
-        self._require_choice("embeddings", EMBEDDINGS)
-        self._require_choice("architecture", ARCHITECTURES)
+        choices = {"rotation": ROTATIONS, "metric": METRICS, "schedule": SCHEDULES, "orientation": ORIENTATIONS}
+        for key, names in (choices | {"embeddings": EMBEDDINGS, "architecture": ARCHITECTURES}).items():
+            self._require_choice(key, names)
         if self.architecture == "stock" and self.stock_obstacle():
             raise ValueError(f"architecture='stock' with {self.stock_obstacle()}; leave either out.")
         self._require_dtype("dtype", optional=True)

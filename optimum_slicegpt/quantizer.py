@@ -56,7 +56,7 @@ class SliceGPTQuantizer:
         check_sliceable(model)
         plan = SlicePlan.from_config(self.config, model.config)
         batches = calibration_batches(model, self.config, tokenizer)
-        result = compress(model, plan, batches.batches, self.config)
+        result = compress(model, plan, batches, self.config)
         record_run(model, result.model, plan, self.config, batches, result.energy_kept, result.seconds)
         return replace_in_place(model, result.model)
 

@@ -32,12 +32,14 @@ class Calibration:
     The calibration data of a run.
 
     Args:
-        source (`str`): names of datasets or files.
+        source (`str`): names of datasets or files, and `"self"` for text that the model wrote.
         tokens (`int`): number of tokens, padding left out.
+        groups (`list[int]`): those of each source, in their order.
     """
 
     source: str
     tokens: int
+    groups: list[int]
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def record_run(
         widths=list(plan.widths),
         all_neurons=decoder.num_neurons,
         neurons=plan.neurons,
-        calibration=Calibration(batches.source, batches.ntokens),
+        calibration=Calibration(batches.source, batches.ntokens, batches.tokens_by_group),
         parameters_before=sum(before.values()),
         parameters_after=sum(after.values()),
         parameters_by_part=PartCounts(before, after),

@@ -1,7 +1,10 @@
 """Hooks into transformers and PEFT: `from_pretrained`, `compress`, `push_to_hub`, levels of logging, LoRA targets."""
 
+from __future__ import annotations
+
+import copy
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo
 from peft.utils import constants as peft_constants
@@ -16,6 +19,10 @@ from .modeling.modeling_sliced import SlicedModelMixin
 from .quantizer import SliceGPTQuantizer
 from .reports.hub import push_to_hub
 from .storage.older_readers import to_diff_dict
+
+
+if TYPE_CHECKING:
+    from .recovery import RecoveryConfig
 
 
 class SliceGPTHfQuantizer(HfQuantizer):
@@ -54,7 +61,9 @@ class SliceGPTHfQuantizer(HfQuantizer):
         return False
 
 
-def compress(self: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = None) -> PreTrainedModel:
+def compress(
+    self: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = None, *, recover: RecoveryConfig | None = None
+) -> PreTrainedModel:
     """
     Slices this model in place, with [`SliceGPTQuantizer.quantize_model`]. This is the `compress` of every
     `PreTrainedModel`.
@@ -62,11 +71,27 @@ def compress(self: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = Non
     Args:
         config ([`SliceGPTConfig`]): how to slice.
         tokenizer (`str` or tokenizer, *optional*): for calibration data that is text.
+        recover ([`RecoveryConfig`], *optional*):
+            Recover the sliced model right away, see [`recover`]. By default it is left as slicing made it. With
+            `distill` the weights of the dense model stay in memory until that is done: it is the teacher.
 
     Returns:
-        `PreTrainedModel`: the model itself.
+        `PreTrainedModel`: the model itself; with `keep_adapter` a `PeftModel` around it.
     """
-    return SliceGPTQuantizer(config).quantize_model(self, tokenizer)
+    quantizer = SliceGPTQuantizer(config)
+    if recover is None:
+        return quantizer.quantize_model(self, tokenizer)
+    from .recovery.fine_tuning import recover as fine_tune  # loads transformers' Trainer
+
+    teacher = copy.copy(self) if recover.distill else None  # It keeps the modules, of which this model gets others.
+    quantizer.quantize_model(self, tokenizer)
+    if teacher:
+        shared = {parameter.untyped_storage().data_ptr() for parameter in teacher.parameters()}
+        for parameter in self.parameters():
+            # Tensors that slicing leaves alone are trained, too.
+            if parameter.untyped_storage().data_ptr() in shared:
+                parameter.data = parameter.data.clone()
+    return fine_tune(self, tokenizer or config.tokenizer, recover, teacher=teacher)
 
 
 push_dense_to_hub = PreTrainedModel.push_to_hub

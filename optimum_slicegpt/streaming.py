@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .configuration import SliceGPTConfig
 from .data.batches import find_tokenizer
-from .data.calibration import calibration_batches, is_generated, list_sources
+from .data.calibration import calibration_batches
 from .distributed import Processes, fingerprint
 from .modeling.checks import check_sliceable
 from .planning.widths import SlicePlan
@@ -33,7 +33,8 @@ logger = logging.get_logger(__name__)
 
 DEFAULT_MEMORY = "1GiB"
 
-FREE_SETTINGS = ("dataset", "text_column", "tokenizer", "nsamples", "seqlen", "batch_size", "offload_activations")
+DATA_SETTINGS = ("dataset", "text_column", "tokenizer", "nsamples", "seqlen", "own_tokens", "batch_size")
+FREE_SETTINGS = (*DATA_SETTINGS, "offload_activations")
 """Settings that show in the tokens, or not at all: a run that resumes may have others."""
 
 
@@ -67,7 +68,8 @@ def compress_checkpoint(
     Args:
         model (`str` or `os.PathLike`): path of a dense checkpoint in safetensors, or its name on the Hub.
         output (`str` or `os.PathLike`): an absent or empty folder.
-        config ([`SliceGPTConfig`]): how to slice. `dataset="self"` is for models in memory.
+        config ([`SliceGPTConfig`]): how to slice. Own text of the model comes from the cache, to which
+            `optimum-cli slicegpt write` writes it.
         tokenizer (`str` or tokenizer, *optional*): for calibration data that is text; saved in `output`, too.
         **options: the other arguments of [`StreamedRun`]: `dtype`, `max_memory`, `max_shard_size`, `resume`,
             `trust_remote_code`.
@@ -89,7 +91,8 @@ class StreamedRun:
         model (`str` or `os.PathLike`): path of a dense checkpoint in safetensors, or its name on the Hub.
         output (`str` or `os.PathLike`): an absent or empty folder. Beside it, a hidden folder holds what is needed to
             resume the run; that folder is deleted at the end.
-        config ([`SliceGPTConfig`]): how to slice. `dataset="self"` is for models in memory.
+        config ([`SliceGPTConfig`]): how to slice. Own text of the model comes from the cache, to which
+            `optimum-cli slicegpt write` writes it.
         tokenizer (`str` or tokenizer, *optional*): for calibration data that is text; saved in `output`, too.
         dtype (`str` or `torch.dtype`): of the model. `"auto"` is as stored.
         max_memory (`int` or `str`): bytes, or `"2GiB"`, of calibration activations and second moments that are kept
@@ -130,11 +133,6 @@ class StreamedRun:
             )
         self.output = Path(output).resolve()
         check_output(self.output)
-        if any(map(is_generated, list_sources(config.dataset))):
-            raise ValueError(
-                "dataset='self' has the whole model write text, and streaming never holds it; give other data, or "
-                "slice in memory."
-            )
         self.max_memory, self.max_shard_size = file_size(max_memory), file_size(max_shard_size)
         self.config, self.resume = config, resume
         self.tokenizer = None if tokenizer is None else find_tokenizer(tokenizer)
@@ -142,7 +140,7 @@ class StreamedRun:
         dense = self.checkpoint.model
         check_sliceable(dense)
         self.plan = SlicePlan.from_config(config, dense.config)
-        self.batches = calibration_batches(dense, config, self.tokenizer)
+        self.batches = calibration_batches(dense, config, self.tokenizer, self.checkpoint.tensor)
 
     def estimate(self) -> RunEstimate:
         """Estimates what the run will take."""
@@ -153,6 +151,7 @@ class StreamedRun:
             tokens=self.batches.ntokens,
             tokens_per_batch=max(batch["input_ids"].numel() for batch in self.batches),
             max_memory=self.max_memory,
+            groups=len(set(self.batches.groups)),
         )
 
     @property
@@ -188,8 +187,7 @@ class StreamedRun:
                     fingerprint=self.fingerprint(),
                     saved=saved,
                 )
-                batches = self.batches.batches
-                result = compress(self.checkpoint.model, self.plan, batches, self.config, storage)
+                result = compress(self.checkpoint.model, self.plan, self.batches, self.config, storage)
                 self._finish(result)
             except BaseException:
                 if (self.folder / STATE_FILE).exists():
@@ -209,7 +207,7 @@ class StreamedRun:
             "model": self.checkpoint.fingerprint(),
             "settings": settings | {"model_dtype": str(self.checkpoint.model.dtype), "shards": self.max_shard_size},
             "widths": [*self.plan.widths, self.plan.neurons],
-            "calibration data": fingerprint(self.batches.batches),
+            "calibration data": fingerprint([self.batches.batches, self.batches.groups]),
         }
 
     def _saved_state(self) -> dict[str, Any] | None:

@@ -1,7 +1,10 @@
 # ruff: noqa: E402
 import os
+import tempfile
 
 
+HOME = tempfile.TemporaryDirectory(prefix="home-")  # for what is made for several tests
+os.environ["HF_HOME"] = HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is imported: no test needs the network
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many as there are cores
@@ -10,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many as there are cores
 import pytest
 import tiny
 import torch
+from huggingface_hub import constants
 from quickness import measure_speed_briefly, quick_garbage_collection
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -41,6 +45,15 @@ def quick_garbage():
 def warned_of_nothing():
     """Lets every test see the warnings that are logged once in a process."""
     logging.warning_once.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Gives every test a home of its own, beside its folder, for text that models write."""
+    folder = tmp_path.with_name(f"{tmp_path.name}-home")
+    monkeypatch.setattr(constants, "HF_HOME", str(folder))
+    monkeypatch.setenv("HF_HOME", str(folder))  # for processes that it starts
+    return folder
 
 
 @pytest.fixture(scope="session")

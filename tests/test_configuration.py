@@ -117,6 +117,8 @@ def test_deepcopy_keeps_data_and_tokenizer_by_reference():
         ({"nsamples": 0}, "nsamples=0; give a positive integer"),
         ({"seqlen": -1}, "seqlen=-1; give a positive integer"),
         ({"batch_size": 1.5}, "batch_size=1.5; give a positive integer"),
+        ({"own_tokens": -1}, "own_tokens=-1; give a number of tokens, 0 for none, or None for half of them"),
+        ({"own_tokens": 0.5}, "own_tokens=0.5; give a number of tokens"),
         ({"seed": -1}, "seed=-1; give a non-negative integer, or None"),
         ({"orientation": "up"}, "orientation='up'; choose one of pca, random"),
         ({"embeddings": "both"}, "embeddings='both'; choose one of auto, narrow, tied, sliced"),

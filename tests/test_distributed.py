@@ -183,9 +183,9 @@ def test_the_first_batches_are_those_of_all(monkeypatch):
     seen, batches = [], calibration(9)  # 48 tokens each
     init = DensePass.__init__
 
-    def counted(self, run, statistics, **needs):
+    def counted(self, run, statistics, counts, **needs):
         seen.append(len(statistics.streams[0]))
-        init(self, run, statistics, **needs)
+        init(self, run, statistics, counts, **needs)
 
     monkeypatch.setattr(DensePass, "__init__", counted)
     monkeypatch.setattr("optimum_slicegpt.slicing.statistics.AXES_TOKENS", 5)

@@ -84,7 +84,7 @@ def test_how_it_was_made_is_kept():
     before = dense.num_parameters()
     record = dense.compress(config(seed=3)).config.slicegpt
     assert (record["sparsity"], record["orientation"], record["seed"]) == (0.3, "pca", 3)
-    assert record["calibration"] == {"source": "tokens", "tokens": 3 * 2 * 24}
+    assert record["calibration"] == {"source": "tokens", "tokens": 144, "groups": [144]}
     assert (record["parameters_before"], record["parameters_after"]) == (before, dense.num_parameters())
     assert len(record["energy_kept"]) == 5 and record["energy_kept"][-1] == 1
     assert all(0.5 < share < 1 for share in record["energy_kept"][:-1])
@@ -282,7 +282,7 @@ def test_text_through_the_tokenizer(tiny_tokenizer):
     given = build("llama").compress(settings, tokenizer=tiny_tokenizer)
     held = build("llama").compress(config(dataset=[text], seqlen=32, nsamples=4, tokenizer=tiny_tokenizer))
     assert equal(given, held)
-    assert given.config.slicegpt["calibration"] == {"source": "texts", "tokens": 128}
+    assert given.config.slicegpt["calibration"] == {"source": "texts, self", "tokens": 128, "groups": [64, 64]}
 
 
 def test_sequences_are_cut_to_the_positions_of_the_model(tiny_tokenizer):

@@ -38,7 +38,7 @@ def smollm2(loaded):
 @pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
-    [{"parameter_reduction": 0.2}, {"sparsity": 0.2, "round_to": 8, "architecture": "sliced"}],
+    [{"parameter_reduction": 0.2}, {"sparsity": 0.2, "round_to": 8, "architecture": "sliced", "own_tokens": 0}],
     ids=["stock", "sliced"],
 )
 def test_slice_save_load_generate(settings, smollm2, tmp_path):

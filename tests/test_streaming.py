@@ -8,6 +8,7 @@ from tiny import TINY, build, calibration
 from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.data.batches import TokenBatches
 from optimum_slicegpt.storage.tokenizers import save_tokenizer
 from optimum_slicegpt.streaming import StreamedRun, compress_checkpoint
 
@@ -172,9 +173,26 @@ def test_sizes_without_sense_are_refused(dense, tmp_path, size):
         StreamedRun(dense("llama"), tmp_path / "streamed", SliceGPTConfig(dataset=calibration()), max_memory=size)
 
 
-def test_text_of_the_model_itself_is_refused(dense, tmp_path):
-    with pytest.raises(ValueError, match="dataset='self' has the whole model write text"):
-        StreamedRun(dense("llama"), tmp_path / "streamed", SliceGPTConfig(dataset="self"))
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_text_that_the_model_wrote_is_the_same_through_every_door(dense, tmp_path, name):
+    settings = {"sparsity": 1 / 3, "seqlen": 24, "batch_size": 2, "own_tokens": 96}
+    config = SliceGPTConfig(dataset=calibration(), **settings)
+    with pytest.raises(ValueError, match="0 of 4 sequences of its own text are cached; write them first"):
+        StreamedRun(dense(name), tmp_path / "streamed", SliceGPTConfig(**settings | {"dataset": "self"}))
+    model = through_memory(dense(name), tmp_path / "memory", config)
+    compress_checkpoint(dense(name), tmp_path / "streamed", config, max_shard_size="20KB")
+    hook = AutoModelForCausalLM.from_pretrained(dense(name), quantization_config=config)
+    hook.save_pretrained(tmp_path / "hook", max_shard_size="20KB")
+    assert_same_files(tmp_path / "memory", tmp_path / "streamed")
+    assert_same_files(tmp_path / "memory", tmp_path / "hook")
+    assert model.config.slicegpt["calibration"] == {"source": "tokens, self", "tokens": 240, "groups": [144, 96]}
+
+
+def test_a_run_resumes_with_the_same_groups_only(dense, tmp_path):
+    one = SliceGPTConfig(sparsity=1 / 3, dataset=TokenBatches(calibration(), "some", (0, 0, 1)))
+    other = SliceGPTConfig(sparsity=1 / 3, dataset=calibration())
+    first, second = (StreamedRun(dense("llama"), tmp_path / "streamed", config) for config in (one, other))
+    assert first.fingerprint()["calibration data"] != second.fingerprint()["calibration data"]
 
 
 def test_an_output_that_is_there_is_refused(dense, tmp_path):

@@ -1,21 +1,23 @@
 """`optimum-cli slicegpt compress`."""
 
+from __future__ import annotations
+
 import math
 from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, PreTrainedModel
 
 from ..configuration import SliceGPTConfig
 from ..data.batches import limit_to_positions
+from ..data.calibration import list_sources
 from ..distributed import Processes
 from ..modeling.decoder import empty_model
 from ..planning.rounding import unfilled_blocks
 from ..planning.widths import SlicePlan
-from ..quantizer import SliceGPTQuantizer
 from ..reports.model_card import model_card, save_picture
 from ..slicing.estimate import estimate_run
 from ..storage.files import written_aside
@@ -31,6 +33,10 @@ from .loading import (
     silence,
 )
 from .printing import print_estimate, print_json, print_summary
+
+
+if TYPE_CHECKING:
+    from ..recovery import RecoveryConfig
 
 
 def run(args: Namespace) -> None:
@@ -83,6 +89,7 @@ def estimate(args: Namespace, config: SliceGPTConfig) -> None:
         tokens=config.nsamples * seqlen,
         tokens_per_batch=min(config.batch_size, config.nsamples) * seqlen,
         max_memory=file_size(args.max_memory or DEFAULT_MEMORY) if args.stream else None,
+        groups=len(list_sources(config.dataset)) + (config.own_tokens != 0),
     )
     print_json({"model": args.model} | asdict(found)) if args.json else print_estimate(found)
 
@@ -94,7 +101,8 @@ def stream(args: Namespace, config: SliceGPTConfig) -> None:
     Raises:
         OSError, ValueError: [`StreamedRun`] refuses the run; an option needs the whole model in memory.
     """
-    for name, remedy in {"eval_dataset": "optimum-cli slicegpt eval", "push_to_hub": "hf upload"}.items():
+    remedies = {"eval_dataset": "optimum-cli slicegpt eval", "push_to_hub": "hf upload"}
+    for name, remedy in (remedies | {"recover": "optimum-cli slicegpt recover"}).items():
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} needs the whole model in memory; use {remedy} afterwards.")
     _, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
@@ -132,7 +140,7 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
         model = load_model(args, args.model_dtype)
         size_before = sum(parameter.nbytes for parameter in model.parameters())
         before = test and measure_perplexity(model, test, config.device)
-        SliceGPTQuantizer(config).quantize_model(model, tokenizer)
+        model.compress(config, tokenizer, recover=recovery_config() if args.recover else None)
         if not processes.is_first:
             return
         after = test and measure_perplexity(model, test, config.device)
@@ -156,6 +164,13 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
             "perplexity_after": asdict(after),
         }
     print_json(summary) if args.json else print_summary(summary)
+
+
+def recovery_config() -> RecoveryConfig:
+    """Returns the settings of `--recover`, the defaults."""
+    from ..recovery import RecoveryConfig  # loads transformers' Trainer
+
+    return RecoveryConfig()
 
 
 def summarise(args: Namespace, model: PreTrainedModel, size_before: int) -> dict[str, Any]:

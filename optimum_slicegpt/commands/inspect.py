@@ -127,6 +127,7 @@ def measure_stream(args: Namespace, config: SliceGPTConfig) -> Spectrum:
     """Measures the spectrum of a dense model on the calibration data that a configuration names."""
     check_device(config.device)
     _, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
+    config.own_tokens = 0  # Only the text is measured that is named, which may be `self`.
     model = load_model(args, args.dtype)
     check_sliceable(model)
     batches = calibration_batches(model, config, tokenizer)

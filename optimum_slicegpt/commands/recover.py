@@ -3,6 +3,7 @@
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ..distributed import join_processes
 from ..recovery import RecoveryConfig, recover
@@ -16,7 +17,7 @@ from .printing import print_json, print_table
 
 def run(args: Namespace) -> None:
     """
-    Recovers a sliced model, saves it with its tokenizer, and prints its perplexity before and after.
+    Recovers a sliced model, saves it with its tokenizer, and prints its held-out losses before and after.
 
     Under `accelerate launch` every process trains, and the first process writes and prints. A run that is cut off
     leaves no output. If it had `--checkpoints`, the same command with `--resume` continues from the last complete
@@ -32,8 +33,6 @@ def run(args: Namespace) -> None:
             training; a loss is not finite.
     """
     given = vars(args)
-    if args.teacher is not None:
-        given["distill"] = True
     config = RecoveryConfig(
         **{field.name: given[field.name] for field in fields(RecoveryConfig) if field.name in given}
     )
@@ -62,9 +61,20 @@ def run(args: Namespace) -> None:
         [
             ("trained on", f"{record['sequences']:,} sequences of {record['source']}"),
             ("steps", f"{record['steps']:,}, the best is {record['best_step']:,}"),
+            *held_out_losses(record),
             ("held-out perplexity before", f"{record['perplexity_before']:.2f}"),
             ("held-out perplexity after", f"{record['perplexity_after']:.2f}"),
             ("seconds", f"{record['seconds']:,}"),
         ]
     )
     print(f"Saved in {args.output}")
+
+
+def held_out_losses(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows of the held-out losses of every kind of text, and of the scale of adapters."""
+    losses, scale = record["held_out_losses"], record["adapter_scale"]
+    rows = [
+        (f"held-out loss on {kind}", f"{before:.4f} before, {losses['after'][kind]:.4f} after")
+        for kind, before in losses["before"].items()
+    ]
+    return rows if scale is None else [*rows, ("scale of the adapter", f"{scale}")]

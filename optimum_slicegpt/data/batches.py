@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 @dataclass(frozen=True)
 class TokenBatches:
     """
-    Token batches and the name of their source. Iterating yields the batches.
+    Token batches, the name of their source, and the kind of text in each. Iterating yields the batches.
 
     Args:
         batches (`list[dict[str, torch.Tensor]]`):
@@ -28,10 +28,22 @@ class TokenBatches:
         source (`str`):
             The data that was used: a name of `DATASETS`, file names, `"texts"`, `"tokens"`, or `"self"` for text of
             the model. Names of a mixture are joined by commas.
+        groups (`tuple[int, ...]`, *optional*):
+            For every batch the number of the kind of text that it holds, from 0. By default all are of one kind.
+
+    Raises:
+        ValueError: there are not as many groups as batches.
     """
 
     batches: list[dict[str, torch.Tensor]]
     source: str
+    groups: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        groups = (0,) * len(self.batches) if self.groups is None else tuple(self.groups)
+        if len(groups) != len(self.batches):
+            raise ValueError(f"{len(groups)} groups for {len(self.batches)} batches; give the group of every batch.")
+        object.__setattr__(self, "groups", groups)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return iter(self.batches)
@@ -39,8 +51,21 @@ class TokenBatches:
     @property
     def ntokens(self) -> int:
         """The number of unmasked tokens."""
+        return sum(self.tokens_by_group)
+
+    @property
+    def tokens_by_group(self) -> list[int]:
+        """The number of unmasked tokens of each group."""
+        counts = [0] * (1 + max(self.groups, default=-1))
+        for count, group in zip(self.counts, self.groups, strict=True):
+            counts[group] += count
+        return counts
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of unmasked tokens of each batch."""
         masks = (batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in self.batches)
-        return sum(int(mask.sum()) for mask in masks)
+        return [int(mask.count_nonzero()) for mask in masks]
 
 
 def load_batches(
@@ -115,10 +140,10 @@ def load_batches(
         # A token has about 4 characters, so these are about four times as many tokens as needed.
         documents = _sample_documents(documents, 16 * nsamples * seqlen, seed)
         chunks = _cut_chunks("\n\n".join(documents), tokenizer, nsamples, seqlen, seed, source)
-        batches = [{"input_ids": input_ids} for input_ids in chunks.split(batch_size)]
+        batches, groups = [{"input_ids": input_ids} for input_ids in chunks.split(batch_size)], None
     else:
         batches = [_token_batch(item) for item in items]
-        source = dataset.source if isinstance(dataset, TokenBatches) else "tokens"
+        source, groups = (dataset.source, dataset.groups) if isinstance(dataset, TokenBatches) else ("tokens", None)
     if vocab_size is not None:
         ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
         if ids.min() < 0 or ids.max() >= vocab_size:
@@ -126,7 +151,7 @@ def load_batches(
                 f"Token ids from {ids.min()} to {ids.max()} are not all in [0, {vocab_size}), the model's vocabulary. "
                 "The tokenizer probably does not belong to this model: load both from the same checkpoint."
             )
-    return TokenBatches(batches, source)
+    return TokenBatches(batches, source, groups)
 
 
 def limit_to_positions(seqlen: int, model_config) -> int:

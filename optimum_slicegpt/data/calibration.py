@@ -1,60 +1,153 @@
-"""Builds the calibration batches of a run: from one dataset, a mixture of several, or text that the model writes."""
+"""Builds the calibration batches of a run: from datasets, tokens, and text that the model writes."""
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration import SliceGPTConfig
-from .batches import TokenBatches, limit_to_positions, load_batches
-from .generated import generate_batches
+from .batches import TokenBatches, find_tokenizer, limit_to_positions, load_batches
+from .generated import OWN_LENGTH, OWN_TOKENS, OwnText, count_sequences, own_text
 from .texts import NAMES
 
 
 logger = logging.get_logger(__name__)
 
 
-def calibration_batches(model: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = None) -> TokenBatches:
+def calibration_batches(
+    model: PreTrainedModel,
+    config: SliceGPTConfig,
+    tokenizer: Any = None,
+    weights: Callable[[str], Tensor] | None = None,
+) -> TokenBatches:
     """
-    Builds the batches that a run calibrates on. Warns if they hold fewer tokens than the stream has dimensions.
+    Builds the batches that a run calibrates on. Each source is a group of its own: the datasets, in the order in which
+    they are listed, and the text that the model writes itself, last where `"self"` is not among them. Warns if all
+    hold fewer tokens than the stream has dimensions.
+
+    Own text comes from the cache, see [`OwnText`], as far as it is there. The model writes the rest, in the first of
+    several processes, from which the others get it.
 
     Args:
-        model (`PreTrainedModel`):
-            A dense causal language model. Parameters on `meta` will do, unless the model writes the text.
-        config ([`SliceGPTConfig`]): names the data (`dataset`) and its size (`nsamples`, `seqlen`, `batch_size`).
+        model (`PreTrainedModel`): a dense causal language model.
+        config ([`SliceGPTConfig`]):
+            Names the data (`dataset`) and its size (`nsamples`, `seqlen`, `own_tokens`, `batch_size`).
         tokenizer (`str` or tokenizer, *optional*):
             Turns text into tokens. By default `config.tokenizer`, then `model.name_or_path`.
+        weights (`Callable[[str], torch.Tensor]`, *optional*):
+            Reads a parameter by its name, of a model on `meta`. Such a model cannot write, so own text comes from the
+            cache alone. Where that has too little of it, there is none, with a warning.
 
     Returns:
-        [`TokenBatches`]: the same ones for the same arguments. Each source of a mixture has as many sequences as any
+        [`TokenBatches`]: the same ones for the same arguments. Each dataset of a mixture has as many sequences as any
         other, or one more.
 
     Raises:
-        ConnectionError: a named dataset is neither on the Hub nor in its cache.
+        ConnectionError: a named dataset is neither on the Hub nor in its cache; another process has failed.
         FileNotFoundError: a path is not a file.
         ValueError: the dataset, the tokenizer or the tokens cannot be used, see [`load_batches`]; a mixture holds
-            something that is no name or path, or has fewer sequences than sources.
+            something that is no name or path, or has fewer sequences than sources; `"self"` is among the datasets, and
+            the cache of a model on `meta` has too little.
     """
-    sources = list_sources(config.dataset)
+    given = config.dataset
+    if isinstance(given, Iterable) and not isinstance(given, Mapping | Sequence | TokenBatches):
+        given = list(given)  # It may be read once only.
+    sources = list_sources(given)
     if config.nsamples < len(sources):
         raise ValueError(f"nsamples={config.nsamples} is less than the number of datasets to mix, {len(sources)}.")
     tokenizer = tokenizer or config.tokenizer or model.name_or_path
-    parts = {}
-    # Text is generated last: that takes longest, and other sources may fail.
-    for index, source in sorted(enumerate(sources), key=lambda pair: is_generated(pair[1])):
-        nsamples = len(range(index, config.nsamples, len(sources)))
-        parts[index] = _batches_of(source, nsamples, model, config, tokenizer)
-    batches = parts[0] if len(parts) == 1 else mix_batches([parts[i] for i in sorted(parts)], config.batch_size)
+    seqlen = limit_to_positions(config.seqlen, model.config)
+    own_tokens = _count_own_tokens(config, sources, seqlen)
+    own = {"length": min(OWN_LENGTH, seqlen), "seed": config.seed}
+    if own_tokens and weights is not None:
+        cached = OwnText.of_model(model, _found(tokenizer), weights=weights, **own)
+        if not _is_written(cached, own_tokens, model, required=any(map(is_generated, sources))):
+            own_tokens = 0
+
+    parts = _load_others(sources, model, config, tokenizer, seqlen, own_tokens)
+    if own_tokens:  # It comes last: that takes longest, and other sources may fail.
+        if weights is None:
+            ids = own_text(model, _found(tokenizer), tokens=own_tokens, device=config.device, **own)
+        else:
+            ids = cached.read()[: count_sequences(own_tokens, cached.length)]
+        batches = [{"input_ids": part} for part in ids.split(config.batch_size)]
+        parts[next(index for index in itertools.count() if index not in parts)] = TokenBatches(batches, "self")
+    batches = mix_batches([parts[index] for index in sorted(parts)])
     if batches.ntokens < model.config.hidden_size:
         logger.warning(
             f"{batches.ntokens} calibration tokens for a hidden size of {model.config.hidden_size}: fewer tokens "
             "than dimensions leave axes undetermined. Raise nsamples or seqlen."
         )
     return batches
+
+
+def _count_own_tokens(config: SliceGPTConfig, sources: list[Any], seqlen: int) -> int:
+    """Returns how many tokens the model writes: what is asked for, its share of a mixture, or half beside text."""
+    generated = sum(map(is_generated, sources))
+    if config.own_tokens is not None and (config.own_tokens or not generated):
+        return config.own_tokens
+    if generated:
+        return config.nsamples * seqlen * generated // len(sources)
+    if not all(map(_is_text, sources)):
+        return 0
+    return min(config.nsamples * seqlen // 2, OWN_TOKENS, (config.nsamples - len(sources)) * seqlen)
+
+
+def _load_others(sources, model, config, tokenizer, seqlen, own_tokens) -> dict[int, TokenBatches]:
+    """Loads the sources that the model does not write: they share what own text leaves of `nsamples`."""
+    others = {index: source for index, source in enumerate(sources) if not is_generated(source)}
+    nsamples = config.nsamples - round(own_tokens / seqlen)
+    if nsamples < len(others):
+        if all(map(_is_text, sources)):
+            raise ValueError(
+                f"own_tokens={own_tokens} leaves {max(nsamples, 0)} of {config.nsamples} sequences for other data; "
+                "raise nsamples, or lower own_tokens."
+            )
+        nsamples = 1  # Tokens are used as they are.
+    settings = {"text_column": config.text_column, "vocab_size": model.config.vocab_size, "seqlen": seqlen}
+    settings |= {"batch_size": config.batch_size, "seed": config.seed}
+    shares = (len(range(turn, nsamples, len(others))) for turn in range(len(others)))
+    return {
+        index: load_batches(source, tokenizer, nsamples=share, **settings)
+        for (index, source), share in zip(others.items(), shares, strict=True)
+    }
+
+
+def _is_text(dataset: Any) -> bool:
+    """Tells whether a dataset is text, and no tokens."""
+    single = dataset is None or isinstance(dataset, str | os.PathLike | Mapping)
+    return isinstance(dataset if single else next(iter(dataset), None), str | os.PathLike)
+
+
+def _found(tokenizer: Any) -> Any:
+    """Returns a tokenizer, or `None` where none can be loaded: own text takes only its chat template."""
+    try:
+        return find_tokenizer(tokenizer)
+    except ValueError:
+        return None
+
+
+def _is_written(own: OwnText, tokens: int, model: PreTrainedModel, required: bool) -> bool:
+    """
+    Tells whether the cache has as much text of the model itself, and warns if not.
+
+    Raises:
+        ValueError: it has not, and they are required.
+    """
+    found, count = len(own.read()), count_sequences(tokens, own.length)
+    if found >= count:
+        return True
+    sizes = f"--tokens {count * own.length} --seqlen {own.length} --seed {own.seed}"
+    remedy = f"optimum-cli slicegpt write --model {model.name_or_path} {sizes}"
+    missing = f"A model that is streamed cannot write, and {found} of {count} sequences of its own text are cached"
+    if required:
+        raise ValueError(f"{missing}; write them first: {remedy}.")
+    logger.warning(f"{missing}: calibrating on other data alone. To write them: {remedy}")
+    return False
 
 
 def list_sources(dataset: Any) -> list[Any]:
@@ -92,43 +185,30 @@ def is_generated(source: Any) -> bool:
     return isinstance(source, str) and source == "self"
 
 
-def mix_batches(parts: Sequence[TokenBatches], batch_size: int) -> TokenBatches:
+def mix_batches(parts: Sequence[TokenBatches]) -> TokenBatches:
     """
-    Mixes the batches of several sources. Their sequences take turns, one of each source; when a source has no more,
-    the others continue. Consecutive sequences of equal length share a batch.
+    Mixes the batches of several sources. They take turns in proportion to their numbers, so that the first batches
+    have about the mixture of all. Each source is a group of its own, or as many as it has.
 
     Args:
-        parts (`Sequence[TokenBatches]`): batches of each source, without attention masks.
-        batch_size (`int`): most sequences in a batch of the result.
+        parts (`Sequence[TokenBatches]`): batches of each source.
 
     Returns:
-        [`TokenBatches`]: `input_ids` `(B, T)` with `B <= batch_size`; its source names all sources.
+        [`TokenBatches`]: the same batches; its source names all sources.
 
     Examples:
-        >>> long = TokenBatches([{"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}], "long")
-        >>> short = TokenBatches([{"input_ids": torch.tensor([[7, 8]])}], "short")
-        >>> mixture = mix_batches([long, short], batch_size=2)
-        >>> mixture.source, [batch["input_ids"].tolist() for batch in mixture]
-        ('long, short', [[[1, 2, 3]], [[7, 8]], [[4, 5, 6]]])
+        >>> import torch
+        >>> many = TokenBatches([{"input_ids": torch.tensor([[i]])} for i in range(4)], "many")
+        >>> few = TokenBatches([{"input_ids": torch.tensor([[i]])} for i in (8, 9)], "few")
+        >>> mixture = mix_batches([many, few])
+        >>> mixture.source, [batch["input_ids"].item() for batch in mixture], mixture.groups
+        ('many, few', [0, 8, 1, 2, 9, 3], (0, 1, 0, 0, 1, 0))
     """
-    sequences = [[row for batch in part for row in batch["input_ids"]] for part in parts]
-    in_turn = [row for turn in itertools.zip_longest(*sequences) for row in turn if row is not None]
-    batches = [
-        {"input_ids": batch}
-        for _, group in itertools.groupby(in_turn, len)
-        for batch in torch.stack(list(group)).split(batch_size)
-    ]
-    return TokenBatches(batches, ", ".join(part.source for part in parts))
-
-
-def _batches_of(source, nsamples: int, model, config: SliceGPTConfig, tokenizer) -> TokenBatches:
-    sizes = {
-        "nsamples": nsamples,
-        "seqlen": limit_to_positions(config.seqlen, model.config),
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-    }
-    if is_generated(source):
-        return generate_batches(model, **sizes)
-    vocab_size = model.config.vocab_size
-    return load_batches(source, tokenizer, text_column=config.text_column, vocab_size=vocab_size, **sizes)
+    placed, first_group = [], 0
+    for part in parts:
+        for index, (batch, group) in enumerate(zip(part.batches, part.groups, strict=True)):
+            placed.append(((index + 0.5) / len(part.batches), batch, first_group + group))
+        first_group += 1 + max(part.groups)
+    placed.sort(key=lambda item: item[0])  # Sources keep their order where they are equal.
+    _, batches, groups = zip(*placed, strict=True)
+    return TokenBatches(list(batches), ", ".join(part.source for part in parts), groups)

@@ -1,82 +1,171 @@
 """
-Generates calibration text with the model itself: no data is needed, and nobody chooses a domain.
-
-References: Liu et al., 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", section 3.1.
+Lets a model write text, and keeps it, so that runs, sweeps and recoveries share it: in the folder `slicegpt` of
+`HF_HOME`, a file for each model, seed and length of sequences.
 """
 
-from contextlib import contextmanager
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
-from transformers.utils import logging
+from filelock import FileLock
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from ..modeling.contexts import evaluating
-from .batches import TokenBatches
-
-
-GREEDY_TOKENS = 4
-"""Number of tokens after the first that are the most probable ones: a random start becomes text (LLM-QAT)."""
-
-SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-"""Settings of `generate` that draw tokens from the model's whole distribution."""
-
-SEQUENCES_AT_ONCE = 32
-"""Sequences that one call of `generate` writes: a token takes about as long for many sequences as for one."""
+from ..distributed import Processes, fingerprint
+from .sampling import GREEDY_TOKENS, SAMPLING, chat_opening, write_blocks
 
 
-@torch.no_grad()
-def generate_batches(
-    model: PreTrainedModel, *, nsamples: int, seqlen: int, batch_size: int, seed: int | None = 0
-) -> TokenBatches:
+OWN_TOKENS = 65_536
+"""Most tokens that a model writes by default."""
+
+OWN_LENGTH = 512
+"""Tokens of a sequence that a model writes: later ones take longer, and repeat more."""
+
+VALUES_HASHED = 1024
+"""About how many values of a parameter are hashed; hashing all of a large model takes long."""
+
+NARROW = 2.0**-14
+"""Smallest normal number of float16. Smaller values count as 0: float16 holds too few of their digits."""
+
+
+def own_text(
+    model: PreTrainedModel,
+    tokenizer: Any = None,
+    *,
+    tokens: int,
+    length: int = OWN_LENGTH,
+    seed: int | None = 0,
+    device: str | None = None,
+) -> Tensor:
     """
-    Generates text with a causal language model. Each sequence begins with a random token, continues with
-    `GREEDY_TOKENS` most probable ones, and then with tokens drawn from the model's distribution. An end-of-text token
-    does not end a sequence: another text begins behind it.
+    Returns text that a model has written: what is in the cache, and where that is too little, more of it. Of several
+    processes, the first writes, and all get the same.
 
     Args:
-        model (`PreTrainedModel`): a dense causal language model, on the device that generates.
-        nsamples (`int`): number of sequences.
-        seqlen (`int`): tokens per sequence.
-        batch_size (`int`): sequences per batch of the result.
-        seed (`int`, *optional*, defaults to 0):
-            Seeds the draws. `None` is 0. The global random number generators are left as they were.
+        model (`PreTrainedModel`): a dense causal language model.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): its chat template opens every other sequence.
+        tokens (`int`): about how many.
+        length (`int`): tokens per sequence.
+        seed (`int`, *optional*, defaults to 0): of the draws. `None` is 0.
+        device (`str`, *optional*): over which processes talk. By default that of the model.
 
     Returns:
-        [`TokenBatches`]: `input_ids` of shape `(batch_size, seqlen)`; the last batch may be smaller.
+        `torch.Tensor`: `(N, length)` token ids, int64 on the CPU. More tokens begin with fewer.
+
+    Raises:
+        ConnectionError: another process has failed.
     """
-    vocab_size, device = model.config.vocab_size, model.device
-    devices = [device] if device.type == "cuda" else []
-    greedy = min(GREEDY_TOKENS, seqlen - 1)
-    sequences = []
-    bar = logging.tqdm(total=nsamples * (seqlen - 1), desc="Writing", unit="token", disable=None)
-
-    def count_tokens(ids, scores):
-        bar.update(len(ids))
-        return scores
-
-    with torch.random.fork_rng(devices), evaluating(model), generation_settings_removed(model), bar:
-        torch.manual_seed(seed or 0)
-        for start in range(0, nsamples, SEQUENCES_AT_ONCE):
-            ids = torch.randint(vocab_size, (min(SEQUENCES_AT_ONCE, nsamples - start), 1), device=device)
-            for new, settings in ((greedy, {"do_sample": False}), (seqlen - 1 - greedy, SAMPLING)):
-                if new:
-                    ids = model.generate(
-                        ids,
-                        attention_mask=torch.ones_like(ids),
-                        max_new_tokens=new,
-                        eos_token_id=None,
-                        logits_processor=LogitsProcessorList([count_tokens]),
-                        **settings,
-                    )
-            sequences.append(ids.cpu())
-    return TokenBatches([{"input_ids": part} for part in torch.cat(sequences).split(batch_size)], "self")
+    processes, count = Processes(device or model.device), count_sequences(tokens, length)
+    if not processes.is_first:
+        return processes.agreed(torch.empty(count, length, dtype=torch.long))
+    return processes.agreed(OwnText.of_model(model, tokenizer, seed=seed, length=length).write(model, count))
 
 
-@contextmanager
-def generation_settings_removed(model: PreTrainedModel):
-    """Removes a model's generation settings, such as penalties or beams, during a computation."""
-    settings, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = settings
+def count_sequences(tokens: int, length: int) -> int:
+    """Returns the number of sequences that come nearest to a number of tokens, but at least one."""
+    return max(1, round(tokens / length))
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """
+    The text that a model has written, with one seed, in sequences of one length.
+
+    Args:
+        file (`Path`): in the cache; absent where there is no text.
+        seed (`int`), length (`int`): of the draws, and tokens per sequence.
+        opening (`tuple[int, ...]`): tokens with which every other sequence begins, see [`chat_opening`].
+    """
+
+    file: Path
+    seed: int
+    length: int
+    opening: tuple[int, ...] = ()
+
+    @classmethod
+    def of_model(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        seed: int | None,
+        length: int,
+        weights: Callable[[str], Tensor] | None = None,
+    ) -> OwnText:
+        """
+        Finds the place of a model's text in the cache.
+
+        Args:
+            model (`PreTrainedModel`): a dense causal language model.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*): see [`own_text`].
+            seed (`int`, *optional*): `None` is 0.
+            length (`int`): tokens per sequence.
+            weights (`Callable[[str], torch.Tensor]`, *optional*):
+                Reads a parameter by its name, of a model on `meta`.
+        """
+        template = getattr(tokenizer, "chat_template", None)
+        settings = SAMPLING | {"greedy": GREEDY_TOKENS, "template": template}
+        name = fingerprint([weights_fingerprint(model, weights), settings])[:32]
+        folder, seed = Path(constants.HF_HOME, "slicegpt"), seed or 0
+        file = folder / f"{name}-seed{seed}-length{length}.safetensors"
+        return cls(file, seed, length, tuple(chat_opening(tokenizer)))
+
+    def read(self) -> Tensor:
+        """Reads all sequences that are in the cache: `(N, length)` token ids, int64."""
+        if not self.file.exists():
+            return torch.empty(0, self.length, dtype=torch.long)
+        return load_file(self.file)["input_ids"].long()
+
+    def write(self, model: PreTrainedModel, count: int) -> Tensor:
+        """
+        Lets the model write what is missing, and keeps it. Where another process is at it, waits for that one.
+
+        Args:
+            model (`PreTrainedModel`): that of [`OwnText.of_model`], with its values.
+            count (`int`): sequences.
+
+        Returns:
+            `torch.Tensor`: the first `count` sequences, `(count, length)`, int64 on the CPU.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.file.with_suffix(".lock")):
+            ids = self.read()
+            if len(ids) < count:
+                settings = {"length": self.length, "seed": self.seed, "opening": self.opening}
+                for block in write_blocks(model, len(ids), count, **settings):
+                    ids = torch.cat([ids, block])
+                    self._save(ids)
+        return ids[:count]
+
+    def _save(self, ids: Tensor) -> None:
+        aside = self.file.with_suffix(f".{secrets.token_hex(4)}")
+        save_file({"input_ids": ids.int()}, aside)
+        os.replace(aside, self.file)
+
+
+def weights_fingerprint(model: PreTrainedModel, weights: Callable[[str], Tensor] | None = None) -> str:
+    """
+    Hashes names, shapes and some values of all parameters. Values count in bfloat16, so that a model has the same hash
+    in every dtype that holds what its checkpoint does.
+
+    Args:
+        model (`PreTrainedModel`): on any device.
+        weights (`Callable[[str], torch.Tensor]`, *optional*): reads a parameter by its name, of a model on `meta`.
+
+    Returns:
+        `str`: SHA-256, in hexadecimal digits.
+    """
+    sampled = {}
+    for name, parameter in model.named_parameters():
+        values = (parameter.detach() if weights is None else weights(name)).flatten()
+        values = values[:: max(1, len(values) // VALUES_HASHED)].to("cpu", torch.bfloat16).float()
+        sampled[name] = tuple(parameter.shape), values.where(values.abs() >= NARROW, 0)
+    return fingerprint(sampled)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Mapping
+import sysconfig
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -25,13 +26,55 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
+TEST_MODULES = (
+    "textwrap heapq statistics shlex configparser difflib calendar fractions mailbox tarfile zipfile csv cmd pprint "
+    "uuid"
+).split()
+"""Modules of the standard library whose source is the test split."""
+
+TRAIN_MODULES = (
+    "bisect contextlib json/decoder random glob html/parser functools colorsys ftplib gettext copy "
+    "collections optparse sched poplib asyncio/queues enum queue selectors shutil types socketserver "
+    "urllib/parse wave weakref string trace tempfile webbrowser dataclasses xml/dom/minidom subprocess "
+    "logging argparse"
+).split()
+"""Those whose source is the train split: of many kinds, and none of them private, a test or a table."""
+
+CODE_PER_PROSE = 1.5
+"""Characters of code for each character of prose: all topics alone are fewer tokens than a calibration takes."""
+
+
+def read_documentation(split: str) -> list[str]:
+    """Returns topics of `help()`. Every fifth, from the first in order of their names, is of the test split."""
+    return [topics[name] for index, name in enumerate(sorted(topics)) if (index % 5 == 0) == (split == "test")]
+
+
+def read_code(modules: Iterable[str]) -> list[str]:
+    """Returns the source of modules of the standard library. Modules that this Python lacks are left out."""
+    library = Path(sysconfig.get_path("stdlib"))
+    files = [library / name for module in modules for name in (f"{module}.py", f"{module}/__init__.py")]
+    return [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+
+
+def read_prose_and_code(split: str) -> list[str]:
+    """Returns topics and pieces of source in turns, each piece `CODE_PER_PROSE` times as long as the topic before."""
+    code = "\n\n".join(read_code(TEST_MODULES if split == "test" else TRAIN_MODULES))
+    documents, start = [], 0
+    for topic in read_documentation(split):
+        # A piece ends with a line; the last one, where there is no more.
+        stop = code.find("\n", start + round(CODE_PER_PROSE * len(topic))) + 1 or len(code)
+        documents += [topic, code[start:stop]]
+        start = stop
+    return documents
+
+
 @dataclass(frozen=True)
 class NamedDataset:
     """
     The place of a named dataset.
 
     Args:
-        path (`str`, *optional*): repository on the Hub. `None` is the documentation that comes with Python.
+        path (`str`, *optional*): repository on the Hub.
         name (`str`, *optional*): configuration of the repository.
         text_column (`str`, defaults to `"text"`): column that holds the text.
         running_text (`bool`, defaults to `False`): whether rows are consecutive pieces of one text, not documents.
@@ -39,15 +82,17 @@ class NamedDataset:
         data_files (`Mapping[str, str]`): `"train"` and `"test"` -> one file, where a split has too many to load.
         revision (`str`, *optional*):
             Branch of converted files, where the main branch holds a script, which `datasets` does not run.
+        read (`Callable[[str], list[str]]`, *optional*): reads a split of what is on no Hub, but comes with Python.
     """
 
-    path: str | None
+    path: str | None = None
     name: str | None = None
     text_column: str = "text"
     running_text: bool = False
     splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "test": "test"})
     data_files: Mapping[str, str] = field(default_factory=dict)
     revision: str | None = None
+    read: Callable[[str], list[str]] | None = None
 
 
 DATASETS = {
@@ -61,8 +106,13 @@ DATASETS = {
         data_files={"train": "en/c4-train.00000-of-01024.json.gz", "test": "en/c4-validation.00000-of-00008.json.gz"},
     ),
     "alpaca": NamedDataset("tatsu-lab/alpaca", splits={"train": "train[20%:]", "test": "train[:20%]"}),
-    "python-docs": NamedDataset(None),
+    "pile-10k": NamedDataset("NeelNanda/pile-10k", splits={"train": "train[:90%]", "test": "train[90%:]"}),
+    "python": NamedDataset(read=read_prose_and_code),
+    "python-docs": NamedDataset(read=read_documentation),
 }
+
+BROAD, OFFLINE = "pile-10k", "python"
+"""What `"auto"` is, where the Hub or its cache answers and where not. Both are of several kinds."""
 
 NAMES = ("auto", "self", *DATASETS)
 """Names that `SliceGPTConfig.dataset` accepts."""
@@ -78,7 +128,7 @@ def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = 
 
     Args:
         dataset (`str`, `os.PathLike`, or a list of them):
-            A name of `DATASETS`; `"auto"` (wikitext2 where the Hub or its cache answers, otherwise python-docs, with a
+            A name of `DATASETS`; `"auto"` (pile-10k where the Hub or its cache answers, otherwise python, with a
             warning); a path or list of paths to .txt files (one document each) or .json, .jsonl or .parquet tables; or
             a list of texts.
         split (`str`, defaults to `"train"`):
@@ -96,10 +146,13 @@ def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = 
     """
     if isinstance(dataset, str) and dataset == "auto":
         try:
-            return _read_named("wikitext2", split, text_column), "wikitext2"
+            return _read_named(BROAD, split, text_column), BROAD
         except ConnectionError as error:
-            logger.warning(f"Using dataset='python-docs': 'wikitext2' is out of reach. {error.__cause__}")
-            dataset = "python-docs"
+            logger.warning(
+                f"Using dataset={OFFLINE!r}, prose and code that Python ships: {BROAD!r} is out of reach. "
+                f"{error.__cause__}"
+            )
+            dataset = OFFLINE
     items = [dataset] if isinstance(dataset, str | os.PathLike) else list(dataset)
     if not isinstance(dataset, str) and (names := [item for item in items if item in NAMES]):
         raise ValueError(
@@ -132,8 +185,8 @@ def _read_named(name: str, split: str, text_column: str | None) -> list[str]:
     row = DATASETS[name]
     if split not in row.splits:
         raise ValueError(f"Unknown split={split!r} of dataset {name!r}. Choose one of {list(row.splits)}.")
-    if row.path is None:
-        return [topics[topic] for i, topic in enumerate(sorted(topics)) if (i % 5 == 4) == (split == "test")]
+    if row.read is not None:
+        return row.read(split)
 
     import datasets
 
@@ -146,7 +199,7 @@ def _read_named(name: str, split: str, text_column: str | None) -> list[str]:
         rows = datasets.load_dataset(row.path, row.name, split=hub_split, data_files=data_files, revision=row.revision)
     # `datasets` raises a ValueError where the cache lacks the configuration.
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        remedy = "Use dataset='python-docs', which needs no network, or a file; or load it online and keep the cache."
+        remedy = f"Use dataset={OFFLINE!r}, which needs no network, or a file; or load it online and keep the cache."
         raise ConnectionError(f"Cannot load {name!r} ({row.path}) from Hub or cache: {error}. {remedy}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline

@@ -38,7 +38,7 @@ def measure_spectrum(
     """
     check_sliceable(model)
     config = SliceGPTConfig(dtype=dtype, device=device)
-    run, statistics = Computation(model, batches.batches, config, InMemory(model, config)), Statistics()
+    run, statistics = Computation(model, batches, config, InMemory(model, config)), Statistics()
     with evaluating(model):
         statistics.streams = [run.start()]
         for step in run.progress(DensePass(run, statistics).steps(), "Measuring"):

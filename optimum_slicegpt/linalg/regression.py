@@ -32,9 +32,6 @@ FIRST_STRENGTH = 0.3
 ROUNDING = 1e-6
 """Least energy of an input in the ridge, as a share of the mean: bfloat16's rounding errors have as much."""
 
-HELD_OUT = 8
-"""One token in so many is held out to choose the strength of the ridge."""
-
 JUDGED_OUTPUTS = 64
 """Number of outputs, evenly spaced, on which strengths are compared."""
 
@@ -59,12 +56,13 @@ class LeastSquares:
         inputs (`int`): length of a.
         outputs (`int`): length of y.
         device (`torch.device`): holds the sums.
+        groups (`int`, defaults to 1): kinds of tokens. What serves the worst of them is chosen.
 
     Examples:
         >>> a = torch.randn(800, 3, generator=torch.Generator().manual_seed(0))  # 800 tokens, 3 inputs
         >>> weight = torch.tensor([[1.0, 0.0], [0.1, 0.1], [0.0, 2.0]], dtype=torch.float64)  # 2 outputs
         >>> fit = LeastSquares(inputs=3, outputs=2, device=a.device)
-        >>> fit.add(a, a @ weight.float())
+        >>> fit.add(a, a @ weight.float(), held_out=torch.arange(800) % 8 == 7)
         >>> found = fit.solve(prior=torch.zeros(3, 2, dtype=torch.float64))
         >>> found.shape, torch.allclose(found, weight, atol=0.01)
         (torch.Size([3, 2]), True)
@@ -73,29 +71,32 @@ class LeastSquares:
         (torch.Size([2, 2]), [0, 2])
     """
 
-    def __init__(self, inputs: int, outputs: int, device: torch.device):
-        # Index 0 has sums over the tokens that are fitted, index 1 over the tokens that are held out. Each holds the
-        # products of inputs with inputs and, behind them, of inputs with outputs.
+    def __init__(self, inputs: int, outputs: int, device: torch.device, groups: int = 1):
+        # Index 0 has sums over the tokens that are fitted, the others over the held-out tokens of each group. Each
+        # holds the products of inputs with inputs and, behind them, of inputs with outputs.
         self.num_inputs = inputs
-        self._sums = torch.zeros(2, inputs, inputs + outputs, dtype=torch.float64, device=device)
-        self._collected, self._counts = [None, None], [0, 0]
+        self._sums = torch.zeros(1 + groups, inputs, inputs + outputs, dtype=torch.float64, device=device)
+        self._collected, self._counts = [None] * (1 + groups), [0] * (1 + groups)
 
-    def add(self, a: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+    def add(self, a: Tensor, y: Tensor, *, held_out: Tensor, weight: Tensor | float = 1.0, group: int = 0) -> None:
         """
-        Adds tokens. The last eighth of them, see [`HELD_OUT`], is held out.
+        Adds tokens of a group.
 
         Args:
             a (`torch.Tensor` of shape `(tokens, inputs)`): products are taken in its dtype.
             y (`torch.Tensor` of shape `(tokens, outputs)`): in any dtype.
-            weight (`torch.Tensor` of shape `(tokens, 1)`, *optional*): multiplies a and y of each token.
+            held_out (`torch.Tensor` of shape `(tokens,)`, bool, on the CPU):
+                tokens that are not fitted, but choose the strength of the ridge.
+            weight (`torch.Tensor` of shape `(tokens, 1)` or `float`): multiplies a and y of each token.
+            group (`int`): kind of the tokens.
         """
-        fitted = len(a) - len(a) // HELD_OUT
-        for index, tokens in enumerate((slice(fitted), slice(fitted, None))):
-            values = a[tokens], y[tokens], *(() if weight is None else (weight[tokens],))
-            for chunk in zip(*(each.split(TOKENS_AT_ONCE) for each in values), strict=True):
-                self._collect(index, *chunk)
+        for index, tokens in ((0, ~held_out), (1 + group, held_out)):
+            for chosen in tokens.nonzero().squeeze(1).split(TOKENS_AT_ONCE):
+                chosen = chosen.to(a.device, non_blocking=True)
+                factor = weight if isinstance(weight, float) else weight[chosen]
+                self._collect(index, a[chosen], y[chosen], factor)
 
-    def _collect(self, index, a, y, weight=1.0):
+    def _collect(self, index, a, y, weight):
         """Writes at most [`TOKENS_AT_ONCE`] tokens into a buffer, whose products are added once it is full."""
         if self._counts[index] + len(a) > TOKENS_AT_ONCE:
             self._add_collected(index)
@@ -113,17 +114,19 @@ class LeastSquares:
 
     @property
     def sums(self) -> Tensor:
-        """Sums `(2, inputs, inputs + outputs)`. To add the tokens of another regression, add its sums in place."""
-        for index in range(2):
+        """
+        Sums `(1 + groups, inputs, inputs + outputs)`. To add the tokens of another regression, add its sums in place.
+        """
+        for index in range(len(self._sums)):
             self._add_collected(index)
         return self._sums
 
     def gram_and_cross(self) -> tuple[Tensor, Tensor]:
         """
-        Returns Σ aᵀa and Σ aᵀy, over the tokens that are fitted and over the tokens that are held out.
+        Returns Σ aᵀa and Σ aᵀy, over the tokens that are fitted and over the held-out tokens of each group.
 
         Returns:
-            `tuple`: `(2, inputs, inputs)` and `(2, inputs, outputs)`, float64: views of the sums.
+            `tuple`: `(1 + groups, inputs, inputs)` and `(1 + groups, inputs, outputs)`, float64: views of the sums.
         """
         for total in self.sums:
             mirror_(total)
@@ -203,15 +206,16 @@ def token_stride(inputs: int, most_inputs: int) -> int:
 
 def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
     """
-    Chooses the strength of the ridge that serves the held-out tokens best.
+    Chooses the strength of the ridge that serves the held-out tokens best: those of the worst group, if there are
+    several.
 
     For each strength s, `change = (G₀ + s diag(n²))⁻¹ (Σ₀ aᵀy - G₀ prior)` comes from the tokens that are fitted
-    (index 0). Over the held-out tokens (index 1), the squared error of `prior + change` less that of the prior is
-    `tr(changeᵀ G₁ change) - 2 tr(changeᵀ (Σ₁ aᵀy - G₁ prior))`.
+    (index 0). Over held-out tokens (index i), the squared error of `prior + change` less that of the prior is
+    `tr(changeᵀ Gᵢ change) - 2 tr(changeᵀ (Σᵢ aᵀy - Gᵢ prior))`.
 
     Args:
-        gram (`torch.Tensor` of shape `(2, n, n)`, float64): Σ aᵀa, fitted and held out.
-        cross (`torch.Tensor` of shape `(2, n, k)`, float64): Σ aᵀy, fitted and held out.
+        gram (`torch.Tensor` of shape `(1 + groups, n, n)`, float64): Σ aᵀa, fitted and held out.
+        cross (`torch.Tensor` of shape `(1 + groups, n, k)`, float64): Σ aᵀy, fitted and held out.
         prior (`torch.Tensor` of shape `(n, k)`, float64): the weights that the ridge leads to.
 
     Returns:
@@ -220,15 +224,16 @@ def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
     judged = torch.arange(0, prior.shape[1], max(1, prior.shape[1] // JUDGED_OUTPUTS), device=prior.device)
     # In units of each input's norm, numbers are alike enough for float32.
     unit = energies(gram[0]).sqrt()[:, None]
-    missing, missing_held_out = ((cross[..., judged] - gram @ prior[:, judged]) / unit).float()
-    gram, gram_held_out = ((each / unit / unit.T).float() for each in gram)
+    missing, *missing_held_out = ((cross[..., judged] - gram @ prior[:, judged]) / unit).float()
+    gram, *gram_held_out = ((each / unit / unit.T).float() for each in gram)
 
     @cache
     def loss(index):
         damped = gram.clone()
         damped.diagonal().add_(STRENGTHS[index])
         change = torch.cholesky_solve(missing, torch.linalg.cholesky(damped))
-        return ((gram_held_out @ change - 2 * missing_held_out) * change).sum().item()
+        pairs = zip(gram_held_out, missing_held_out, strict=True)
+        return max(((held_out @ change - 2 * wanted) * change).sum().item() for held_out, wanted in pairs)
 
     best = STRENGTHS.index(FIRST_STRENGTH)
     for step in (-1, 1):

@@ -1,6 +1,5 @@
 """Recovers a sliced model: checks everything, trains, puts back what training changed, and records the result."""
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,10 +10,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.trainer_utils import set_seed
 
-from ..data.batches import limit_to_positions, load_batches
 from ..distributed import join_processes
 from ..modeling.checks import check_sliced, check_without_adapters
 from ..modeling.contexts import evaluating
@@ -22,8 +20,10 @@ from ..modeling.decoder import Decoder
 from ..record import public_name
 from .adapters import lora_config, remove_adapters
 from .configuration import LORA_RATE, RecoveryConfig
-from .packing import PackedSequences, load_sequences
+from .mixture import load_mixture
+from .packing import PackedSequences
 from .resuming import TEACHER, check_checkpoints, checkpoint_folder, recovery_arguments
+from .teacher import find_teacher
 from .trainer import uses_cpu
 from .training import Training, restored, seeded, train
 
@@ -39,7 +39,11 @@ def recover(
 ) -> PreTrainedModel | PeftModel:
     """
     Fine-tunes a sliced model in place, by PEFT and `Trainer`, and keeps the weights that are best on held-out
-    sequences.
+    sequences of every kind of text.
+
+    By default the dense model is the teacher: the sliced model learns its distribution over the next token, on text
+    that the dense model writes and on other text. So it stays the model that it was made of. With `distill=False` it
+    learns the text of `dataset` itself, and becomes a specialist for it.
 
     Runs in as many processes as `accelerate launch` starts; each of them has the result. All checks run before
     anything changes. With adapters, an interrupted run leaves the model as it was.
@@ -73,17 +77,17 @@ def recover(
     check_recoverable(model, config)
     adapter = None if config.full else lora_config(model, config)
     processes = join_processes(cpu=uses_cpu(config))
-    sequences = _load_data(model, tokenizer, config, processes)
     teacher = find_teacher(teacher, model, config, processes.device)
+    guide_adapter = _teacher_adapter(teacher, config) if config.adapt_teacher else None
+    sequences = load_mixture(config, tokenizer or model.name_or_path, model, teacher, processes)
     arguments = recovery_arguments(config, sequences, model, teacher, processes)
     check_checkpoints(folder, arguments, resume)
-    teacher_adapter = _teacher_adapter(teacher, config) if config.adapt_teacher else None
 
     with (
         seeded(config.seed, processes.device),
         restored(model),
         checkpoint_folder(folder, processes, None if resume else arguments) as folder,
-        _adapted_teacher(teacher, teacher_adapter, config, folder / TEACHER, sequences, resume) as (guide, perplexity),
+        _adapted_teacher(teacher, guide_adapter, config, folder / TEACHER, sequences, resume) as (guide, perplexity),
     ):
         training = train(model, adapter, config, folder, sequences, guide, resume=resume)
         processes.wait_for_everyone()  # The folder may be a temporary one, which is deleted next.
@@ -94,9 +98,6 @@ def recover(
     record = _record(training, config, adapter, sequences, processes, teacher, perplexity)
     model.config.slicegpt = (model.config.slicegpt or {}) | {"recovery": record}
     return recovered.eval()
-
-
-# Before training: checks, data and the teacher
 
 
 def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
@@ -122,71 +123,6 @@ def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
         )
 
 
-def _load_data(
-    model: PreTrainedModel, tokenizer: Any, config: RecoveryConfig, processes: PartialState
-) -> PackedSequences:
-    with processes.main_process_first():  # One process downloads, the others find the files in its cache.
-        sequences = load_sequences(
-            config.dataset,
-            tokenizer or model.name_or_path,
-            nsamples=config.nsamples,
-            seqlen=limit_to_positions(config.seqlen, model.config),
-            held_out=config.held_out,
-            seed=config.seed,
-            text_column=config.text_column,
-            mask_prompts=config.mask_prompts,
-        )
-    # This also checks the token ids.
-    load_batches(sequences.train + sequences.held_out, vocab_size=model.config.vocab_size)
-    return sequences
-
-
-def find_teacher(
-    teacher: PreTrainedModel | str | None, student: PreTrainedModel, config: RecoveryConfig, device: torch.device
-) -> PreTrainedModel | None:
-    """
-    Finds the teacher, and loads it if it is given by name. Its vocabulary is checked before any weights are read.
-
-    Args:
-        teacher (`PreTrainedModel` or `str`, *optional*):
-            The model, its name or its path. By default the model on the Hub from which the student was sliced.
-        student (`PreTrainedModel`): a sliced model.
-        config ([`RecoveryConfig`]): whether to distill; dtype and device of a teacher that is loaded here.
-        device (`torch.device`): device of a teacher that is loaded here, unless `config` names one.
-
-    Returns:
-        `PreTrainedModel` or `None`: the teacher, or none without `config.distill`.
-
-    Raises:
-        OSError: there is no such model.
-        ValueError: `config.distill` needs a teacher and none is known; a teacher is given without `config.distill`; it
-            has another vocabulary.
-    """
-    if not config.distill:
-        if teacher is not None:
-            raise ValueError("A teacher is given and distill=False; set distill=True, or leave the teacher out.")
-        return None
-    if teacher is None:
-        teacher = public_name((student.config.slicegpt or {}).get("base_model") or "")
-        if "/" not in teacher:
-            raise ValueError(
-                "distill=True needs a teacher, and the model does not say which one on the Hub it was sliced from. "
-                "Give the dense model, its name or its path."
-            )
-    is_name = isinstance(teacher, str)
-    teacher_config = AutoConfig.from_pretrained(teacher) if is_name else teacher.config
-    if teacher_config.vocab_size != student.config.vocab_size:
-        raise ValueError(
-            f"The teacher has a vocabulary of {teacher_config.vocab_size:,} tokens and the model one of "
-            f"{student.config.vocab_size:,}; only with the same one can they be compared. Give the dense model from "
-            "which this one was sliced."
-        )
-    if not is_name:
-        return teacher
-    loaded = AutoModelForCausalLM.from_pretrained(teacher, dtype=getattr(torch, config.teacher_dtype))
-    return loaded.to(config.teacher_device or device)
-
-
 def _teacher_config(config: RecoveryConfig) -> RecoveryConfig:
     """Returns the settings to adapt a teacher with: always by adapters, and none on layers that slicing adds."""
     rate = LORA_RATE if config.full else config.learning_rate
@@ -196,9 +132,6 @@ def _teacher_config(config: RecoveryConfig) -> RecoveryConfig:
 def _teacher_adapter(teacher: PreTrainedModel, config: RecoveryConfig) -> LoraConfig:
     check_without_adapters(teacher, "The teacher", "recover")
     return lora_config(teacher, _teacher_config(config))
-
-
-# Training
 
 
 @contextmanager
@@ -223,12 +156,9 @@ def _adapted_teacher(
         try:
             # A resumed run may skip this training, and must draw the same random numbers for the student.
             set_seed(config.seed)
-            yield training.model.eval().to(device), math.exp(training.loss_after)
+            yield training.model.eval().to(device), training.after.perplexity
         finally:
             remove_adapters(training.model, training.trainable, merge=False)
-
-
-# After training
 
 
 def _record(
@@ -251,8 +181,10 @@ def _record(
         "steps": training.steps,
         "best_step": training.best_step,
         "held_out_sequences": len(sequences.held_out),
-        "perplexity_before": math.exp(training.loss_before),
-        "perplexity_after": math.exp(training.loss_after),
+        "held_out_losses": {"before": training.before.losses, "after": training.after.losses},
+        "perplexity_before": training.before.perplexity,
+        "perplexity_after": training.after.perplexity,
+        "adapter_scale": training.scale,
         "teacher": teacher and public_name(teacher.name_or_path),
         "teacher_perplexity": teacher_perplexity,
         "seconds": round(training.seconds, 1),

@@ -1,7 +1,7 @@
 """Packs texts or conversations into sequences of one length, to train on and to hold out."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +28,19 @@ class PackedSequences:
 
     Args:
         train (`list[dict[str, torch.Tensor]]`), held_out (`list[dict[str, torch.Tensor]]`):
-            Each sequence has `input_ids` and `labels` `(T,)`, int64.
-        source (`str`): the data that was used: a name of `DATASETS`, file names, `"texts"` or `"conversations"`.
+            Each sequence has `input_ids` and `labels` `(T,)`, int64, and a held-out one `kind`, an index of `kinds`.
+        kinds (`tuple[str, ...]`):
+            The data that was used: a name of `DATASETS`, file names, `"texts"`, `"conversations"` or `"self"`.
     """
 
     train: list[dict[str, Tensor]]
     held_out: list[dict[str, Tensor]]
-    source: str
+    kinds: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """All kinds, joined by commas."""
+        return ", ".join(self.kinds)
 
 
 def load_sequences(
@@ -105,13 +111,39 @@ def load_sequences(
         for input_ids, labels in zip(*rows, strict=True)
         if (labels[1:] != UNLABELLED).any()
     ]
+    return hold_out(sequences, held_out, seqlen, source)
+
+
+def hold_out(sequences: list[dict[str, Tensor]], held_out: int | float, seqlen: int, kind: str) -> PackedSequences:
+    """
+    Holds out the last sequences of one kind.
+
+    Args:
+        sequences (`list[dict[str, torch.Tensor]]`): each has `input_ids` and `labels`.
+        held_out (`int` or `float`), seqlen (`int`): see [`load_sequences`].
+        kind (`str`): names the data.
+
+    Raises:
+        ValueError: none is left to train on.
+    """
     ntrain = len(sequences) - (held_out if isinstance(held_out, int) else max(round(held_out * len(sequences)), 1))
     if ntrain < 1:
         raise ValueError(
-            f"Dataset {source!r} makes {len(sequences)} sequences of {seqlen} tokens, and held_out={held_out} of them "
+            f"Dataset {kind!r} makes {len(sequences)} sequences of {seqlen} tokens, and held_out={held_out} of them "
             "leaves none to train on. Give more data, or lower seqlen or held_out."
         )
-    return PackedSequences(sequences[:ntrain], sequences[ntrain:], source)
+    return PackedSequences(
+        sequences[:ntrain], [sequence | {"kind": torch.tensor(0)} for sequence in sequences[ntrain:]], (kind,)
+    )
+
+
+def join_kinds(parts: Sequence[PackedSequences]) -> PackedSequences:
+    """Joins sequences of several kinds, each of them [`hold_out`]'s."""
+    return PackedSequences(
+        [sequence for part in parts for sequence in part.train],
+        [each | {"kind": torch.tensor(index)} for index, part in enumerate(parts) for each in part.held_out],
+        tuple(kind for part in parts for kind in part.kinds),
+    )
 
 
 def _text_tokeniser(tokenizer: Any) -> Callable[[str], Tokens]:

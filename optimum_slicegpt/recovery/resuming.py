@@ -1,11 +1,13 @@
 """Keeps the checkpoints of a recovery, and checks that an interrupted one is resumed with the same arguments."""
 
+from __future__ import annotations
+
 import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -14,7 +16,10 @@ from transformers import PreTrainedModel
 from ..distributed import fingerprint
 from ..storage.files import write_durably
 from .configuration import RecoveryConfig
-from .packing import PackedSequences
+
+
+if TYPE_CHECKING:
+    from .packing import PackedSequences
 
 
 ARGUMENTS = "recovery.json"

@@ -1,5 +1,7 @@
 """Trains a model, or adapters on it, from start to end, and keeps the best weights."""
 
+from __future__ import annotations
+
 import math
 import random
 import time
@@ -7,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +20,18 @@ from transformers.utils import logging
 
 from .adapters import remove_adapters
 from .configuration import RecoveryConfig
-from .packing import PackedSequences
 from .resuming import last_checkpoint
-from .trainer import RecoveryTrainer
+from .trainer import HeldOut, RecoveryTrainer
+
+
+if TYPE_CHECKING:
+    from .packing import PackedSequences
 
 
 logger = logging.get_logger(__name__)
+
+SCALES = (0.25, 0.5, 0.75)
+"""Shares of trained adapters that are tried beside none and all of them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class Training:
         model (`PreTrainedModel` or `PeftModel`): the model with the best weights, its adapters apart.
         trainable (`list[torch.nn.Parameter]`): parameters that were trainable before adapters were put on the model.
         steps (`int`), best_step (`int`): number of steps, and the step with the lowest held-out loss.
-        loss_before (`float`), loss_after (`float`): held-out loss before the first step and at the best one, in nats.
+        before ([`HeldOut`]), after ([`HeldOut`]): held-out losses before the first step, and with the best weights.
+        scale (`float`, *optional*): of the adapters, see [`choose_scale`].
         seconds (`float`): time that it took.
     """
 
@@ -42,8 +52,9 @@ class Training:
     trainable: list[torch.nn.Parameter]
     steps: int
     best_step: int
-    loss_before: float
-    loss_after: float
+    before: HeldOut
+    after: HeldOut
+    scale: float | None
     seconds: float
 
 
@@ -78,6 +89,12 @@ def train(
         trainer = RecoveryTrainer(trained, config, folder, sequences, teacher)
         seconds = run_trainer(trainer, last_checkpoint(folder) if resume else None)
         before, after = held_out_losses(trainer.state)
+        scale, chosen = choose_scale(trainer, before, after) if adapter else (None, after)
+        if chosen.mean >= before.mean:
+            logger.warning(
+                f"The held-out loss did not fall, from {before.mean:.4f} to {after.mean:.4f} nats: train longer, on "
+                "more data, or with another learning_rate."
+            )
     except BaseException:
         if adapter:
             remove_adapters(trained, trainable, merge=False)
@@ -85,7 +102,7 @@ def train(
     finally:
         remove_autocast(trained)
     steps, best_step = trainer.state.global_step, trainer.state.best_global_step
-    return Training(trained, trainable, steps, best_step, before, after, seconds)
+    return Training(trained, trainable, steps, best_step, before, chosen, scale, seconds)
 
 
 def run_trainer(trainer: RecoveryTrainer, checkpoint: Path | None) -> float:
@@ -116,32 +133,57 @@ def is_finished(state: TrainerState) -> bool:
     return state.stateful_callbacks["TrainerControl"]["args"]["should_training_stop"]
 
 
-def held_out_losses(state: TrainerState) -> tuple[float, float]:
+def held_out_losses(state: TrainerState) -> tuple[HeldOut, HeldOut]:
     """
-    Reads the mean held-out losses of a training, in nats. Warns if the loss did not fall.
+    Reads the held-out losses of a training.
 
     Args:
         state (`TrainerState`): at the end of training.
 
     Returns:
-        `tuple`: the loss before the first step, and that of the best checkpoint.
+        `tuple`: those before the first step, and those of the best checkpoint.
 
     Raises:
         ValueError: a loss is not finite.
     """
-    before = next(entry["eval_nll"] for entry in state.log_history if "eval_nll" in entry)
-    after = state.best_metric
-    if after is None or not math.isfinite(after + before):
+    evaluations = [entry for entry in state.log_history if "eval_held_out" in entry]
+    before, best = HeldOut.from_metrics(evaluations[0]), state.best_metric
+    if best is None or not math.isfinite(best + before.mean):
         raise ValueError(
-            f"The held-out loss was {before:.4f} nats before recovery and never finite afterwards. Lower "
+            f"The held-out loss was {before.mean:.4f} nats before recovery and never finite afterwards. Lower "
             "learning_rate, or look at the sliced model, if it was not finite before."
         )
-    if after >= before:
-        logger.warning(
-            f"The held-out loss did not fall, from {before:.4f} to {after:.4f} nats: train longer, on more data, or "
-            "with another learning_rate."
-        )
-    return before, after
+    after = next(entry for entry in evaluations[1:] if entry["step"] == state.best_global_step)
+    return before, HeldOut.from_metrics(after)
+
+
+@torch.no_grad()
+def choose_scale(trainer: RecoveryTrainer, before: HeldOut, after: HeldOut) -> tuple[float, HeldOut]:
+    """
+    Chooses by how much to multiply the adapters of a trained model, for the mean of the held-out losses, and does so.
+    No kind of text becomes worse unless the mean gains, and a training in vain leaves the model as it was.
+
+    Args:
+        trainer ([`RecoveryTrainer`]): its model has the best weights.
+        before ([`HeldOut`]), after ([`HeldOut`]): losses without the adapters and with them.
+
+    Returns:
+        `tuple`: one of `SCALES`, 0 or 1, and the losses with it.
+    """
+    weights = [weight for name, weight in trainer.model.named_parameters() if "lora_B" in name]
+    trained = [weight.clone() for weight in weights]
+
+    def set_scale(scale):
+        for weight, value in zip(weights, trained, strict=True):
+            weight.copy_(scale * value)
+
+    found = {0.0: before, 1.0: after}
+    for scale in SCALES:
+        set_scale(scale)
+        found[scale] = trainer.measure()
+    best = min(found, key=lambda scale: found[scale].mean)
+    set_scale(best)
+    return best, found[best]
 
 
 def remove_autocast(model: torch.nn.Module) -> None:

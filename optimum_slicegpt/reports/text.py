@@ -154,7 +154,7 @@ def list_settings(config: PreTrainedConfig, record: dict[str, Any]) -> dict[str,
         "Fine-tuned on": describe("source", source=recovery),
         "Fine-tuned for": describe("steps", "{:,} steps".format, recovery),
         "Learning rate": describe("learning_rate", source=training),
-        "Learned from": describe("distill", {True: "the dense model, too", False: "data alone"}.get, training),
+        "Learned from": describe("distill", {True: "the dense model", False: "data alone"}.get, training),
     }
     return {name: value for name, value in rows.items() if value is not None}
 

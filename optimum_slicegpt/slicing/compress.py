@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..modeling.contexts import evaluating
@@ -30,6 +29,7 @@ from .writing import write_embeddings, write_head, write_readers, write_shortcut
 
 if TYPE_CHECKING:
     from ..configuration import SliceGPTConfig
+    from ..data.batches import TokenBatches
     from ..planning.widths import SlicePlan
     from ..storage.base import Storage
 
@@ -48,7 +48,7 @@ FITS = {False: Rotate, True: Refit}
 def compress(
     model: PreTrainedModel,
     plan: SlicePlan,
-    batches: list[dict[str, Tensor]],
+    batches: TokenBatches,
     config: SliceGPTConfig,
     storage: Storage | None = None,
 ) -> SlicedResult:
@@ -58,8 +58,7 @@ def compress(
     Args:
         model (`PreTrainedModel`): a dense causal language model.
         plan ([`SlicePlan`]): width at every site, and neurons.
-        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`; the same in
-            all processes, which share them out, and which all get the result.
+        batches ([`TokenBatches`]): the same in all processes, which share them out, and which all get the result.
         config ([`SliceGPTConfig`]): rotation, refit, metric, schedule, orientation, seed, device, dtype.
         storage ([`Storage`], *optional*): where weights and activations are. In memory by default.
 

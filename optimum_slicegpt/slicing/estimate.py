@@ -66,6 +66,7 @@ def estimate_run(
     tokens: int,
     tokens_per_batch: int,
     max_memory: int | None = None,
+    groups: int = 1,
 ) -> RunEstimate:
     """
     Estimates what a run will take.
@@ -78,8 +79,9 @@ def estimate_run(
         tokens_per_batch (`int`): of the largest batch.
         max_memory (`int`, *optional*):
             Bytes of activations and moments in memory, where the model is streamed. It is in memory by default.
+        groups (`int`, defaults to 1): kinds of text.
     """
-    costs = _Costs(model, plan, config, tokens, tokens_per_batch)
+    costs = _Costs(model, plan, config, tokens, tokens_per_batch, groups)
     streaming, dense = max_memory is not None, sum(each.nbytes for each in model.parameters())
     after = plan.num_parameters(model)
     written = after * model.dtype.itemsize
@@ -112,8 +114,9 @@ def estimate_run(
 class _Costs:
     """The parts of an estimate, in bytes and in floating point operations."""
 
-    def __init__(self, model, plan, config, tokens, tokens_per_batch):
-        self.dense, self.plan, self.refit, self.tokens = Decoder(model), plan, config.refit, tokens
+    def __init__(self, model, plan, config, tokens, tokens_per_batch, groups):
+        self.dense, self.plan, self.refit = Decoder(model), plan, config.refit
+        self.tokens, self.groups = tokens, groups
         self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
         self.fisher = config.metric == "fisher"
         self.measured = self.fisher or not plan.shortcuts
@@ -158,7 +161,8 @@ class _Costs:
     def matrices(self):
         axes = 7 * self.size**2
         rows = ROWS_AT_ONCE * (self.size + self.width) + 2 * self.size**2
-        fits = (5 * inputs**2 + 4 * inputs * outputs for inputs, outputs in self.fits)
+        # A regression keeps sums over the tokens that are fitted, and over the held-out ones of each kind.
+        fits = (inputs * ((4 + self.groups) * inputs + (3 + self.groups) * outputs) for inputs, outputs in self.fits)
         return 8 * max(axes, rows, *fits, 0)
 
     def flops(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ from ..linalg.axes import random_orthogonal
 from ..modeling.decoder import Decoder
 from ..storage.base import release_freed_memory
 from .pairs import BlockPair, NormPair, pair_blocks
+from .places import places_of
 from .skeleton import adopt_untouched, build_sliced, release_values, resize_mlps
 from .state import State
 from .stock_form import StockForm
@@ -28,6 +29,7 @@ from .writing import reader_map
 
 if TYPE_CHECKING:
     from ..configuration import SliceGPTConfig
+    from ..data.batches import TokenBatches
     from ..planning.widths import SlicePlan
     from ..storage.base import Storage
 
@@ -58,15 +60,15 @@ class Computation:
 
     Args:
         model (`PreTrainedModel`): a dense causal language model.
-        batches (`list[dict[str, torch.Tensor]]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`. Each of
-            several processes gets all batches and computes with its share.
+        batches ([`TokenBatches`]): each of several processes gets all of them and computes with its share.
         config ([`SliceGPTConfig`]): says on which device and in which dtype to compute.
         storage ([`Storage`]): where weights and activations are.
 
     Attributes:
         dense ([`Decoder`]): the dense model.
         device (`torch.device`), dtype (`torch.dtype`): in which layers compute.
-        token_batches (`list[dict]`): this process's share of the batches.
+        token_batches (`list[dict]`), places (`list[Place]`): this process's share of the batches, and their places.
+        num_tokens (`int`), num_groups (`int`): calibration tokens of all processes, and kinds of text among them.
         batches (`list[Batch]`): the same as layers see them, once [`Computation.start`] has run.
         seconds (`dict[str, float]`): wall time by phase.
     """
@@ -74,7 +76,7 @@ class Computation:
     def __init__(
         self,
         model: PreTrainedModel,
-        batches: list[dict[str, Tensor]],
+        batches: TokenBatches,
         config: SliceGPTConfig,
         storage: Storage,
     ):
@@ -86,8 +88,9 @@ class Computation:
             )
         self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
         self.processes = Processes(self.device)
-        self.batch_tokens = [batch["input_ids"].numel() for batch in batches]  # These are the counts of all processes.
-        self.token_batches = self.share(batches)
+        self.num_tokens, self.num_groups = batches.ntokens, len(set(batches.groups))
+        places = places_of(batches.counts, batches.groups)
+        self.token_batches, self.places = self.share(batches.batches), self.share(places)
         self.batches: list[Batch] = []
         self.seconds = defaultdict(float)
 
@@ -99,7 +102,10 @@ class Computation:
             `list`: the stream `(B, T, D)` of each batch, as [`Computation.keep`] has it.
         """
         with self.loaded(*self.dense.around_layers), self.phase("forward"):
-            started = [first_stream(self.dense, tokens, self.device, self.dtype) for tokens in self.token_batches]
+            started = [
+                first_stream(self.dense, *batch, self.device, self.dtype)
+                for batch in zip(self.token_batches, self.places, strict=True)
+            ]
             self.batches = [batch for _, batch in started]
             return [self.keep(stream) for stream, _ in started]
 
@@ -165,8 +171,7 @@ class Run(Computation):
     Args:
         model (`PreTrainedModel`): a dense causal language model.
         plan ([`SlicePlan`]): what to keep.
-        batches (`list[dict[str, torch.Tensor]]`), config ([`SliceGPTConfig`]), storage ([`Storage`]):
-            see [`Computation`].
+        batches ([`TokenBatches`]), config ([`SliceGPTConfig`]), storage ([`Storage`]): see [`Computation`].
 
     Attributes:
         sliced ([`Decoder`]): the model of a sliced class, in which weights are computed.
@@ -179,7 +184,7 @@ class Run(Computation):
         self,
         model: PreTrainedModel,
         plan: SlicePlan,
-        batches: list[dict[str, Tensor]],
+        batches: TokenBatches,
         config: SliceGPTConfig,
         storage: Storage,
     ):
@@ -187,7 +192,8 @@ class Run(Computation):
         self._form = None if plan.stock_size is None else StockForm(self.sliced, plan.stock_size)
         super().__init__(model, batches, config, storage)
         settings = {name: getattr(config, name) for name in SETTINGS}
-        self.processes.check_alike({"widths": plan, "settings": settings, "calibration data": batches})
+        data = [batches.batches, batches.groups]
+        self.processes.check_alike({"widths": plan, "settings": settings, "calibration data": data})
         adopt_untouched(self.dense, self.sliced)
         self._done, self._count = 0, 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import ceil
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,13 +31,14 @@ AXES_TOKENS = 8
 """Statistics are taken on so many tokens for every dimension of the stream."""
 
 
-def num_batches(run: Computation) -> int:
-    """Counts this process's batches among the first ones that hold [`AXES_TOKENS`] tokens for every dimension."""
-    count, wanted = 0, AXES_TOKENS * run.dense.config.hidden_size
-    while count < len(run.batch_tokens) and wanted > 0:
-        wanted -= run.batch_tokens[count]
-        count += 1
-    return len(run.share(range(count)))
+def measured_tokens(run: Computation) -> list[int]:
+    """
+    Counts the tokens of each of this process's batches on which statistics are taken: they are the first ones of every
+    kind of text, so many that all together are [`AXES_TOKENS`] for every dimension.
+    """
+    share = AXES_TOKENS * run.dense.config.hidden_size / max(1, run.num_tokens)
+    limits = [ceil(share * place.total) - place.first for place in run.places]
+    return [min(max(0, limit), place.count) for limit, place in zip(limits, run.places, strict=True)]
 
 
 def new_moment(run: Computation) -> Tensor:
@@ -63,10 +65,10 @@ def measuring_steps(run: Run, parts: Iterable[Part]) -> list[Callable[[], None]]
     needs = {need for part in parts for need in part.needs}
     if not needs:
         return []
-    measured, statistics = num_batches(run), run.state.statistics
+    counts, statistics = measured_tokens(run), run.state.statistics
     if not statistics.moments:
-        statistics.streams = [run.state.x[:measured]]
-    return DensePass(run, statistics, gradients="gradients" in needs, costs="costs" in needs).steps()
+        statistics.streams = [[stream for stream, count in zip(run.state.x, counts, strict=True) if count]]
+    return DensePass(run, statistics, counts, gradients="gradients" in needs, costs="costs" in needs).steps()
 
 
 class DensePass:
@@ -77,12 +79,25 @@ class DensePass:
         run ([`Computation`]): whose dense model it is; says where and in which dtype layers compute.
         statistics ([`Statistics`]):
             Filled step by step. `streams` holds the stream of the first site, of the batches that are measured.
+        counts (`list[int]`, *optional*): number of tokens, the first ones, that are measured of each batch; 0 where
+            the batch is left out. By default all.
         gradients (`bool`): whether to measure second moments of the gradient of the summed next-token loss.
         costs (`bool`): whether to measure what neurons add to the stream.
     """
 
-    def __init__(self, run: Computation, statistics: Statistics, *, gradients: bool = False, costs: bool = False):
+    def __init__(
+        self,
+        run: Computation,
+        statistics: Statistics,
+        counts: list[int] | None = None,
+        *,
+        gradients: bool = False,
+        costs: bool = False,
+    ):
         self.run, self.statistics, self._gradients, self._costs = run, statistics, gradients, costs
+        counts = counts or [place.count for place in run.places]
+        self._measured = [position for position, count in enumerate(counts) if count]
+        self._counts = [counts[position] for position in self._measured]
 
     def steps(self) -> list[Callable[[], None]]:
         layers = range(len(self.run.dense.layers))
@@ -99,16 +114,20 @@ class DensePass:
         moments = [*first, *(new_moment(run) for _ in family.blocks)]
         after, energies = [], []
         with run.loaded(run.dense.layer_name(index)), self._phase(), placed(layer, run.device, run.dtype):
-            for batch, value in zip(run.batches, statistics.streams[-1], strict=False):
+            for batch, count, value in zip(self._batches, self._counts, statistics.streams[-1], strict=True):
                 stream = value.to(run.device)
                 with self._neurons_recorded(layer) as active:
                     streams = run.dense.layer_streams(index, stream, batch.layer_kwargs[index])
                 streams = [stream] * len(first) + run.dense.site_streams(streams, stream)
                 for neurons in active:
-                    neurons = batch.tokens(neurons.view(*stream.shape[:2], -1)).float()
-                    energies.append((neurons / root_mean_square(batch.tokens(streams[-1]))).double().square().sum(0))
-                for moment, tokens in zip(moments, map(batch.tokens, streams), strict=True):
-                    add_second_moment_(moment, tokens, 1 / root_mean_square(tokens))
+                    neurons, after_layer = (
+                        batch.tokens(each)[:count] for each in (neurons.view(*stream.shape[:2], -1), streams[-1])
+                    )
+                    neurons = neurons.float() * batch.place.weight / root_mean_square(after_layer)
+                    energies.append(neurons.double().square().sum(0))
+                for moment, each in zip(moments, streams, strict=True):
+                    tokens = batch.tokens(each)[:count]
+                    add_second_moment_(moment, tokens, batch.place.weight / root_mean_square(tokens))
                 after.append(run.keep(streams[-1]))
             sum_moments(run, *moments)
             for site, moment in enumerate(moments, len(statistics.moments)):
@@ -129,10 +148,12 @@ class DensePass:
         """Computes the gradient of the loss with respect to the stream at the last site."""
         run, statistics, moment = self.run, self.statistics, new_moment(self.run)
         with run.loaded(*run.dense.around_layers, run.dense.head_name), self._phase():
-            for tokens, batch, value in zip(run.token_batches, run.batches, statistics.streams.pop(), strict=False):
+            inputs = [run.token_batches[position] for position in self._measured]
+            measured = zip(inputs, self._batches, self._counts, statistics.streams.pop(), strict=True)
+            for tokens, batch, count, value in measured:
                 stream = value.to(run.device)
                 gradient = loss_gradient(run.dense, tokens, stream, run.device, run.dtype)
-                add_second_moment_(moment, batch.tokens(gradient), root_mean_square(batch.tokens(stream)))
+                self._add_gradient(moment, batch, count, gradient, stream)
                 statistics.gradient.append(run.keep(gradient))
             sum_moments(run, moment)
         statistics.gradients.append(run.keep(moment))
@@ -143,20 +164,28 @@ class DensePass:
         family = run.dense.family
         moments, before = [new_moment(run) for _ in family.blocks], []
         with run.loaded(run.dense.layer_name(index)), self._phase(), placed(layer, run.device, run.dtype):
-            for batch, value, above in zip(run.batches, statistics.streams.pop(), statistics.gradient, strict=False):
+            measured = zip(self._batches, self._counts, statistics.streams.pop(), statistics.gradient, strict=True)
+            for batch, count, value, above in measured:
                 start = value.to(run.device).detach().requires_grad_()
                 with torch.enable_grad():
                     *inside, after = run.dense.layer_streams(index, start, batch.layer_kwargs[index])
                     gradients = torch.autograd.grad(after, [start, *inside], above.to(run.device))
                 streams = [start, *run.dense.site_streams(inside, start)]
                 gradients = run.dense.site_streams(gradients, start)
-                for moment, *pair in zip(moments, streams, gradients, strict=True):
-                    stream, gradient = map(batch.tokens, pair)
-                    add_second_moment_(moment, gradient, root_mean_square(stream))
+                for moment, stream, gradient in zip(moments, streams, gradients, strict=True):
+                    self._add_gradient(moment, batch, count, gradient, stream)
                 before.append(run.keep(gradients[0]))
             sum_moments(run, *moments)
         statistics.gradients[:0] = map(run.keep, moments)
         statistics.gradient = before if index else []
+
+    @property
+    def _batches(self):
+        return [self.run.batches[position] for position in self._measured]
+
+    def _add_gradient(self, moment, batch, count, gradient, stream):
+        gradient, stream = (batch.tokens(each)[:count] for each in (gradient, stream))
+        add_second_moment_(moment, gradient, batch.place.weight * root_mean_square(stream))
 
     @contextmanager
     def _neurons_recorded(self, layer: nn.Module) -> Iterator[list[Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..modeling.contexts import layers_replaced, placed
 from .parts import timed
+from .places import Place
 from .state import Basis
 
 
@@ -28,10 +29,12 @@ class Batch:
     Args:
         real (`torch.Tensor` of shape `(B, T)`, *optional*): which positions are no padding; `None` for all.
         layer_kwargs (`list[dict]`): the arguments of every decoder layer: mask, positions.
+        place ([`Place`]): among all calibration tokens.
     """
 
     real: Tensor | None
     layer_kwargs: list[dict]
+    place: Place = Place()
 
     def tokens(self, values: Tensor) -> Tensor:
         """Returns values `(B, T, ...)` of all positions that are no padding, as `(tokens, ...)`."""
@@ -39,7 +42,7 @@ class Batch:
 
 
 def first_stream(
-    dense: Decoder, inputs: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+    dense: Decoder, inputs: dict[str, Tensor], place: Place, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Batch]:
     """
     Computes the stream at the first site of a dense model, and records what its layers are called with.
@@ -47,6 +50,7 @@ def first_stream(
     Args:
         dense ([`Decoder`]): the dense model; its tables and what positions need are loaded.
         inputs (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
+        place ([`Place`]): of the batch.
         device (`torch.device`), dtype (`torch.dtype`): in which the layers will compute.
 
     Returns:
@@ -67,7 +71,8 @@ def first_stream(
         stream -= stream.mean(-1, keepdim=True)
     mask = inputs.get("attention_mask")
     layer_kwargs = [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls]
-    return stream, Batch(None if mask is None else mask.bool().to(device), _move(layer_kwargs, device, dtype))
+    real = None if mask is None else mask.bool().to(device)
+    return stream, Batch(real, _move(layer_kwargs, device, dtype), place)
 
 
 def _move(layer_kwargs: list[dict], device: torch.device, dtype: torch.dtype) -> list[dict]:

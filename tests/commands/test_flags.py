@@ -9,8 +9,7 @@ from command_line import help_of, run
 from optimum.commands.slicegpt import arguments
 from paths import ROOT
 
-from optimum_slicegpt import SliceGPTConfig, configuration
-from optimum_slicegpt.commands import compress
+from optimum_slicegpt import SliceGPTConfig, configuration, registration
 
 
 FIELDS = {
@@ -32,6 +31,7 @@ FIELDS = {
     "text_column": (["question"], "question"),
     "nsamples": ([3], 3),
     "seqlen": ([16], 16),
+    "own_tokens": ([0], 0),
     "batch_size": ([2], 2),
     "seed": ([7], 7),
     "tokenizer": (["dense"], "dense"),
@@ -51,7 +51,7 @@ def config_of(cli_files, tmp_path, monkeypatch):
         configs.append(config)
         raise ValueError("seen")
 
-    monkeypatch.setattr(compress, "SliceGPTQuantizer", quantizer)
+    monkeypatch.setattr(registration, "SliceGPTQuantizer", quantizer)
     monkeypatch.chdir(cli_files)
 
     def config_of(*arguments):

@@ -10,9 +10,9 @@ import torch
 from command_line import fails, help_of, optimum_cli, run, run_together
 from peft import AutoPeftModelForCausalLM
 from tiny import calibration, paper
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from optimum_slicegpt import RecoveryConfig, SliceGPTConfig
+from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, recovery
 from optimum_slicegpt.commands import recover
 from optimum_slicegpt.recovery import configuration
 from optimum_slicegpt.recovery.trainer import RecoveryTrainer
@@ -21,6 +21,7 @@ from optimum_slicegpt.recovery.trainer import RecoveryTrainer
 FIELDS = {
     "dataset": (["python-docs"], "python-docs"),
     "text_column": (["question"], "question"),
+    "own_tokens": ([64], 64),
     "mask_prompts": ([], True),
     "nsamples": ([3], 3),
     "seqlen": ([16], 16),
@@ -63,11 +64,12 @@ def files(cli_files):
 
 @pytest.fixture
 def arguments(files, tmp_path):
-    """Returns the arguments of a quick run."""
+    """Returns the arguments of a quick run without a teacher."""
     return [
         *("recover", "--model", files / "sliced", "--output", tmp_path / "recovered"),
         *("--dataset", files / "train.txt", "--seqlen", 16, "--held-out", 3, "--max-steps", 4, "--eval-steps", 2),
         *("--batch-size", 2, "--gradient-accumulation", 2, "--learning-rate", "1e-2", "--no-bf16", "--use-cpu"),
+        "--no-distill",
     ]
 
 
@@ -100,6 +102,8 @@ def test_what_is_printed(arguments, capsys):
     rows = (
         "trained on +22 sequences of train.txt",
         r"steps +4, the best is \d",
+        r"held-out loss on train.txt +\d\.\d{4} before, \d\.\d{4} after",
+        r"scale of the adapter +[\d.]+",
         r"held-out perplexity before +\d+\.\d\d",
     )
     rows += (r"held-out perplexity after +\d+\.\d\d", r"seconds +[\d.]+", "Saved in .*recovered")
@@ -117,10 +121,14 @@ def test_the_adapter_is_kept_where_asked(files, arguments, tmp_path, name, archi
     assert AutoTokenizer.from_pretrained(folder)("w5").input_ids == [97, 5]
 
 
-def test_a_teacher_is_learned_from(files, arguments, capsys):
-    run(*arguments, "--teacher", files / "dense", "--json")
-    record = json.loads(capsys.readouterr().out)["recovery"]
-    assert (record["teacher"], record["settings"]["distill"]) == ("dense", True)
+def test_a_teacher_is_learned_from(files, arguments, tmp_path, capsys):
+    run(*arguments, "--distill", "--teacher", files / "dense", "--nsamples", 40)
+    record = AutoConfig.from_pretrained(tmp_path / "recovered").slicegpt["recovery"]
+    assert (record["teacher"], record["source"]) == ("dense", "train.txt, self")
+    rows = dict(re.split(" {2,}", line) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    for kind, before in record["held_out_losses"]["before"].items():
+        after = record["held_out_losses"]["after"][kind]
+        assert rows[f"held-out loss on {kind}"] == f"{before:.4f} before, {after:.4f} after"
 
 
 def test_interrupted_and_resumed(arguments, tmp_path, monkeypatch, capsys):
@@ -150,6 +158,7 @@ def test_interrupted_and_resumed(arguments, tmp_path, monkeypatch, capsys):
 
 
 def test_errors_are_told_in_a_line(files, arguments, tmp_path, capsys):
+    assert "names none on the Hub. Give teacher= (--teacher)" in fails(capsys, *arguments, "--distill")
     message = "resume=True without checkpoints; give the folder that holds those of the earlier run."
     assert fails(capsys, *arguments, "--resume").endswith(message)
     assert "device='cuda:99' is not available here" in fails(capsys, *arguments, "--teacher-device", "cuda:99")
@@ -160,6 +169,26 @@ def test_errors_are_told_in_a_line(files, arguments, tmp_path, capsys):
     (tmp_path / "recovered").mkdir()
     (tmp_path / "recovered" / "notes").touch()
     assert "is there already; give a folder that is absent or empty" in fails(capsys, *arguments)
+
+
+# Behind slicing, by one command
+
+
+def test_compress_and_recover_in_a_row(files, tmp_path, monkeypatch):
+    text = str(files / "train.txt")
+    sizes = {"nsamples": 40, "seqlen": 16, "held_out": 4, "max_steps": 4, "eval_steps": 2, "bf16": False}
+    monkeypatch.setattr(recovery, "RecoveryConfig", lambda: RecoveryConfig(dataset=text, use_cpu=True, **sizes))
+    data = ("--dataset", text, "--nsamples", 8, "--seqlen", 16, "--parameter-reduction", 0.1)
+    run("compress", "--model", files / "dense", "--output", tmp_path / "both", *data, "--recover", "--json")
+    record = AutoModelForCausalLM.from_pretrained(tmp_path / "both").config.slicegpt["recovery"]
+    assert (record["teacher"], record["source"], record["steps"]) == ("dense", "train.txt, self", 4)
+    assert "It was fine-tuned after that" in (tmp_path / "both" / "README.md").read_text()
+
+
+def test_a_stream_is_not_recovered(files, tmp_path, capsys):
+    arguments = ("compress", "--model", files / "dense", "--output", tmp_path / "sliced", "--stream", "--recover")
+    message = "--recover needs the whole model in memory; use optimum-cli slicegpt recover afterwards."
+    assert message in fails(capsys, *arguments)
 
 
 # Flags
@@ -191,7 +220,7 @@ def test_every_field_has_a_flag(config_of, name):
 
 
 def test_a_teacher_that_learns_is_one_that_is_asked(config_of):
-    assert config_of("--distill", "--adapt-teacher") == RecoveryConfig(distill=True, adapt_teacher=True)
+    assert config_of("--adapt-teacher") == RecoveryConfig(adapt_teacher=True)
 
 
 def test_fields_without_a_flag_keep_their_defaults(config_of):
@@ -201,12 +230,9 @@ def test_fields_without_a_flag_keep_their_defaults(config_of):
 def test_values_of_several_kinds(config_of):
     config = config_of("--held-out", 0.2, "--eval-steps", 0.5, "--patience", "none", "--no-bf16", "--no-mask-prompts")
     assert (config.held_out, config.eval_steps, config.patience) == (0.2, 0.5, None)
-    assert not config.bf16 and not config.mask_prompts
+    assert not config.bf16 and not config.mask_prompts and config.distill
+    assert not config_of("--no-distill").distill
     assert config_of("--dataset", "train.txt", "more.txt").dataset == [Path("train.txt"), Path("more.txt")]
-
-
-def test_a_teacher_implies_distillation(config_of, files):
-    assert config_of("--teacher", files / "dense").distill
 
 
 def test_help_agrees_with_the_configuration():
@@ -225,13 +251,14 @@ def test_help_agrees_with_the_configuration():
 def losses(folder):
     states = sorted(folder.glob("checkpoint-*/trainer_state.json"))
     log = json.loads(states[-1].read_text())["log_history"]
-    return [[entry[key] for entry in log if key in entry] for key in ("loss", "eval_nll")]
+    return [[entry[key] for entry in log if key in entry] for key in ("loss", "eval_held_out")]
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="gloo is not available")
 @pytest.mark.parametrize("teacher", [False, True], ids=["alone", "distilled"])
 def test_two_processes_are_one_with_twice_the_batch(teacher, files, arguments, tmp_path):
-    arguments += ["--lora-dropout", 0, "--teacher", files / "dense"] if teacher else ["--lora-dropout", 0]
+    if teacher:
+        arguments += ["--distill", "--own-tokens", 200, "--teacher", files / "dense", "--learning-rate", "3e-4"]
     run(*arguments, "--checkpoints", tmp_path / "one")
     one = AutoModelForCausalLM.from_pretrained(tmp_path / "recovered")
     (tmp_path / "recovered").rename(tmp_path / "model-of-one")

@@ -27,7 +27,7 @@ from optimum_slicegpt.storage.on_disk import OnDisk
         (["--stream", "--max-memory", "5"], r"'5' is no size"),
         (["--stream", "--push-to-hub", "me/it"], r"--push-to-hub needs the whole model in memory"),
         (["--stream", "--eval-dataset", "python-docs"], r"--eval-dataset needs the whole model in memory"),
-        (["--stream", "--dataset", "self"], r"dataset='self' has the whole model write text"),
+        (["--stream", "--dataset", "self"], r"A model that is streamed cannot write, and 0 of 8 sequences"),
     ],
 )
 def test_flags_that_do_not_go_together(cli_files, tmp_path, capsys, more, message):

@@ -117,8 +117,18 @@ def test_one_mapping_is_one_batch(tiny_tokenizer):
 
 
 def test_token_batches_pass_through():
-    given = TokenBatches([{"input_ids": torch.tensor([[1, 2]])}], "c4")
+    given = TokenBatches([{"input_ids": torch.tensor([[1, 2]])}], "c4", groups=(1,))
     assert load_batches(given) == given
+
+
+def test_tokens_are_counted_by_group():
+    masked = {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": torch.tensor([[1, 0, 1]])}
+    batches = [masked, {"input_ids": torch.tensor([[4], [5]])}, masked]
+    assert TokenBatches(batches, "c4").groups == (0, 0, 0)
+    found = TokenBatches(batches, "c4", [0, 2, 0])
+    assert (found.groups, found.tokens_by_group, found.ntokens) == ((0, 2, 0), [4, 0, 2], 6)
+    with pytest.raises(ValueError, match="2 groups for 3 batches; give the group of every batch"):
+        TokenBatches(batches, "c4", (0, 1))
 
 
 # Errors

@@ -1,56 +1,104 @@
-"""Calibration text that the model writes itself."""
+"""Text that a model has written, and that later runs find in the cache."""
 
+import copy
+
+import pytest
 import torch
-from tiny import VOCAB, build
+from filelock import FileLock
+from safetensors.torch import load_file
+from tiny import build
 
 from optimum_slicegpt import SliceGPTConfig
-from optimum_slicegpt.data.generated import generate_batches
+from optimum_slicegpt.data import generated
+from optimum_slicegpt.data.generated import OwnText, own_text, weights_fingerprint
+from optimum_slicegpt.data.sampling import write_blocks
 
 
-def sample(model, **kwargs):
-    return generate_batches(model, **{"nsamples": 35, "seqlen": 12, "batch_size": 8} | kwargs)
+@pytest.fixture
+def written(monkeypatch):
+    """Returns a list of the numbers of all sequences that models write, in the order in which they do."""
+    numbers = []
+
+    def write(model, start, stop, **settings):
+        numbers.extend(range(start, stop))
+        return write_blocks(model, start, stop, **settings)
+
+    monkeypatch.setattr(generated, "write_blocks", write)
+    return numbers
 
 
-def test_sequences_are_as_many_and_as_long_as_asked_for():
-    found = sample(build("llama", torch.float32))
-    assert [tuple(batch["input_ids"].shape) for batch in found] == [(8, 12)] * 4 + [(3, 12)]
-    assert found.source == "self" and found.ntokens == 35 * 12
-    ids = torch.cat([batch["input_ids"] for batch in found])
-    assert ids.min() >= 0 and ids.max() < VOCAB
-
-
-def test_the_model_goes_on_greedily_before_it_draws():
+def test_text_is_written_once_and_extended(home, written):
     model = build("llama", torch.float32)
-    ids = sample(model, nsamples=4).batches[0]["input_ids"]
-    best = model(ids).logits.argmax(-1)
-    assert torch.equal(ids[:, 1:5], best[:, :4])
-    assert not torch.equal(ids[:, 5:], best[:, 4:-1])
+    first = own_text(model, tokens=40, length=8)
+    assert first.shape == (5, 8) and first.dtype == torch.int64
+    (file,) = home.glob("slicegpt/*.safetensors")
+    assert torch.equal(load_file(file)["input_ids"].long(), first)
+    assert torch.equal(own_text(model, tokens=64, length=8)[:5], first)
+    assert torch.equal(own_text(model, tokens=23, length=8), first[:3])
+    assert written == list(range(8))
+    assert own_text(model, tokens=1, length=8).shape == (1, 8)
 
 
-def test_a_seed_says_it_all_and_the_global_generator_is_left_alone():
+def test_other_text_is_in_another_file(home, tiny_tokenizer, monkeypatch):
     model = build("llama", torch.float32)
-    state = torch.random.get_rng_state()
-    first, again, other = (sample(model, nsamples=3, seed=seed).batches[0]["input_ids"] for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    own_text(model, tokens=16, length=8)
+    own_text(model, tokens=16, length=8, seed=None)
+    assert len(list(home.glob("slicegpt/*.safetensors"))) == 1
+    own_text(model, tokens=16, length=4)
+    own_text(model, tokens=16, length=8, seed=1)
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", "w1 {{ messages[0]['content'] }}")
+    opened = own_text(model, tiny_tokenizer, tokens=16, length=8)
+    model.get_output_embeddings().weight.data *= 2
+    own_text(model, tokens=16, length=8)
+    assert opened[1, 0] == 1
+    assert len(list(home.glob("slicegpt/*.safetensors"))) == 5
 
 
-def test_very_short_sequences():
-    for seqlen in (1, 2, 5):
-        assert sample(build("llama", torch.float32), nsamples=2, seqlen=seqlen).ntokens == 2 * seqlen
+def test_an_interruption_keeps_what_is_written(home, written, monkeypatch):
+    model = build("llama", torch.float32)
+    save = OwnText._save
+
+    def interrupted(self, ids):
+        save(self, ids)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnText, "_save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            own_text(model, tokens=70 * 4, length=4)
+    assert own_text(model, tokens=70 * 4, length=4).shape == (70, 4)
+    assert written == [*range(70), *range(64, 70)]
+    assert {path.suffix for path in home.glob("slicegpt/*")} <= {".safetensors", ".lock"}
+
+
+def test_a_process_waits_for_another_that_writes(written, monkeypatch):
+    model = build("llama", torch.float32)
+    text = own_text(model, tokens=16, length=8)
+    own = OwnText.of_model(model, seed=0, length=8)
+    own.file.unlink()
+    acquire = FileLock.acquire
+
+    def late(self, *args, **kwargs):
+        own._save(text)  # the other one, until it frees the lock
+        return acquire(self, *args, **kwargs)
+
+    monkeypatch.setattr(FileLock, "acquire", late)
+    assert torch.equal(own.write(model, 2), text)
+    assert written == [0, 1]
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_a_model_is_the_same_in_every_dtype(stored):
+    model = build("llama").to(stored)
+    model.get_output_embeddings().weight.data[:, ::2] *= 1e-5  # float16 has few digits for these
+    dtypes = (torch.bfloat16, torch.float32, torch.float64) + (torch.float16,) * (stored == torch.bfloat16)
+    assert len({weights_fingerprint(copy.deepcopy(model).to(dtype)) for dtype in dtypes}) == 1
+    other = copy.deepcopy(model)
+    other.model.norm.weight.data[0] += 0.5
+    assert weights_fingerprint(other) != weights_fingerprint(model)
 
 
 def test_slicing_needs_no_text_and_no_tokenizer():
     config = SliceGPTConfig(sparsity=1 / 3, dataset="self", nsamples=6, seqlen=24)
     model = build("llama", torch.float32).compress(config)
-    assert model.config.slicegpt["calibration"] == {"source": "self", "tokens": 6 * 24}
-
-
-def test_the_models_own_generation_settings_do_not_count():
-    model = build("llama", torch.float32)
-    written = sample(model).batches[0]["input_ids"]
-    model.generation_config.update(temperature=0.01, top_k=1, top_p=0.1, repetition_penalty=1.5, num_beams=2)
-    model.generation_config.update(no_repeat_ngram_size=2, return_dict_in_generate=True, max_time=0.0)
-    settings = model.generation_config
-    assert torch.equal(sample(model).batches[0]["input_ids"], written)
-    assert model.generation_config is settings
+    assert model.config.slicegpt["calibration"] == {"source": "self", "tokens": 6 * 24, "groups": [6 * 24]}

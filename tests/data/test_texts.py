@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import datasets
 import pytest
@@ -61,6 +60,8 @@ def hub(monkeypatch):
         ),
         ("alpaca", "train", "tatsu-lab/alpaca", None, {"split": "train[20%:]"}),
         ("alpaca", "test", "tatsu-lab/alpaca", None, {"split": "train[:20%]"}),
+        ("pile-10k", "train", "NeelNanda/pile-10k", None, {"split": "train[:90%]"}),
+        ("pile-10k", "test", "NeelNanda/pile-10k", None, {"split": "train[90%:]"}),
     ],
 )
 def test_named_datasets_ask_the_hub(hub, name, split, path, config, kwargs):
@@ -74,14 +75,16 @@ def test_named_dataset_takes_another_column(hub):
     assert load_texts("alpaca", text_column="other") == (["x"] * 4, "alpaca")
 
 
-def test_auto_is_wikitext2_where_the_hub_answers(hub, caplog):
-    assert load_texts("auto")[1] == "wikitext2"
+def test_auto_is_broad_where_the_hub_answers(hub, caplog):
+    assert load_texts("auto")[1] == "pile-10k"
     assert not caplog.records
 
 
 def test_auto_falls_back_with_a_warning(offline, caplog):
-    assert load_texts("auto") == load_texts("python-docs")
-    assert "Using dataset='python-docs': 'wikitext2' is out of reach. Couldn't reach 'Salesforce/wik" in caplog.text
+    assert load_texts("auto") == load_texts("python")
+    assert (
+        "Using dataset='python', prose and code that Python ships: 'pile-10k' is out of reach. Couldn't" in caplog.text
+    )
 
 
 def test_auto_does_not_swallow_programming_errors(monkeypatch):
@@ -125,15 +128,8 @@ def test_named_dataset_out_of_reach(monkeypatch, error):
 
     monkeypatch.setattr(texts, "_hub_answers", lambda: False)
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(ConnectionError, match=f"Cannot load 'c4'.*{error}.*dataset='python-docs'.*keep the"):
+    with pytest.raises(ConnectionError, match=f"Cannot load 'c4'.*{error}.*dataset='python', which.*keep the"):
         load_texts("c4")
-
-
-def test_python_docs_are_split_by_topic():
-    (train, source), (test, _) = load_texts("python-docs"), load_texts("python-docs", split="test")
-    assert source == "python-docs"
-    assert sorted(train + test) == sorted(topics.values())
-    assert test == [topics[topic] for topic in sorted(topics)[4::5]]
 
 
 @pytest.mark.parametrize("as_path", [str, Path])

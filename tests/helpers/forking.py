@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 
+from huggingface_hub import constants
 from paths import ROOT
 from quickness import measure_speed_briefly
 
@@ -63,6 +64,7 @@ def execute(arguments, folder, environment, output, errors):
         os.dup2(os.open(path, os.O_WRONLY), descriptor)
     os.chdir(folder)
     os.environ.update(environment)
+    constants.HF_HOME = os.environ["HF_HOME"]  # It was read during imports.
     first, *rest = arguments
     if first == "-c":
         sys.argv = ["-c", *rest[1:]]
@@ -127,6 +129,7 @@ class Program:
         self.arguments, self._status, self._server = [*map(str, arguments)], None, server or default_server()
         self._printed = [tempfile.NamedTemporaryFile("r", suffix=".txt") for _ in range(2)]
         output, errors = (file.name for file in self._printed)
+        environment = {"HF_HOME": constants.HF_HOME} | environment
         request = {"arguments": self.arguments, "folder": str(folder), "environment": environment}
         self.process = self._server.ask(request | {"output": output, "errors": errors})
 

@@ -9,6 +9,7 @@ from optimum_slicegpt import RecoveryConfig
 TEXTS = [" ".join(f"w{(start + step * step) % 7 + 3}" for step in range(60)) for start in range(20)]
 QUICK = {"dataset": TEXTS, "seqlen": 16, "held_out": 4, "max_steps": 6, "eval_steps": 2, "batch_size": 2}
 QUICK |= {"gradient_accumulation": 2, "learning_rate": 1e-2, "bf16": False, "use_cpu": True, "patience": None}
+QUICK |= {"distill": False, "own_tokens": 0, "lora_rank": 32, "lora_alpha": 10}
 
 
 def quick_config(**kwargs):

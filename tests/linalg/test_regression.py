@@ -6,7 +6,6 @@ import torch
 from optimum_slicegpt.linalg import regression
 from optimum_slicegpt.linalg.regression import (
     FIRST_STRENGTH,
-    HELD_OUT,
     STRENGTHS,
     LeastSquares,
     best_strength,
@@ -26,7 +25,8 @@ def problem(tokens=4000, inputs=12, outputs=5, noise=0.1):
 def fit(a, y, batches=4):
     fitted = LeastSquares(a.shape[1], y.shape[1], a.device)
     for part in zip(a.chunk(batches), y.chunk(batches), strict=True):
-        fitted.add(*part)
+        numbers = torch.arange(len(part[0]))
+        fitted.add(*part, held_out=numbers * 8 // len(numbers) == 7)
     return fitted
 
 
@@ -41,10 +41,12 @@ def test_small_regressions_take_fewer_tokens():
     assert [token_stride(inputs, 1536) for inputs in (1536, 1200, 576, 384, 1600)] == [1, 1, 2, 4, 1]
 
 
-def test_one_token_in_eight_is_held_out():
-    a = torch.ones(16, 1)
-    fitted = fit(a, a, batches=1)
-    assert fitted.gram_and_cross()[0].flatten().tolist() == [16 - 16 // HELD_OUT, 16 // HELD_OUT]
+def test_held_out_tokens_of_each_group_are_kept_apart():
+    fitted = LeastSquares(1, 1, torch.device("cpu"), groups=2)
+    for group, count in ((0, 16), (1, 5), (0, 3)):
+        held_out = torch.arange(count) < 2
+        fitted.add(torch.ones(count, 1), torch.ones(count, 1), held_out=held_out, group=group, weight=2.0)
+    assert fitted.gram_and_cross()[0].flatten().tolist() == [4 * (14 + 3 + 1), 4 * (2 + 2), 4 * 2]
 
 
 def test_the_strength_is_the_best_of_all_for_tokens_held_out():

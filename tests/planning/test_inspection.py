@@ -158,7 +158,7 @@ def test_a_sliced_checkpoint_tells_how_it_was_made(tmp_path, capsys):
     assert any(line.startswith("widths: 32") for line in lines)
     assert {"model type: llama", "sparsity: 0.3", "rotation: shared", "architecture: stock"} <= set(lines)
     assert f"parameters after: {model.num_parameters():,}" in lines
-    assert "calibration: source tokens, tokens 144" in lines
+    assert "calibration: groups 144, source tokens, tokens 144" in lines
     run("inspect", "--model", tmp_path, "--json")
     report = json.loads(capsys.readouterr().out)
     assert (report["widths"], report["slicegpt"]) == ([32] * 5, model.config.slicegpt)

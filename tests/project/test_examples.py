@@ -81,7 +81,7 @@ def test_quantize(sliced, cli_files, tmp_path):
 def test_recover(launched, tmp_path, tiny_tokenizer):
     model = build("llama", vocab_size=98).float()
     model.save_pretrained(tmp_path / "dense")
-    model.compress(SliceGPTConfig(sparsity=0.3, dataset=calibration())).save_pretrained(tmp_path / "sliced")
+    model.compress(SliceGPTConfig(sparsity=0.6, dataset=calibration())).save_pretrained(tmp_path / "sliced")
     tiny_tokenizer.save_pretrained(tmp_path / "sliced")
     (tmp_path / "text.txt").write_text(" ".join(f"w{number % 90}" for number in range(4000)))
     arguments = (
@@ -90,7 +90,7 @@ def test_recover(launched, tmp_path, tiny_tokenizer):
     )  # fmt: skip
     output = run_afresh(*arguments, launcher=LAUNCHER) if launched else run(*arguments)
     before, after = (float(line.rpartition(" ")[2]) for line in output.splitlines())
-    assert after < 0.99 * before
+    assert after < 0.99 * before, output
     assert (tmp_path / "recovered" / "model.safetensors").exists()
 
 

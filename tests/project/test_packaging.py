@@ -63,7 +63,7 @@ def test_optimum_cli_finds_the_command(kind, wheel, tmp_path):
     assert found == [str(home / "optimum_slicegpt" / "__init__.py"), str(home / REGISTER)]
 
     optimum_cli = Path(sysconfig.get_path("scripts")) / "optimum-cli"
-    assert "{compress,inspect,recover,eval,benchmark,export}" in run(
+    assert "{compress,write,inspect,recover,eval,benchmark,export}" in run(
         python, optimum_cli, "slicegpt", "--help", cwd=tmp_path
     )
     assert "--sparsity" in run(python, optimum_cli, "slicegpt", "compress", "--help", cwd=tmp_path)

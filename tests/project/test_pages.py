@@ -37,6 +37,7 @@ SMALLER = {
     "--stride": "--stride 16",
     "measure.py": "--nsamples 2 --seqlen 32",
     "recover": "--nsamples 8 --max-steps 2",
+    "write": "--tokens 64",
     "recover.py": "--nsamples 8 --seqlen 32",
 }
 """Command, script or flag on it -> settings with which it is quick, and which suit a model with 32 positions."""

@@ -27,9 +27,15 @@ from optimum_slicegpt import RecoveryConfig
         ({"lora_dropout": 1}, r"lora_dropout=1; give a share in \[0, 1\)"),
         ({"distill_weight": 2}, r"distill_weight=2; give a share in \[0, 1\]"),
         ({"seed": -1}, "seed=-1; give a non-negative integer"),
+        ({"own_tokens": -1}, "own_tokens=-1; give a non-negative integer"),
+        ({"own_tokens": 9, "distill": False}, "The dense model writes text only where it is the teacher"),
+        ({"dataset": "self", "distill": False}, "The dense model writes text only where it is the teacher"),
         ({"teacher_dtype": "int8"}, "teacher_dtype='int8'; choose one of float16"),
         ({"teacher_device": "toaster"}, "teacher_device='toaster' is not a torch device"),
-        ({"adapt_teacher": True}, "adapt_teacher=True with distill=False, which has no teacher; set distill=True"),
+        (
+            {"adapt_teacher": True, "distill": False},
+            "adapt_teacher=True with distill=False, which has no teacher; set distill=True",
+        ),
         ({"full": True, "keep_adapter": True}, "keep_adapter=True with full=True, which trains everything"),
         ({"full": True, "shortcuts": True}, "shortcuts=True with full=True, which trains everything"),
     ],
@@ -42,3 +48,14 @@ def test_values_that_cannot_be(kwargs, message):
 def test_learning_rates_by_default():
     assert RecoveryConfig().learning_rate == 1e-3
     assert RecoveryConfig(full=True).learning_rate == 2e-5
+
+
+def test_adapters_are_scaled_by_one_unless_told_otherwise():
+    assert RecoveryConfig(lora_rank=8).lora_alpha == 8
+    assert RecoveryConfig(lora_rank=8, lora_alpha=2).lora_alpha == 2
+
+
+def test_by_default_the_dense_model_alone_is_learned_from():
+    config = RecoveryConfig()
+    assert (config.distill, config.distill_weight, config.temperature, config.epochs) == (True, 1, 1, 1)
+    assert config.nsamples * config.seqlen < 400_000

@@ -7,13 +7,14 @@ from tiny import build, calibration, paper
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_slicegpt import RecoveryConfig
-from optimum_slicegpt.evaluation import losses
+from optimum_slicegpt.recovery import distillation
 from optimum_slicegpt.recovery.distillation import distillation_loss
-from optimum_slicegpt.recovery.fine_tuning import find_teacher
+from optimum_slicegpt.recovery.teacher import find_teacher
+from optimum_slicegpt.recovery.trainer import sum_losses
 
 
 CPU = torch.device("cpu")
-DISTILL = RecoveryConfig(distill=True)
+DISTILL = RecoveryConfig()
 
 
 def sliced(**kwargs):
@@ -46,9 +47,9 @@ def by_hand(student, teacher, labels, temperature, weight):
 
 
 @pytest.mark.parametrize("temperature, weight", [(1.0, 0.5), (2.0, 0.7), (3.0, 1.0), (1.5, 0.0)])
-@pytest.mark.parametrize("positions", [256, 3])
+@pytest.mark.parametrize("positions", [256, 3, 0])
 def test_loss_and_gradient_are_those_of_the_formula(temperature, weight, positions, monkeypatch):
-    monkeypatch.setattr(losses, "POSITIONS", positions)
+    monkeypatch.setattr(distillation, "LOGITS_AT_ONCE", 2 * 13 * positions)
     student, teacher, labels = example()
     loss = distillation_loss(student, teacher, labels, temperature=temperature, weight=weight)
     expected = by_hand(student, teacher, labels, temperature, weight)
@@ -71,15 +72,53 @@ def test_the_teacher_may_be_in_half_precision():
     torch.testing.assert_close(loss, distillation_loss(student, half.float(), labels))
 
 
-def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_vocabulary():
-    """Only the logits themselves are kept: the backward pass computes the rest again, 256 positions at a time."""
+@pytest.mark.parametrize("weight", [1.0, 0.4, 0.0])
+@pytest.mark.parametrize("positions", [256, 3])
+def test_the_gradient_of_logits_in_half_precision_is_rounded_once(weight, positions, monkeypatch):
+    monkeypatch.setattr(distillation, "LOGITS_AT_ONCE", 2 * 13 * positions)
+    student, teacher, labels = example()
+    half = student.detach().bfloat16().requires_grad_()
+    exact = half.detach().float().requires_grad_()
+    losses = [distillation_loss(each, teacher, labels, temperature=2.0, weight=weight) for each in (half, exact)]
+    assert losses[0].dtype == torch.float32 and torch.equal(*losses)
+    gradients = [torch.autograd.grad(loss, each)[0] for loss, each in zip(losses, (half, exact), strict=True)]
+    assert torch.equal(gradients[0], gradients[1].bfloat16())
+    expected = torch.autograd.grad(by_hand(exact, teacher, labels, 2.0, weight), exact)[0]
+    torch.testing.assert_close(gradients[0].float(), expected, rtol=2**-8, atol=1e-6)
+
+
+def test_the_gradient_is_scaled_as_the_loss_is():
+    student, teacher, labels = example()
+    loss = distillation_loss(student, teacher, labels, weight=0.4)
+    whole, part = (torch.autograd.grad(value, student, retain_graph=True)[0] for value in (loss, loss / 7 * 2))
+    torch.testing.assert_close(part, whole / 7 * 2)
+    assert not whole[:, -1].any() and not whole[:, :-1][labels[:, 1:] == -100].any()
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.4])
+def test_what_is_measured_is_what_is_trained(weight, monkeypatch):
+    monkeypatch.setattr(distillation, "LOGITS_AT_ONCE", 3 * 2 * 13)
+    student, teacher, labels = example()
+    trained, entropy, counts = sum_losses(student.detach(), teacher, labels, 2.0, weight).T
+    expected = distillation_loss(student, teacher, labels, temperature=2.0, weight=weight)
+    torch.testing.assert_close(trained.sum(), expected)
+    torch.testing.assert_close(entropy.sum(), distillation_loss(student, teacher, labels, weight=0.0))
+    assert counts.tolist() == (labels[:, 1:] != -100).sum(1).tolist()
+
+
+def test_without_a_teacher_the_cross_entropy_is_measured():
+    student, teacher, labels = example()
+    trained, entropy, _ = sum_losses(student.detach(), None, labels, 2.0, 0.0).T
+    assert torch.equal(trained, entropy)
+    torch.testing.assert_close(entropy.sum(), distillation_loss(student, teacher, labels, weight=0.0))
+
+
+def test_the_gradient_is_all_that_is_kept_for_the_backward_pass():
     kept = []
     student, teacher = (torch.randn(1, 513, 100) for _ in range(2))
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         distillation_loss(student.requires_grad_(), teacher, torch.randint(100, (1, 513)))
-    storages = {student.untyped_storage().data_ptr(), teacher.untyped_storage().data_ptr()}
-    others = [tensor for tensor in kept if tensor.untyped_storage().data_ptr() not in storages]
-    assert not any(tensor.is_floating_point() and tensor.numel() >= 100 for tensor in others)
+    assert [tensor.shape for tensor in kept] == [student.shape]
 
 
 # Teachers
@@ -94,7 +133,7 @@ def test_a_loaded_teacher_is_taken_as_it_is():
 def test_a_teacher_by_name_is_loaded_in_the_dtype_asked_for(tmp_path):
     build("llama", torch.float32).save_pretrained(tmp_path)
     assert find_teacher(str(tmp_path), sliced(), DISTILL, CPU).dtype == torch.bfloat16
-    config = RecoveryConfig(distill=True, teacher_dtype="float32", teacher_device="meta")
+    config = RecoveryConfig(teacher_dtype="float32", teacher_device="meta")
     teacher = find_teacher(str(tmp_path), sliced(), config, CPU)
     assert (teacher.dtype, teacher.device.type) == (torch.float32, "meta")
 
@@ -109,13 +148,22 @@ def test_the_teacher_is_by_default_the_model_on_the_hub_that_was_sliced(monkeypa
 
 
 def test_no_teacher_is_known():
-    with pytest.raises(ValueError, match="distill=True needs a teacher, and the model does not say which one"):
+    with pytest.raises(ValueError, match="names none on the Hub. Give teacher= .* or set distill=False"):
         find_teacher(None, sliced(), DISTILL, CPU)
+
+
+@pytest.mark.parametrize("by_record", [True, False])
+def test_a_teacher_that_is_not_there(by_record, tmp_path):
+    student, name = sliced(), "org/absent" if by_record else str(tmp_path / "absent")
+    student.config.slicegpt["base_model"] = name
+    message = "The dense model '.*absent' cannot be loaded. Give teacher= .* or set distill=False"
+    with pytest.raises(FileNotFoundError, match=message):
+        find_teacher(None if by_record else name, student, DISTILL, CPU)
 
 
 def test_a_teacher_that_is_not_asked():
     with pytest.raises(ValueError, match="A teacher is given and distill=False"):
-        find_teacher(build("llama"), sliced(), RecoveryConfig(), CPU)
+        find_teacher(build("llama"), sliced(), RecoveryConfig(distill=False), CPU)
 
 
 @pytest.mark.parametrize("by_name", [True, False])

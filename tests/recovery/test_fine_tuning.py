@@ -4,6 +4,7 @@ import json
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -17,14 +18,15 @@ from recovering import (
     same_weights,
 )
 from tiny import TINY, build, calibration, relative_error, tokens
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, EvalPrediction
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, recover
 from optimum_slicegpt.modeling.families import family_of
 from optimum_slicegpt.modeling.weights import Reader
+from optimum_slicegpt.recovery import training
 from optimum_slicegpt.recovery.adapters import lora_config
 from optimum_slicegpt.recovery.packing import load_sequences
-from optimum_slicegpt.recovery.trainer import RecoveryTrainer
+from optimum_slicegpt.recovery.trainer import HeldOut, RecoveryTrainer, mean_losses
 
 
 def table_weights(model):
@@ -52,6 +54,9 @@ def test_recovery_lowers_the_loss_on_what_is_held_out(config, tiny_tokenizer):
     record = model.config.slicegpt["recovery"]
     assert record["perplexity_before"] == pytest.approx(before, rel=1e-5)
     assert record["perplexity_after"] == pytest.approx(after, rel=1e-5)
+    losses = {when: math.log(perplexity) for when, perplexity in (("before", before), ("after", after))}
+    assert record["held_out_losses"] == {when: {"texts": pytest.approx(loss)} for when, loss in losses.items()}
+    assert record["adapter_scale"] == (None if config.full else 1)
     assert (record["steps"], record["source"]) == (6, "texts")
     assert (record["sequences"], record["held_out_sequences"]) == (len(sequences.train), 4)
     assert record["tokens"] == 16 * len(sequences.train)
@@ -76,7 +81,7 @@ def test_adapters_go_onto_everything_in_the_table_and_nothing_else(name):
 def test_families_whose_weights_are_no_linear_layers_recover(name, tiny_tokenizer, caplog):
     model = fresh_model(name)
     before, expected = copy_weights(model), table_weights(model)
-    recover(model, tiny_tokenizer, quick_config(max_steps=4))
+    recover(model, tiny_tokenizer, quick_config(max_steps=4, lora_dropout=0.05))
     assert changed_names(model, before) == expected
     record = model.config.slicegpt["recovery"]
     assert record["perplexity_after"] < 0.98 * record["perplexity_before"]
@@ -216,14 +221,18 @@ def test_distillation_follows_the_teacher(tiny_tokenizer):
 
     @torch.no_grad()
     def divergence(model):
-        log_q, log_p = (logits.log_softmax(-1) for logits in (model(ids).logits, teacher(ids).logits))
+        log_q, log_p = (each(ids).logits[:, :-1].log_softmax(-1).flatten(0, 1) for each in (model, teacher))
         return torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean").item()
 
     alone, distilled = fresh_model(sparsity=0.6), fresh_model(sparsity=0.6)
     before_training = divergence(distilled)
     recover(alone, tiny_tokenizer, quick_config())
-    recover(distilled, tiny_tokenizer, quick_config(distill=True, distill_weight=1.0), teacher=teacher)
+    recover(distilled, tiny_tokenizer, quick_config(distill=True), teacher=teacher)
     assert divergence(distilled) < 0.9 * min(divergence(alone), before_training)
+    measured = {
+        when: losses["texts"] for when, losses in distilled.config.slicegpt["recovery"]["held_out_losses"].items()
+    }
+    assert measured == pytest.approx({"before": before_training, "after": divergence(distilled)}, rel=1e-4)
     assert not changed_names(teacher, before) and teacher.training
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -239,22 +248,33 @@ def test_without_a_weight_the_teacher_changes_nothing(tiny_tokenizer):
 def test_a_teacher_in_half_precision(tiny_tokenizer):
     teacher = build("llama", torch.bfloat16, vocab_size=98)
     model = recover(fresh_model(), tiny_tokenizer, quick_config(distill=True, bf16=True), teacher=teacher)
+    losses = model.config.slicegpt["recovery"]["held_out_losses"]
+    assert losses["after"]["texts"] < losses["before"]["texts"]
+
+
+def test_by_default_the_dense_model_writes_half_of_the_text(tiny_tokenizer):
+    teacher, model = build("llama", torch.float32, vocab_size=98), fresh_model(sparsity=0.6)
+    recover(model, tiny_tokenizer, quick_config(distill=True, own_tokens=None, nsamples=32), teacher=teacher)
     record = model.config.slicegpt["recovery"]
-    assert record["perplexity_after"] < record["perplexity_before"]
+    assert (record["source"], record["sequences"], record["held_out_sequences"]) == ("texts, self", 28, 4)
+    before, after = (record["held_out_losses"][when] for when in ("before", "after"))
+    assert before.keys() == after.keys() == {"texts", "self"}
+    assert sum(after.values()) < sum(before.values())
 
 
 # The best is kept
 
 
-def test_training_ends_early_and_the_best_is_kept(tiny_tokenizer, tmp_path):
+def test_training_ends_early_and_the_best_is_kept(tiny_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SCALES", ())
     model = fresh_model()
     config = quick_config(max_steps=40, eval_steps=1, learning_rate=0.3, patience=2)
     recover(model, tiny_tokenizer, config, checkpoints=tmp_path)
     record = model.config.slicegpt["recovery"]
     assert record["steps"] == record["best_step"] + 2 < 40
     log = json.loads((tmp_path / f"checkpoint-{record['steps']}" / "trainer_state.json").read_text())["log_history"]
-    losses = [entry["eval_nll"] for entry in log if "eval_nll" in entry][1:]
-    assert min(losses) == losses[record["best_step"] - 1] and math.log(record["perplexity_after"]) == min(losses)
+    losses = [entry["eval_held_out"] for entry in log if "eval_held_out" in entry][1:]
+    assert min(losses) == losses[record["best_step"] - 1] == pytest.approx(math.log(record["perplexity_after"]))
     sequences = load_sequences(TEXTS, tiny_tokenizer, nsamples=1000, seqlen=16, held_out=4)
     assert evaluate_perplexity(model, sequences.held_out).nll == pytest.approx(min(losses), rel=1e-5)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == sorted(
@@ -263,8 +283,40 @@ def test_training_ends_early_and_the_best_is_kept(tiny_tokenizer, tmp_path):
 
 
 def test_a_loss_that_does_not_fall_is_told(tiny_tokenizer, caplog):
-    recover(fresh_model(), tiny_tokenizer, quick_config(max_steps=1, learning_rate=30.0))
+    model, teacher = fresh_model(), build("llama", torch.float32, vocab_size=98)
+    before = copy_weights(model)
+    recover(model, tiny_tokenizer, quick_config(distill=True, max_steps=2, learning_rate=30.0), teacher=teacher)
     assert "The held-out loss did not fall, from" in caplog.text
+    record = model.config.slicegpt["recovery"]
+    assert record["adapter_scale"] == 0 and not changed_names(model, before)
+    assert record["held_out_losses"]["after"] == record["held_out_losses"]["before"]
+
+
+@pytest.mark.parametrize("keep_adapter", [False, True])
+def test_adapters_that_go_too_far_are_scaled_down(keep_adapter, tiny_tokenizer, monkeypatch):
+    config = quick_config(max_steps=2, eval_steps=2, learning_rate=1.0, keep_adapter=keep_adapter)
+    records = []
+    for scales in ((), training.SCALES):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "SCALES", scales)
+            model = recover(fresh_model(), tiny_tokenizer, config)
+        records.append(model.config.slicegpt["recovery"])
+    assert records[1]["adapter_scale"] in (0.25, 0.5, 0.75)
+    assert records[1]["perplexity_after"] < records[0]["perplexity_after"]
+    held_out = load_sequences(TEXTS, tiny_tokenizer, nsamples=1000, seqlen=16, held_out=4).held_out
+    measured = evaluate_perplexity(model, held_out).perplexity
+    assert measured == pytest.approx(records[1]["perplexity_after"], rel=1e-5)
+
+
+def test_the_best_is_best_for_the_mean_of_all_kinds():
+    kinds = ("texts", "self")
+    sums = np.array([[8.0, 10.0, 5.0, 0.0], [2.0, 20.0, 5.0, 0.0], [3.0, 6.0, 1.0, 1.0]], dtype=np.float32)
+    found = mean_losses(EvalPrediction(predictions=sums, label_ids=None), kinds)
+    assert found == pytest.approx(
+        {"loss on texts": 1.0, "loss on self": 3.0, "held_out": 2.0, "perplexity": math.exp((3 + 6) / 2)}
+    )
+    held_out = HeldOut.from_metrics({f"eval_{name}": value for name, value in found.items()})
+    assert held_out.losses == {"texts": 1, "self": 3} and held_out.mean == 2
 
 
 @pytest.mark.parametrize("full", [False, True])

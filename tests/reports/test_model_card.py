@@ -88,7 +88,7 @@ def test_card_tells_of_a_recovery():
         "| Fine-tuned on | a\\|b.txt |",
         "| Fine-tuned for | 1,234 steps |",
         "| Learning rate | 0.001 |",
-        "| Learned from | the dense model, too |",
+        "| Learned from | the dense model |",
     ):
         assert fact in text
     text = model_card(recorded_model(recovery={"settings": {"full": True, "lora_rank": 32, "distill": False}})).text

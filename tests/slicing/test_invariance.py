@@ -6,6 +6,7 @@ from exactness import confine_writers, in_float32, with_float64_norms
 from tiny import TINY, build, calibration, paper, relative_error, tokens
 
 from optimum_slicegpt import SlicePlan
+from optimum_slicegpt.data.batches import TokenBatches
 from optimum_slicegpt.slicing.compress import compress
 
 
@@ -54,7 +55,7 @@ def test_error_falls_with_dtype(name):
 def test_dense_model_is_not_changed_by_a_walk(name):
     model, config = build(name), paper(sparsity=0.3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    compress(model, SlicePlan.from_config(config, model.config), calibration(), config)
+    compress(model, SlicePlan.from_config(config, model.config), TokenBatches(calibration(), "tokens"), config)
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)

@@ -12,13 +12,23 @@ from optimum.commands.slicegpt.eval import EvalCommand
 from optimum.commands.slicegpt.export import ExportCommand
 from optimum.commands.slicegpt.inspect import InspectCommand
 from optimum.commands.slicegpt.recover import RecoverCommand
+from optimum.commands.slicegpt.write import WriteCommand
 
 
 class SliceGPTCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo(name="slicegpt", help="Slice language models: smaller, still dense (SliceGPT).")
+    COMMANDS = (
+        CompressCommand,
+        WriteCommand,
+        InspectCommand,
+        RecoverCommand,
+        EvalCommand,
+        BenchmarkCommand,
+        ExportCommand,
+    )
     SUBCOMMANDS = tuple(
         CommandInfo(name=command.COMMAND.name, help=command.COMMAND.help, subcommand_class=command)
-        for command in (CompressCommand, InspectCommand, RecoverCommand, EvalCommand, BenchmarkCommand, ExportCommand)
+        for command in COMMANDS
     )
 
 

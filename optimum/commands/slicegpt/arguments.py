@@ -15,6 +15,7 @@ SCHEDULES = ("uniform", "energy")
 METRICS = ("none", "fisher")
 ARCHITECTURES = ("auto", "stock", "sliced")
 EMBEDDINGS = ("auto", "narrow", "tied", "sliced")
+DATASETS = "pile-10k, wikitext2, ptb, c4, alpaca, python or python-docs"
 
 
 class SliceGPTSubcommand(BaseOptimumCLICommand):
@@ -73,7 +74,7 @@ def add_baseline_argument(parser: ArgumentParser) -> None:
 def add_text_arguments(
     group,
     action: type[Action] = Dataset,
-    default: str = "auto, wikitext2 where it can be loaded and otherwise python-docs",
+    default: str = "auto, pile-10k where it can be loaded and otherwise python",
     calibration: bool = False,
 ) -> None:
     """
@@ -91,8 +92,7 @@ def add_text_arguments(
         action=action,
         nargs="+",
         metavar="DATA",
-        help="wikitext2, ptb, c4, alpaca or python-docs; or paths of txt, json, jsonl or parquet files"
-        f"{more} (default: {default})",
+        help=f"{DATASETS}; or paths of txt, json, jsonl or parquet files{more} (default: {default})",
     )
     group.add_argument(
         "--text-column", metavar="NAME", help="column that holds the text (default: text, or the only one of strings)"

@@ -44,6 +44,13 @@ class CompressCommand(SliceGPTSubcommand):
             default="50GB",
             help="largest size of one weight file, such as 5GB (default: 50GB)",
         )
+        parser.add_argument(
+            "--recover",
+            action="store_true",
+            default=None,
+            help="recover the result right away, by the defaults of the command recover; the dense model stays in "
+            "memory as the teacher",
+        )
         parser.add_argument("--push-to-hub", metavar="REPO_ID", default=None, help="upload the saved model, too")
         parser.add_argument(
             "--plan",
@@ -141,6 +148,12 @@ class CompressCommand(SliceGPTSubcommand):
 
         calibration = parser.add_argument_group("calibration")
         add_text_arguments(calibration, calibration=True)
+        calibration.add_argument(
+            "--own-tokens",
+            type=int,
+            metavar="N",
+            help="calibration tokens that the model writes itself, 0 for none (default: half of all, at most 65536)",
+        )
         calibration.add_argument("--batch-size", type=int, metavar="N", help="sequences per forward (default: 8)")
         calibration.add_argument(
             "--seed",

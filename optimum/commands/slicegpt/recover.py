@@ -5,6 +5,7 @@ from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
 from optimum.commands.base import CommandInfo
 
 from .arguments import (
+    DATASETS,
     DTYPES,
     Dataset,
     SliceGPTSubcommand,
@@ -51,9 +52,15 @@ class RecoverCommand(SliceGPTSubcommand):
             action=Dataset,
             nargs="+",
             metavar="DATA",
-            help="wikitext2, ptb, c4, alpaca or python-docs; or paths of txt, json, jsonl or parquet files, which "
-            "hold texts or conversations: messages, or instruction, input and output "
-            "(default: auto, wikitext2 where it can be loaded and otherwise python-docs)",
+            help=f"beside the text of the dense model: {DATASETS}; or paths of txt, json, jsonl or parquet files, "
+            "which hold texts or conversations: messages, or instruction, input and output; or self, text of the "
+            "dense model alone (default: auto, pile-10k where it can be loaded and otherwise python)",
+        )
+        data.add_argument(
+            "--own-tokens",
+            type=int,
+            metavar="N",
+            help="tokens that the dense model writes (default: half of all, and none with --no-distill)",
         )
         data.add_argument(
             "--text-column", metavar="NAME", help="column that holds texts (default: text, or the only one of strings)"
@@ -61,26 +68,24 @@ class RecoverCommand(SliceGPTSubcommand):
         data.add_argument(
             "--mask-prompts",
             action=BooleanOptionalAction,
-            help="learn only the answers of conversations (default: yes)",
+            help="with --no-distill, learn only the answers of conversations (default: yes)",
         )
+        data.add_argument("--nsamples", type=int, metavar="N", help="sequences, held-out ones included (default: 768)")
         data.add_argument(
-            "--nsamples", type=int, metavar="N", help="sequences, held-out ones included (default: 1000)"
-        )
-        data.add_argument(
-            "--seqlen", type=int, metavar="N", help="tokens per sequence, at most what the model takes (default: 1024)"
+            "--seqlen", type=int, metavar="N", help="tokens per sequence, at most what the model takes (default: 512)"
         )
         data.add_argument(
             "--held-out",
             type=number,
             metavar="N",
-            help="sequences to measure on, never trained on: a number, or a share below 1 (default: 0.05)",
+            help="sequences to measure on, never trained on: a number, or a share below 1 (default: 0.02)",
         )
 
         lora = parser.add_argument_group("what is trained")
         lora.add_argument("--full", action="store_true", help="all parameters; needs float32 weights")
-        lora.add_argument("--lora-rank", type=int, metavar="R", help="rank of LoRA (default: 32)")
-        lora.add_argument("--lora-alpha", type=number, metavar="A", help="scales LoRA by A / R (default: 10)")
-        lora.add_argument("--lora-dropout", type=float, metavar="P", help="dropout before LoRA (default: 0.05)")
+        lora.add_argument("--lora-rank", type=int, metavar="R", help="rank of LoRA (default: 64)")
+        lora.add_argument("--lora-alpha", type=number, metavar="A", help="scales LoRA by A / R (default: the rank)")
+        lora.add_argument("--lora-dropout", type=float, metavar="P", help="dropout before LoRA (default: 0.0)")
         lora.add_argument("--shortcuts", action="store_true", help="LoRA on the linear layers that slicing added, too")
 
         training = parser.add_argument_group("training")
@@ -90,14 +95,14 @@ class RecoverCommand(SliceGPTSubcommand):
         training.add_argument("--epochs", type=number, metavar="X", help="passes over the sequences (default: 1)")
         training.add_argument("--max-steps", type=int, metavar="N", help="number of steps, instead of --epochs")
         training.add_argument(
-            "--batch-size", type=int, metavar="N", help="sequences per process and forward (default: 1)"
+            "--batch-size", type=int, metavar="N", help="sequences per process and forward (default: 4)"
         )
-        training.add_argument("--gradient-accumulation", type=int, metavar="N", help="forwards per step (default: 4)")
+        training.add_argument("--gradient-accumulation", type=int, metavar="N", help="forwards per step (default: 1)")
         training.add_argument(
             "--eval-steps",
             type=number,
             metavar="N",
-            help="steps between evaluations and checkpoints: a number, or a share of all below 1 (default: 0.1)",
+            help="steps between evaluations and checkpoints: a number, or a share of all below 1 (default: 0.2)",
         )
         training.add_argument(
             "--patience",
@@ -115,7 +120,9 @@ class RecoverCommand(SliceGPTSubcommand):
 
         distillation = parser.add_argument_group("distillation")
         distillation.add_argument(
-            "--distill", action="store_true", help="learn from the dense model, too; --teacher implies it"
+            "--distill",
+            action=BooleanOptionalAction,
+            help="learn from the dense model; without it from data alone, which makes a specialist (default: yes)",
         )
         distillation.add_argument(
             "--teacher",
@@ -130,7 +137,7 @@ class RecoverCommand(SliceGPTSubcommand):
             "--temperature", type=number, metavar="T", help="divides the logits of model and teacher (default: 1.0)"
         )
         distillation.add_argument(
-            "--distill-weight", type=number, metavar="W", help="(1 - W) * cross-entropy + W * T² * KL (default: 0.5)"
+            "--distill-weight", type=number, metavar="W", help="(1 - W) * cross-entropy + W * T² * KL (default: 1.0)"
         )
         distillation.add_argument(
             "--teacher-dtype", choices=DTYPES, help="load the teacher in this dtype (default: bfloat16)"

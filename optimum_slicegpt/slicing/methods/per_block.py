@@ -48,7 +48,7 @@ class DenseAxes(Axes):
         run, moment = self.run, new_moment(self.run)
         for batch, value in zip(run.batches, x.values, strict=True):
             tokens = batch.tokens(value.to(run.device))
-            add_second_moment_(moment, tokens, 1 / root_mean_square(tokens))
+            add_second_moment_(moment, tokens, batch.place.weight / root_mean_square(tokens))
         sum_moments(run, moment)
         run.check_finite(moment, site)
         return moment

@@ -96,7 +96,7 @@ class Refit(Fit):
 
     def readers(self, norm, here, x, z) -> Tensor:
         prior = here.read.T
-        regression = LeastSquares(*prior.shape, self.run.device)
+        regression = LeastSquares(*prior.shape, self.run.device, self.run.num_groups)
         self._add_readers(regression, norm, x, z)
         return self._solve(regression, prior).T
 
@@ -105,8 +105,9 @@ class Refit(Fit):
         run = self.run
         eps = getattr(norm.dense, "variance_epsilon", getattr(norm.dense, "eps", run.dense.family.norm_eps))
         for batch, dense, sliced in zip(run.batches, x.values, z.values, strict=True):
-            pair = self._sample_tokens(batch, regression.num_inputs, sliced, dense)
-            regression.add(*(nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair))
+            pair, sample = self._sample_tokens(batch, regression.num_inputs, sliced, dense)
+            pair = [nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair]
+            regression.add(*pair, weight=batch.place.weight, **sample)
         run.sum_(regression.sums)
 
     @timed("solve")
@@ -132,7 +133,7 @@ class Refit(Fit):
         if biases:
             rows.append(sum(biases)[None].to(there.dual))
         sizes = [len(each) for each in rows]
-        regression = LeastSquares(sum(sizes), there.width, run.device)
+        regression = LeastSquares(sum(sizes), there.width, run.device, run.num_groups)
         self._add_writers(regression, there, shortcut, x, z)
         fitted = self._solve(regression, torch.cat(rows))
         kept, mlp_writer, remaining = run.state.neurons[block.index], run.dense.family.mlp_writer, None
@@ -158,9 +159,9 @@ class Refit(Fit):
         run = self.run
         goal = there.write.to(run.dtype)
         for batch, *streams in zip(run.batches, z.inputs, z.values, x.values, strict=True):
-            given, sliced, dense = self._sample_tokens(batch, regression.num_inputs, *streams)
+            (given, sliced, dense), sample = self._sample_tokens(batch, regression.num_inputs, *streams)
             wanted = (dense @ goal).float() - residual(sliced, shortcut)
-            regression.add(given, wanted, 1 / root_mean_square(dense))
+            regression.add(given, wanted, weight=batch.place.weight / root_mean_square(dense), **sample)
         run.sum_(regression.sums)
 
     @timed("solve")
@@ -176,10 +177,14 @@ class Refit(Fit):
             bias = None if reader.bias is None else reader.bias[rows]
             reader.set(reader.weight[rows], bias, like=reader.weight)
 
-    def _sample_tokens(self, batch, num_inputs, *values) -> list[Tensor]:
-        """Returns values `(B, T, ...)` of the tokens that a regression with so many inputs takes, `(tokens, ...)`."""
+    def _sample_tokens(self, batch, num_inputs, *values) -> tuple[list[Tensor], dict]:
+        """
+        Returns values `(B, T, ...)` of the tokens that a regression with so many inputs takes, `(tokens, ...)`, and
+        what it needs to know of these tokens.
+        """
         stride = token_stride(num_inputs, self._most_inputs)
-        return [batch.tokens(each.to(self.run.device))[::stride] for each in values]
+        tokens = [batch.tokens(each.to(self.run.device))[batch.place.sampled(stride)] for each in values]
+        return tokens, {"held_out": batch.place.held_out(stride), "group": batch.place.group}
 
 
 def residual(stream: Tensor, shortcut: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from tiny import LAYERS, TINY, build, calibration, relative_error, tokens
 from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt.data.batches import TokenBatches
 from optimum_slicegpt.export import export_stock
 from optimum_slicegpt.modeling.configuration_sliced import SLICED_CONFIGS
 from optimum_slicegpt.modeling.contexts import evaluating
@@ -109,7 +110,10 @@ def test_costs_are_what_neurons_add_to_the_stream(name):
         expected.append(relative.sum(0) * writer_of(layer, model).weight.square().sum(-1))
 
     config = SliceGPTConfig()
-    run, statistics = Computation(model, [batch], config, InMemory(model, config)), Statistics()
+    run, statistics = (
+        Computation(model, TokenBatches([batch], "tokens"), config, InMemory(model, config)),
+        Statistics(),
+    )
     with evaluating(model):
         statistics.streams = [run.start()]
         for measure in DensePass(run, statistics, costs=True).steps():

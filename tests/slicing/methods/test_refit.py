@@ -6,6 +6,7 @@ from exactness import confine_writers, with_float64_norms
 from tiny import HIDDEN, TINY, build, calibration, relative_error, tokens
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt.data.batches import TokenBatches
 from optimum_slicegpt.modeling.contexts import evaluating
 from optimum_slicegpt.modeling.decoder import Decoder
 from optimum_slicegpt.modeling.families import family_of
@@ -81,7 +82,7 @@ def test_the_dense_model_is_not_changed(name, method):
     batches = calibration()
     given = [batch["input_ids"].clone() for batch in batches]
     state = torch.random.get_rng_state()
-    compress(model, SlicePlan.from_config(config, model.config), batches, config)
+    compress(model, SlicePlan.from_config(config, model.config), TokenBatches(batches, "tokens"), config)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(batch["input_ids"], ids) for batch, ids in zip(batches, given, strict=True))
     after = model.state_dict()
@@ -115,7 +116,10 @@ def test_the_gradient_of_the_stream_is_that_of_the_whole_model(name):
         layer._forward_pre_hooks_with_kwargs.clear()
 
     config = SliceGPTConfig()
-    run, statistics = Computation(model, [batch], config, InMemory(model, config)), Statistics()
+    run, statistics = (
+        Computation(model, TokenBatches([batch], "tokens"), config, InMemory(model, config)),
+        Statistics(),
+    )
     with torch.no_grad(), evaluating(model):
         statistics.streams = [run.start()]
         for measure in DensePass(run, statistics, gradients=True).steps():

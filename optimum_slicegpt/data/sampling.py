@@ -1,0 +1,134 @@
+"""
+Draws text from a model: of every kind that it knows, in the shares in which it knows them.
+
+References: Liu et al., 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", section 3.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, StaticCache
+from transformers.utils import logging
+
+from ..distributed import fingerprint
+from ..modeling.contexts import evaluating, placed
+
+
+BLOCK = 64
+"""Sequences that are written at a time: a token takes about as long for many sequences as for one."""
+
+GREEDY_TOKENS = 4
+"""Number of tokens after a random one that are the most probable ones: a random start becomes text (LLM-QAT)."""
+
+SAMPLING = {"temperature": 1.0, "top_p": 1.0}
+"""How tokens are drawn from the model's distribution: here from all of it, as it is."""
+
+SENTINEL = "slicegptwordsoftheuser"
+"""Stands for the user's words where a chat template is rendered, which are to be found again in its result."""
+
+
+def write_blocks(
+    model: PreTrainedModel, start: int, stop: int, *, length: int, seed: int = 0, opening: Sequence[int] = ()
+) -> Iterator[Tensor]:
+    """
+    Writes some of the sequences that belong to a seed, on the model's device. A sequence depends on its number and the
+    seed, not on how many are asked for, up to the rounding of sums.
+
+    Even sequences begin with a random token, after which `GREEDY_TOKENS` most probable ones follow. Odd ones begin
+    with `opening`, if there is one. All others are drawn from the model's distribution, see `SAMPLING`. An end-of-text
+    token does not end a sequence: another text begins behind it.
+
+    Args:
+        model (`PreTrainedModel`): a dense causal language model.
+        start (`int`), stop (`int`): numbers of the first sequence and of that behind the last.
+        length (`int`): tokens per sequence.
+        seed (`int`, defaults to 0): seeds the draws. The global random number generators are left as they are.
+        opening (`Sequence[int]`, *optional*): what every other sequence begins with, see [`chat_opening`].
+
+    Yields:
+        `torch.Tensor`: `(N, length)` token ids, int64 on the CPU, with N up to `BLOCK`.
+    """
+    bar = logging.tqdm(total=(stop - start) * length, desc="Writing", unit="token", disable=None)
+    # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
+    with evaluating(model), placed(model, model.device, _fastest_dtype(model)), bar:
+        while start < stop:
+            end = min(stop, start - start % BLOCK + BLOCK)
+            yield _write_block(model, start, end, length, seed, opening, bar)
+            start = end
+
+
+@torch.no_grad()
+def _write_block(model, start, stop, length, seed, opening, bar):
+    block, rows = start // BLOCK, slice(start % BLOCK, start % BLOCK + stop - start)
+    generator = torch.Generator().manual_seed(int(fingerprint([seed, block])[:16], 16))
+    # All of the block is drawn, so that a row does not depend on the others.
+    first = torch.randint(model.config.vocab_size, (BLOCK,), generator=generator)[rows].to(model.device)
+    noise = torch.rand(BLOCK, length, generator=generator)[rows].to(model.device)
+    opening = torch.tensor(list(opening[:length]), dtype=torch.long, device=model.device)
+    opened = torch.arange(start, stop, device=model.device) % 2 == 1
+    if not len(opening):
+        opened[:] = False
+
+    ids = first[:, None].repeat(1, length)
+    ids[opened, : len(opening)] = opening
+    cache = StaticCache(config=model.config, max_cache_len=length)
+    for position in range(1, length):
+        given = ids[:, position - 1, None]
+        logits = model(input_ids=given, past_key_values=cache, use_cache=True).logits[:, -1].float()
+        chosen = _draw(logits, noise[:, position])
+        if position <= GREEDY_TOKENS:
+            chosen = torch.where(opened, chosen, logits.argmax(-1))
+        if position < len(opening):
+            chosen = torch.where(opened, ids[:, position], chosen)
+        ids[:, position] = chosen
+        bar.update(len(ids))
+    bar.update(len(ids))
+    return ids.cpu()
+
+
+def _draw(logits: Tensor, noise: Tensor) -> Tensor:
+    """Draws a token of each row of logits `(N, V)`: the one at which the sum of probabilities exceeds its noise."""
+    logits = logits / SAMPLING["temperature"]
+    order = None
+    if SAMPLING["top_p"] < 1:
+        logits, order = logits.sort(descending=True)
+    sums = logits.softmax(-1).cumsum(-1)
+    reached = noise[:, None] * min(SAMPLING["top_p"], 1) * sums[:, -1:]
+    drawn = torch.searchsorted(sums, reached, right=True).clamp(max=logits.shape[-1] - 1)
+    return (drawn if order is None else order.gather(1, drawn))[:, 0]
+
+
+def _fastest_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Returns the model's dtype, or bfloat16 instead of float32 where the processor multiplies it in its hardware."""
+    if model.dtype != torch.float32:
+        return model.dtype
+    if model.device.type == "cpu":
+        instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
+        has_bfloat16 = any(getattr(torch.cpu, name, bool)() for name in instructions)
+    else:
+        has_bfloat16 = model.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def chat_opening(tokenizer: Any) -> list[int]:
+    """
+    Returns how a conversation begins, up to where the user's words stand, as the tokenizer's chat template has it.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the model.
+
+    Returns:
+        `list[int]`: token ids; none where there is no template, or it refuses or rewrites the user's words.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    try:
+        text = tokenizer.apply_chat_template([{"role": "user", "content": SENTINEL}], tokenize=False)
+    except Exception:  # A template is a program: it may raise anything.
+        return []
+    before, found, _ = text.partition(SENTINEL)
+    return tokenizer(before, add_special_tokens=False)["input_ids"] if found and before else []

@@ -1,0 +1,111 @@
+"""Text that a model writes: what its sequences begin with, and how their tokens are drawn."""
+
+from collections import Counter
+
+import pytest
+import torch
+from tiny import TINY, VOCAB, build
+
+from optimum_slicegpt.data import sampling
+from optimum_slicegpt.data.sampling import BLOCK, GREEDY_TOKENS, chat_opening, write_blocks
+
+
+USER_TURN = "{% for message in messages %}w1 w2 {{ message['role'] }} {{ message['content'] }} w3{% endfor %}"
+
+
+def write(model, start=0, stop=6, length=12, **kwargs):
+    return torch.cat(list(write_blocks(model, start, stop, length=length, **kwargs)))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_family_goes_on_greedily_before_it_draws(name):
+    model = build(name)
+    ids = write(model)
+    assert ids.shape == (6, 12) and ids.dtype == torch.int64 and 0 <= ids.min() and ids.max() < VOCAB
+    best = model(ids).logits.argmax(-1)
+    assert torch.equal(ids[:, 1 : GREEDY_TOKENS + 1], best[:, :GREEDY_TOKENS])
+    assert not torch.equal(ids[:, GREEDY_TOKENS + 1 :], best[:, GREEDY_TOKENS:-1])
+
+
+def test_every_other_sequence_begins_with_the_opening():
+    model = build("llama")
+    ids = write(model, opening=[7, 8, 9])
+    assert ids[1::2, :3].tolist() == [[7, 8, 9]] * 3
+    assert torch.equal(ids[::2], write(model)[::2])
+    assert not torch.equal(ids[1::2, 3], model(ids).logits.argmax(-1)[1::2, 2])
+    assert write(model, length=2, opening=[7, 8, 9])[1::2].tolist() == [[7, 8]] * 3
+
+
+def test_a_sequence_depends_on_its_number_and_the_seed():
+    model = build("llama")
+    several = write(model, stop=BLOCK + 3, length=8)
+    for start, stop in ((0, 3), (2, 5), (BLOCK - 1, BLOCK + 2)):
+        assert torch.equal(write(model, start, stop, length=8), several[start:stop])
+    assert not torch.equal(several[:3], several[BLOCK:])
+    assert not torch.equal(write(model, length=8, seed=1), several[:6])
+
+
+def test_blocks_are_of_so_many_sequences():
+    model = build("llama")
+    assert [len(ids) for ids in write_blocks(model, 5, 2 * BLOCK + 1, length=2)] == [BLOCK - 5, BLOCK, 1]
+
+
+def test_the_model_and_the_global_generator_are_left_alone():
+    model = build("llama", torch.float32).train()
+    model.generation_config.update(temperature=0.01, top_k=1, repetition_penalty=1.5)
+    weights, state = {name: each.data_ptr() for name, each in model.named_parameters()}, torch.random.get_rng_state()
+    assert torch.equal(write(model), write(model.eval()))
+    assert {name: each.data_ptr() for name, each in model.named_parameters()} == weights
+    assert model.dtype == torch.float32 and torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_float32_is_multiplied_in_bfloat16_where_that_is_fast(has_bfloat16, monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: has_bfloat16, raising=False)
+    seen, model = [], build("llama", torch.float32)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(module.dtype))
+    write(model, length=2)
+    assert seen == [torch.bfloat16 if has_bfloat16 else torch.float32]
+
+
+def test_very_short_sequences():
+    for length in (1, 2, 5):
+        assert write(build("llama"), stop=2, length=length).shape == (2, length)
+
+
+def drawn(logits, count=20_000):
+    noise = torch.rand(count, generator=torch.Generator().manual_seed(0))
+    counts = Counter(sampling._draw(torch.tensor([logits]).expand(count, -1), noise).tolist())
+    return [counts[token] / count for token in range(len(logits))]
+
+
+def test_tokens_are_drawn_as_probable_as_they_are(monkeypatch):
+    probabilities = torch.tensor([0.1, 0.6, 0.0, 0.3])
+    assert drawn(probabilities.log().tolist()) == pytest.approx([0.1, 0.6, 0.0, 0.3], abs=0.02)
+    monkeypatch.setitem(sampling.SAMPLING, "temperature", 0.5)
+    squares = probabilities.square() / probabilities.square().sum()
+    assert drawn(probabilities.log().tolist()) == pytest.approx(squares.tolist(), abs=0.02)
+
+
+def test_improbable_tokens_can_be_left_out(monkeypatch):
+    monkeypatch.setitem(sampling.SAMPLING, "top_p", 0.9)
+    found = drawn(torch.tensor([0.1, 0.6, 0.0, 0.3]).log().tolist())
+    assert found == pytest.approx([0.0, 2 / 3, 0.0, 1 / 3], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "template, opening",
+    [
+        (USER_TURN, [1, 2, 96]),
+        (None, []),
+        ("w1 w2", []),  # the words are gone
+        ("w1 {{ messages[0]['content'] | upper }}", []),
+        ("{{ messages[0]['content'] }} w1", []),
+        ("{{ raise_exception('no users') }}", []),
+    ],
+)
+def test_how_conversations_open(tiny_tokenizer, template, opening, monkeypatch):
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", template)
+    assert chat_opening(tiny_tokenizer) == opening
+    assert chat_opening(None) == []
