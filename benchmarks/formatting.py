@@ -44,7 +44,7 @@ def add_source(found: dict, columns: dict, rows: list[dict], *facts: str) -> str
     """Returns a table, and below it facts about its rows, their commit, the versions and the machine."""
     versions, machine = found["versions"], found["machine"]
     source = f"torch {versions['torch']}, transformers {versions['transformers']}"
-    source += f", {machine['cores']} cores of {machine['processor']}"
+    source += f", {machine['cores']} core{'s' * (machine['cores'] > 1)} of {machine['processor']}"
     if not all(map(is_dense, rows)):  # Rows of the dense model may be of another commit.
         # Nobody can check out code that had uncommitted changes, or a commit outside the history.
         unknown = found["uncommitted_changes"] or found["commit"] in OUTSIDE_HISTORY

@@ -54,7 +54,7 @@ def start(args, output: Path, *more: str) -> subprocess.Popen:
         "--json",
         *more,
     ]
-    data = ["--dataset", "python-docs", "--nsamples", args.nsamples, "--seqlen", args.seqlen]
+    data = ["--dataset", "python-docs", "--own-tokens", 0, "--nsamples", args.nsamples, "--seqlen", args.seqlen]
     command += ["--model", args.model, "--output", output, *data, *METHODS[args.method]]
     return subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

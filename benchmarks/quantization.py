@@ -37,7 +37,13 @@ def main():
     test = load_batches("python-docs", tokenizer, split="test", nsamples=8, seqlen=512, seed=None)
     model = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16)
     config = SliceGPTConfig(
-        rotation="per_block", refit=False, sparsity=SPARSITY, dataset="python-docs", nsamples=64, seqlen=512
+        rotation="per_block",
+        refit=False,
+        sparsity=SPARSITY,
+        dataset="python-docs",
+        own_tokens=0,
+        nsamples=64,
+        seqlen=512,
     )
     model.compress(config, tokenizer=tokenizer)
 

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from command_line import fails, run
+from configurations import BIASED
 from sliced_models import model_of_one_width, plan_of_one_width
 from tiny import TINY, aligned, build, calibration, relative_error, tokens
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModel, LlamaConfig
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.export import check_exportable, export_stock
@@ -193,8 +193,6 @@ def test_a_record_of_an_earlier_version_gets_the_sizes_that_it_lacks():
 # What no stock class can hold
 
 
-BIASED = {"attention_bias": True}
-"""With which a Llama cannot be a Mistral."""
 REFUSED_BY_WIDTH = [
     (
         "llama",
@@ -276,49 +274,3 @@ def test_models_that_are_not_sliced_causal_language_models(tmp_path):
     model_of_one_width("llama", 28).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="Cannot export a SlicedLlamaModel: .* AutoModelForCausalLM"):
         check_exportable(AutoModel.from_pretrained(tmp_path))
-
-
-# The command
-
-
-@pytest.fixture
-def folder(tmp_path, tiny_tokenizer):
-    model = model_of_one_width("nemotron", 31, torch.bfloat16, {"vocab_size": 98})
-    model.generation_config.update(max_new_tokens=7)
-    model.save_pretrained(tmp_path / "sliced")
-    tiny_tokenizer.save_pretrained(tmp_path / "sliced")
-    return tmp_path
-
-
-@torch.no_grad()
-def test_command(folder, capsys):
-    run("export", "--model", folder / "sliced", "--output", folder / "stock", "--json")
-    report = json.loads(capsys.readouterr().out)
-    stock = AutoModelForCausalLM.from_pretrained(folder / "stock")
-    assert report == {
-        "model": str(folder / "sliced"),
-        "output": str(folder / "stock"),
-        "architecture": "NemotronForCausalLM",
-        "hidden_size": 32,
-        "parameters": stock.num_parameters(),
-        "bytes_on_disk": (folder / "stock" / "model.safetensors").stat().st_size,
-    }
-    assert stock.dtype == torch.bfloat16 and stock.generation_config.max_new_tokens == 7
-    assert AutoTokenizer.from_pretrained(folder / "stock")("w5").input_ids == [97, 5]
-    assert not list((folder / "stock").glob("*.py"))
-    model = AutoModelForCausalLM.from_pretrained(folder / "sliced")
-    assert relative_error(stock.float()(tokens()).logits, model.float()(tokens()).logits) < 0.05
-
-
-def test_command_prints(folder, capsys):
-    run("export", "--model", folder / "sliced", "--output", folder / "stock")
-    assert capsys.readouterr().out.startswith("NemotronForCausalLM: hidden size 32, ")
-
-
-def test_command_refuses_before_weights_are_read(tmp_path, tiny_tokenizer, capsys):
-    model = model_of_one_width("llama", 30, overrides=BIASED)
-    model.config.save_pretrained(tmp_path / "sliced")  # no weights at all
-    tiny_tokenizer.save_pretrained(tmp_path / "sliced")
-    line = fails(capsys, "export", "--model", tmp_path / "sliced", "--output", tmp_path / "stock")
-    assert "no class of transformers holds hidden_size=30" in line
-    assert not (tmp_path / "stock").exists()

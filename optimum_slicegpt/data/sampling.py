@@ -21,6 +21,9 @@ from ..modeling.contexts import evaluating, placed
 BLOCK = 64
 """Sequences that are written at a time: a token takes about as long for many sequences as for one."""
 
+CACHE_BYTES = 2**31
+"""Most bytes that keys and values of the sequences take. Of a large model fewer sequences are written at a time."""
+
 GREEDY_TOKENS = 4
 """Number of tokens after a random one that are the most probable ones: a random start becomes text (LLM-QAT)."""
 
@@ -55,10 +58,19 @@ def write_blocks(
     bar = logging.tqdm(total=(stop - start) * length, desc="Writing", unit="token", disable=None)
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
     with evaluating(model), placed(model, model.device, _fastest_dtype(model)), bar:
+        rows = max(1, CACHE_BYTES // (length * cache_bytes_per_token(model)))
         while start < stop:
-            end = min(stop, start - start % BLOCK + BLOCK)
+            end = min(stop, start - start % BLOCK + BLOCK, start + rows)
             yield _write_block(model, start, end, length, seed, opening, bar)
             start = end
+
+
+def cache_bytes_per_token(model: PreTrainedModel) -> int:
+    """Computes the bytes that the keys and values of a token take in all layers of a model."""
+    config = model.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
 
 
 @torch.no_grad()

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 NEURONS_FIRST = 0.5
 """
 Share of neurons that are deleted before any hidden dimension is. Measured on SmolLM2, calibrated on WikiText-2, at 20
-and 30 % fewer parameters: the mean damage over three kinds of text is less than with any dimension deleted.
+and 30 % fewer parameters: the mean damage over three kinds of text is less than with any dimension deleted. Whole
+layers cost more, too: two of 30 instead of 112 neurons of each took it from 0.64 to 0.72 nats.
 """
 NEURONS_PER_DIMENSION = 6.0
 """

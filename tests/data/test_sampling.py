@@ -50,6 +50,14 @@ def test_blocks_are_of_so_many_sequences():
     assert [len(ids) for ids in write_blocks(model, 5, 2 * BLOCK + 1, length=2)] == [BLOCK - 5, BLOCK, 1]
 
 
+def test_of_a_large_model_fewer_sequences_are_written_at_a_time(monkeypatch):
+    model = build("llama")
+    at_once = write(model)
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 4 * 12 * sampling.cache_bytes_per_token(model))
+    blocks = list(write_blocks(model, 0, 6, length=12))
+    assert [len(ids) for ids in blocks] == [4, 2] and torch.equal(torch.cat(blocks), at_once)
+
+
 def test_the_model_and_the_global_generator_are_left_alone():
     model = build("llama", torch.float32).train()
     model.generation_config.update(temperature=0.01, top_k=1, repetition_penalty=1.5)

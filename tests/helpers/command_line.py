@@ -43,6 +43,11 @@ def fails(capsys, *arguments):
     return line
 
 
+def measuring(cli_files):
+    """Returns those arguments of `inspect` by which it measures the stream of the dense model."""
+    return ("--model", cli_files / "dense", "--dataset", cli_files / "train.txt", "--nsamples", 8, "--seqlen", 16)
+
+
 OPTIMUM_CLI = ("-m", "optimum.commands.optimum_cli", "slicegpt")
 
 

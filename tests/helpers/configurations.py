@@ -15,6 +15,9 @@ SMOL = LlamaConfig(
 )
 """The shape of SmolLM2-135M."""
 
+BIASED = {"attention_bias": True}
+"""With which a Llama of a width that its heads do not divide cannot be a Mistral."""
+
 
 def tiny_config(name, tied=False, **overrides):
     """Builds the configuration of a tiny model."""

@@ -1,64 +1,18 @@
-"""Publishing: the card says what is known and no more, and a repository holds a whole push or nothing of it."""
+"""Publishing over HTTP: what a repository holds after a push, and that its card says what is known and no more."""
 
 import inspect
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
-from hub_client import HubClient
-from hub_server import HubServer
 from huggingface_hub import ModelCard
-from model_cards import OTHER, licence_of, publishable_model, recorded_model
-from tiny import build
+from model_cards import OTHER, licence_of, recorded_model
 from transformers import AutoModelForCausalLM
 from transformers.utils.hub import PushToHubMixin
 
 from optimum_slicegpt.reports.hub import push_to_hub
 from optimum_slicegpt.reports.model_card import CARD_MARK, TAGS
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    """Saves `dense`, `sliced`, `bigger` and `stock`; the sliced models name `org/base` on the Hub as their base."""
-    folder = tmp_path_factory.mktemp("hub")
-    build("llama", torch.float32, vocab_size=98).save_pretrained(folder / "dense")
-    tiny_tokenizer.save_pretrained(folder / "dense")
-    settings = {"sliced": {"widths": [24, 24, 24, 24, 24]}, "bigger": {"widths": [40, 40, 32, 32, 32]}}
-    settings["stock"] = {"rotation": "shared"}
-    for name, given in settings.items():
-        model = publishable_model(**given)
-        model.config.slicegpt["base_model"] = "org/base"
-        model.save_pretrained(folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = HubServer()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def run_client(server, folder):
-    client = HubClient(server.endpoint, folder)
-    yield client.run
-    client.close()
-
-
-@pytest.fixture
-def push(run_client):
-    """Pushes the model in a folder, and expects that it works."""
-
-    def push(repo, name="sliced", **arguments):
-        script = f"print(AutoModelForCausalLM.from_pretrained({name!r}).push_to_hub({repo!r}, **{arguments!r}).oid)"
-        code, output = run_client(script)
-        assert code == 0, output
-        return output.splitlines()[-1]
-
-    return push
 
 
 def readme(server, repo):
@@ -222,62 +176,6 @@ def test_branches_pull_requests_and_private_repositories(server, push):
     push("me/branches", create_pr=True)
     assert server.files("me/branches") == {}
     assert "model.safetensors" in server.files("me/branches", "refs/pr/1")
-
-
-# Failures
-
-
-UPLOAD = "ConnectionError: Publishing in 'me/.*' was cut off. Error while uploading 'model-0000.*Push again"
-
-
-@pytest.mark.parametrize(
-    "kind, at, how, error",
-    [
-        ("create", 1, 500, "HfHubHTTPError.*500"),
-        ("tree", 1, 500, "HfHubHTTPError.*500"),
-        ("resolve", 1, 500, "500"),
-        ("preupload", 1, 500, "HfHubHTTPError.*500"),
-        ("batch", 1, "drop", "ConnectionError: Publishing in .* was cut off"),
-        ("upload", 2, 500, UPLOAD),
-        ("upload", 2, "drop", UPLOAD),
-        ("verify", 1, 403, UPLOAD),
-        ("commit", 1, 500, "HfHubHTTPError.*500"),
-        ("commit", 1, "drop", "ConnectionError: Publishing in .* was cut off.*Push again"),
-    ],
-)
-def test_a_push_that_fails_changes_nothing_and_says_so(server, push, run_client, kind, at, how, error):
-    repo = f"me/fails-{kind}-{how}"
-    server.put(repo, {"README.md": b"---\nlicense: mit\n---\n# Mine\n", "config.json": b"{}"})
-    history = server.commits(repo)[:]
-    script = f"""
-        AutoModelForCausalLM.from_pretrained("bigger").push_to_hub({repo!r}, max_shard_size="20KB")
-        print("done")
-    """
-    server.objects.clear()
-    with server.failing(kind, at=at, how=how):
-        code, output = run_client(script)
-    assert code == 1
-    assert re.search(error, output, re.DOTALL), output
-    assert output.splitlines()[-1] != "done"
-    assert server.commits(repo) == history
-
-
-def test_a_new_repository_stays_empty_when_its_first_push_fails(server, run_client):
-    server.objects.clear()
-    with server.failing("upload"):
-        code, _ = run_client("AutoModelForCausalLM.from_pretrained('sliced').push_to_hub('me/new')")
-    assert code == 1
-    assert server.files("me/new") == {}
-    code, output = run_client("AutoModelForCausalLM.from_pretrained('sliced').push_to_hub('me/new')")
-    assert code == 0, output
-    assert "model.safetensors" in server.files("me/new")
-
-
-def test_an_upload_that_fails_once_is_tried_again(server, push):
-    server.objects.clear()
-    with server.failing("upload", how="drop", times=1):
-        push("me/again")
-    assert "model.safetensors" in server.files("me/again")
 
 
 # The command line, and what becomes of local paths

@@ -1,0 +1,143 @@
+"""`optimum-cli slicegpt compress`: what it refuses, and what a run that ends early leaves behind."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import fails, run
+from configurations import BIASED
+from tiny import build
+from transformers import Gemma2Config, PreTrainedModel
+
+from optimum_slicegpt.commands import compress
+
+
+TIED = {"tie_word_embeddings": True}
+
+
+def test_an_output_that_is_not_empty_is_refused_untouched(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compress, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    kept = tmp_path / "sliced" / "kept.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    assert "is there already; give a folder that is absent or empty" in fails(capsys, *arguments)
+    assert kept.read_text() == "mine"
+    assert list(tmp_path.rglob("*")) == [kept.parent, kept]
+
+
+def test_an_empty_output_folder_is_filled(arguments, tmp_path):
+    (tmp_path / "sliced").mkdir()
+    run(*arguments, "--json")
+    assert (tmp_path / "sliced" / "config.json").is_file()
+
+
+def test_a_file_as_output_is_refused(arguments, tmp_path, capsys):
+    (tmp_path / "sliced").write_text("mine")
+    assert "is there already" in fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--sparsity", 1.5], r"sparsity=1.5; give the share"),
+        (["--sparsity", 0.3, "--widths", 8], r"Both sparsity=0.3 and widths"),
+        (["--widths", 8, 8], r"widths has 2 entries; this model has 5 sites"),
+        (["--sparsity", 0.3, "--parameter-reduction", 0.2], r"Both parameter_reduction=0.2 and sparsity are given"),
+        (["--parameter-reduction", 0.999], r"parameter_reduction=0.999 is out of reach"),
+        (["--mlp-sparsity", 0.9, "--round-neurons-to", 8], r"mlp_sparsity=0.9 leaves no neuron of 40"),
+        (["--seed", -1], r"seed=-1"),
+        (["--device", "cuda:99"], r"device='cuda:99' is not available here"),
+        (
+            ["--tokenizer", "no/such/tokenizer"],
+            r"No tokenizer could be loaded from 'no/such/tokenizer'; give .*--token",
+        ),
+        (["--model", "no/such/model"], r"no/such/model"),
+        (["--eval-dataset", "wikitext3"], r"Unknown dataset 'wikitext3'. Did you mean 'wikitext2'"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_a_model_is_loaded(
+    arguments, tmp_path, capsys, monkeypatch, more, message
+):
+    monkeypatch.setattr(compress, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    assert re.search(message, fails(capsys, *arguments, *more))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+@pytest.mark.parametrize(
+    "sizes, more, message",
+    [
+        (
+            {},
+            ["--rotation", "per_block"],
+            r" with rotation='per_block': no stock class has linear layers .*; leave either",
+        ),
+        ({}, ["--schedule", "energy"], r" with schedule='energy': no stock class has MLPs that differ in size; leave"),
+        (TIED, ["--embeddings", "tied"], r" with embeddings='tied': no stock class has projections .*; leave"),
+        (
+            TIED,
+            ["--orientation", "random"],
+            r" with a tied head: orientation='random' turns .*; use orientation='pca'",
+        ),
+        (BIASED, ["--widths", *[30] * 5], r": no class .* holds a llama model of hidden size 30; .* fit: 28, 32\."),
+        (BIASED, ["--widths", *[47] * 5], r": no class .* holds a llama model of hidden size 47; .* fit: 48, 44\."),
+    ],
+)
+def test_what_no_stock_class_can_be_is_refused_before_a_model_is_loaded(
+    arguments, cli_files, tmp_path, capsys, monkeypatch, stream, sizes, more, message
+):
+    monkeypatch.setattr(compress, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    folder = tmp_path / "dense"
+    build("llama", torch.float32, vocab_size=98, **sizes).save_pretrained(folder)
+    options = ("--model", folder, "--tokenizer", cli_files / "dense", "--architecture", "stock", *stream, *more)
+    assert re.search("architecture='stock'" + message, fails(capsys, *arguments, *options))
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_families_are_refused_before_a_model_is_loaded(arguments, cli_files, tmp_path, capsys):
+    Gemma2Config().save_pretrained(tmp_path / "gemma2")  # no weights at all
+    options = ("--model", tmp_path / "gemma2", "--tokenizer", cli_files / "dense")
+    assert "Cannot slice model_type='gemma2': its post-norms" in fails(capsys, *arguments, *options)
+
+
+@pytest.mark.parametrize(
+    "dataset, message",
+    [
+        (["missing.txt"], "missing.txt"),
+        (["one.csv", "two.csv"], "Unknown extension of 'one.csv'"),
+        (["python-docs", "two.csv"], "Unknown extension of 'two.csv'"),
+    ],
+)
+def test_datasets_that_cannot_be_read(arguments, tmp_path, capsys, dataset, message):
+    assert message in fails(capsys, *arguments, "--dataset", *dataset)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_usage_exits_with_2(capsys):
+    for arguments in (["compress"], ["compress", "--model", "m", "--output", "o", "--seed", "some"]):
+        with pytest.raises(SystemExit) as exit:
+            run(*arguments)
+        assert exit.value.code == 2
+
+
+def test_an_interrupted_run_leaves_nothing_behind(arguments, tmp_path, capsys, monkeypatch):
+    def save_pretrained(self, cli_files, **kwargs):
+        Path(cli_files).mkdir()
+        (Path(cli_files) / "config.json").write_text("{}")
+        assert len(list(tmp_path.rglob("config.json"))) == 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", save_pretrained)
+    with pytest.raises(SystemExit) as exit:
+        run(*arguments, "--output", tmp_path / "no" / "such" / "parents")
+    assert exit.value.code == 130
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bugs_keep_their_traceback(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(*arguments)
+    assert list(tmp_path.iterdir()) == []

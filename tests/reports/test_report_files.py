@@ -1,0 +1,75 @@
+"""`optimum-cli slicegpt inspect --report` and `--figures`: their files, and what they refuse."""
+
+import re
+import sys
+
+import pytest
+from command_line import fails, measuring, run
+from matplotlib.image import imread
+
+from optimum_slicegpt.commands import inspect
+from optimum_slicegpt.reports.figures import DPI, WIDTH_INCHES
+
+
+def test_figures_are_files(cli_files, sliced, tmp_path, capsys):
+    run("inspect", *measuring(cli_files), "--figures", tmp_path / "dense")
+    assert f"Saved in {tmp_path / 'dense'}" in capsys.readouterr().out
+    run("inspect", "--model", sliced, "--figures", tmp_path / "figures", "--report", tmp_path / "report.html")
+    assert capsys.readouterr().out.endswith(f"Saved in {tmp_path}/report.html\nSaved in {tmp_path}/figures\n")
+    names = {path.name for folder in ("dense", "figures") for path in (tmp_path / folder).iterdir()}
+    dense = {"spectrum.png", "energy_by_width.png", "energy_by_sparsity.png", "cost.png"}
+    assert names == dense | {"parameters.png", "slicegpt.png"}
+    picture = imread(tmp_path / "figures" / "slicegpt.png")
+    assert picture.shape[1] == round(WIDTH_INCHES * DPI) and picture[0, 0].min() == 1
+
+
+def test_the_energy_is_on_the_console(cli_files, capsys):
+    run("inspect", *measuring(cli_files), "--sparsity", 0.5)
+    _, header, dense, per_block, shared = capsys.readouterr().out.splitlines()
+    assert header.endswith("energy kept   least") and dense.endswith("-       -")
+    assert re.search(r"\d\d\.\d\d% +\d\d\.\d\d%$", per_block) and re.search(r"\d\d\.\d\d% +\d\d\.\d\d%$", shared)
+
+
+def test_outputs_that_are_there_are_refused_untouched(cli_files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(inspect, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    kept = tmp_path / "kept.html"
+    kept.write_text("mine")
+    message = "kept.html' is there already; give the name of a file that is absent."
+    assert message in fails(capsys, "inspect", *measuring(cli_files), "--report", kept)
+    message = "is there already; give a folder that is absent or empty"
+    assert message in fails(capsys, "inspect", *measuring(cli_files), "--figures", tmp_path)
+    assert list(tmp_path.iterdir()) == [kept] and kept.read_text() == "mine"
+
+
+def test_nothing_is_left_of_a_report_that_fails(cli_files, tmp_path, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("optimum_slicegpt.reports.page.Page.save_pictures", interrupted)
+    with pytest.raises(SystemExit) as exit:
+        run("inspect", "--model", cli_files / "dense", "--report", tmp_path / "a.html", "--figures", tmp_path / "b")
+    assert exit.value.code == 130
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+
+
+def test_without_matplotlib_a_report_says_what_to_install(cli_files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("report", "page", "figures"):
+        monkeypatch.delitem(sys.modules, f"optimum_slicegpt.reports.{name}", raising=False)
+    message = "error: Pictures need matplotlib: pip install optimum-slicegpt[report]"
+    report = tmp_path / "report.html"
+    assert fails(capsys, "inspect", "--model", cli_files / "dense", "--report", report) == message
+    assert not report.exists()
+    run("inspect", *measuring(cli_files))  # needs none
+    assert "energy kept" in capsys.readouterr().out
+
+
+def test_data_where_there_is_nothing_or_too_little_to_measure(cli_files, sliced, capsys, caplog):
+    message = "error: --nsamples, --seqlen without --dataset: there is nothing to measure. Give a dataset, or leave it"
+    assert message in fails(capsys, "inspect", "--model", cli_files / "dense", "--nsamples", 4, "--seqlen", 8)
+    message = f"--dataset measures the stream of a dense model, and {sliced} is sliced; give the model that it was"
+    assert message in fails(capsys, "inspect", *measuring(cli_files), "--model", sliced)
+    message = "device='cuda:99' is not available here"
+    assert message in fails(capsys, "inspect", *measuring(cli_files), "--device", "cuda:99")
+    run("inspect", *measuring(cli_files), "--nsamples", 2)
+    assert "32 calibration tokens for a hidden size of 48: fewer tokens than dimensions" in caplog.text

@@ -1,0 +1,115 @@
+"""Every refusal to slice comes before anything changes."""
+
+import pytest
+import torch
+from slicing_settings import config, default
+from tiny import HIDDEN, VOCAB, build, calibration
+from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
+
+import optimum_slicegpt
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.slicing.skeleton import build_sliced, replace_in_place
+
+
+def refused(model, message, given=None, **kwargs):
+    """Asserts that slicing raises the message and leaves the model as it was."""
+    before, kind = {key: value.clone() for key, value in model.state_dict().items()}, type(model)
+    with pytest.raises(ValueError, match=message):
+        model.compress(given or config(), **kwargs)
+    assert type(model) is kind
+    after = {key: value for key, value in model.state_dict().items() if not value.is_meta}
+    for key, value in after.items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
+
+
+def test_already_sliced():
+    refused(build("llama").compress(config()), "already sliced; slice the dense model")
+    refused(build("llama").compress(default()), "already sliced; slice the dense model")
+
+
+def test_quantized():
+    model = build("llama")
+    model.hf_quantizer = object()
+    refused(model, "is quantized; slice the full-precision model first")
+
+
+def test_with_adapters():
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(build("llama"), LoraConfig(target_modules=["q_proj"])).base_model.model
+    refused(adapted, r"carries PEFT adapters; call merge_and_unload\(\)")
+
+
+def test_dispatched():
+    from accelerate import cpu_offload
+
+    refused(cpu_offload(build("llama")), "dispatched by accelerate .* load it on one device")
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"model": "cpu", "lm_head": "disk"}])
+def test_spread_by_device_map(device_map, tmp_path):
+    build("llama").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="may spread the model over devices before it is sliced"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config(), device_map=device_map)
+
+
+def test_no_causal_language_model(tmp_path):
+    build("llama").save_pretrained(tmp_path)
+    refused(AutoModel.from_pretrained(tmp_path), "Cannot slice a LlamaModel; load the checkpoint as LlamaForCausalLM")
+
+
+def test_unsupported_family_is_refused_before_its_weights_load(tmp_path):
+    sizes = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 4}
+    from transformers import Olmo2Config
+
+    AutoModelForCausalLM.from_config(Olmo2Config(**sizes, intermediate_size=40)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Cannot slice model_type='olmo2': its post-norms"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"sparsity": None, "widths": [8]}, "widths has 1 entries; this model has 5 sites"),
+        ({"sparsity": None, "widths": [64] * 5}, "widths holds 64, more than the hidden size"),
+        ({"dataset": []}, "."),
+        ({"dataset": [{"input_ids": torch.tensor([[VOCAB, 3]])}]}, "97"),
+        ({"dataset": ["some text"]}, "no tokenizer is known: pass tokenizer="),
+        ({"dataset": ["some text"], "tokenizer": "no/such"}, "No tokenizer could be loaded from 'no/such'"),
+    ],
+)
+def test_what_does_not_fit_the_model(kwargs, message):
+    refused(build("llama"), message, config(**kwargs))
+
+
+@pytest.mark.parametrize(("layer", "site"), [(0, r"site 1 \(layer 0, before its mlp"), (1, r"site 3 \(layer 1")])
+def test_activations_that_are_not_finite(layer, site):
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[layer].self_attn.o_proj.weight[0, 0] = float("inf")
+    refused(
+        model,
+        f"Activations at {site}.* not finite in torch.float64; the model is unchanged. Calibrate with a wider dtype",
+    )
+
+
+def test_activations_that_are_not_finite_before_the_head():
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    refused(model, r"Activations at site 4 \(before the head\)")
+
+
+def test_a_tensor_without_a_value():
+    model = build("llama")
+    sliced = build_sliced(model, optimum_slicegpt.SlicePlan(HIDDEN, (HIDDEN,) * 5))
+    with pytest.raises(RuntimeError, match="No value was given to model.embed_tokens.weight"):
+        replace_in_place(model, sliced)
+    assert type(model) is LlamaForCausalLM
+
+
+def test_devices_without_float64():
+    model = build("llama", torch.float32)
+    with pytest.raises(ValueError, match="Cannot slice on device='mps', which has no float64.*device='cpu'"):
+        model.compress(SliceGPTConfig(sparsity=0.3, device="mps", dataset=calibration()))
+    assert model.config.model_type == "llama"
