@@ -172,11 +172,11 @@ def fill(text: str) -> str:
     makers = {f"table: {make.__name__}": make for make in TABLES} | {"number of families": lambda: str(len(FAMILIES))}
 
     def replace(match):
-        content = makers[match[2]]() if match[2] in makers else None
+        content = makers[match[2]]()
         lines = "\n" if match[2].startswith("table") else ""
         return f"{match[1]}{lines}{content}{lines}<!-- end -->" if content else match[0]
 
-    return re.sub(r"(<!-- (.+?) -->).*?<!-- end -->", replace, text, flags=re.S)
+    return re.sub(rf"(<!-- ({'|'.join(makers)}) -->).*?<!-- end -->", replace, text, flags=re.S)
 
 
 if __name__ == "__main__":

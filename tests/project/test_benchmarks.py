@@ -260,7 +260,7 @@ def test_tables_hold_what_was_measured(benchmarks, measured):
     measured("--reduction", 0.2, "--method", "default", "paper", "--nsamples=32")
     found, _ = measured("--label=older", "--nsamples=32")
     dense, default, paper = found["runs"]
-    page = "<!-- table: readme -->\nold\n<!-- end --> <!-- table: sizes --><!-- end -->"
+    page = "<!-- not run: has no end -->\n<!-- table: readme -->\nold\n<!-- end --> <!-- table: sizes --><!-- end -->"
     page = benchmarks.tables.fill(
         page + " <!-- table: quality --><!-- end --> <!-- table: piqa -->as it is<!-- end -->"
     )
