@@ -226,14 +226,16 @@ def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
     unit = energies(gram[0]).sqrt()[:, None]
     missing, *missing_held_out = ((cross[..., judged] - gram @ prior[:, judged]) / unit).float()
     gram, *gram_held_out = ((each / unit / unit.T).float() for each in gram)
+    # Of a group with very few tokens none is held out.
+    pairs = [pair for pair in zip(gram_held_out, missing_held_out, strict=True) if pair[0].any()]
 
     @cache
     def loss(index):
         damped = gram.clone()
         damped.diagonal().add_(STRENGTHS[index])
         change = torch.cholesky_solve(missing, torch.linalg.cholesky(damped))
-        pairs = zip(gram_held_out, missing_held_out, strict=True)
-        return max(((held_out @ change - 2 * wanted) * change).sum().item() for held_out, wanted in pairs)
+        losses = (((held_out @ change - 2 * wanted) * change).sum().item() for held_out, wanted in pairs)
+        return max(losses, default=0.0)
 
     best = STRENGTHS.index(FIRST_STRENGTH)
     for step in (-1, 1):

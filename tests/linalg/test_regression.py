@@ -65,6 +65,24 @@ def test_the_strength_is_the_best_of_all_for_tokens_held_out():
     assert min(found) < FIRST_STRENGTH < max(found)
 
 
+def test_the_strength_is_the_best_for_the_worst_group():
+    """Other groups have other noise; one of them has no held-out token at all."""
+    parts = [problem(tokens=300, inputs=64, noise=noise)[:2] for noise in (1.0, 100.0)]
+    fitted = LeastSquares(64, 5, torch.device("cpu"), groups=3)
+    for group, (a, y) in enumerate([*parts, (parts[0][0][:4], parts[0][1][:4])]):
+        fitted.add(a, y, held_out=torch.arange(len(a)) >= 250, group=group)
+    gram, cross = fitted.gram_and_cross()
+    prior = torch.zeros(64, 5, dtype=torch.float64)
+    changes = {strength: ridge(gram[0], cross[0], strength) for strength in STRENGTHS}
+    losses = {
+        strength: max(((gram[i] @ change - 2 * cross[i]) * change).sum() for i in (1, 2))
+        for strength, change in changes.items()
+    }
+    best = min(losses, key=losses.get)
+    assert best_strength(gram, cross, prior) == (best if losses[best] < 0 else None)
+    assert best_strength(gram[[0, 1, 3]], cross[[0, 1, 3]], prior) is not None
+
+
 def test_with_many_tokens_the_prior_does_not_matter():
     a, y, weight = problem()
     found = fit(a, y).solve(torch.zeros_like(weight))
