@@ -2,14 +2,14 @@
 
 import copy
 import difflib
-import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .validation import Validated, is_int, is_number
 
 
 DEFAULT_REDUCTION = 0.2
@@ -20,40 +20,6 @@ METRICS = ("none", "fisher")
 SCHEDULES = ("uniform", "energy")
 ARCHITECTURES = ("auto", "stock", "sliced")
 EMBEDDINGS = ("auto", "narrow", "tied", "sliced")
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-
-class Validated:
-    """Checks of the values of a configuration. They raise `ValueError` with the setting, its value and a remedy."""
-
-    def _require(self, key: str, holds: bool, remedy: str) -> None:
-        """Checks that a condition on one setting holds."""
-        if not holds:
-            raise ValueError(f"{key}={getattr(self, key)!r}; {remedy}.")
-
-    def _require_choice(self, key: str, choices: Sequence[str | None]) -> None:
-        """Checks that a setting is one of several values."""
-        names = ", ".join(name for name in choices if name)
-        self._require(key, getattr(self, key) in choices, f"choose one of {names}")
-
-    def _require_dtype(self, key: str, optional: bool = False) -> None:
-        """Checks that a setting names a dtype, and stores the name of a `torch.dtype`."""
-        value = getattr(self, key)
-        if isinstance(value, torch.dtype):
-            setattr(self, key, str(value).removeprefix("torch."))
-        self._require_choice(key, (None, *DTYPES) if optional else DTYPES)
-
-    def _require_device(self, key: str) -> None:
-        """Checks that a setting, unless it is `None`, names a device, and stores the name of a `torch.device`."""
-        if getattr(self, key) is None:
-            return
-        setattr(self, key, str(getattr(self, key)))
-        try:
-            torch.device(getattr(self, key))
-        except RuntimeError as error:
-            raise ValueError(
-                f"{key}={getattr(self, key)!r} is not a torch device, such as 'cpu' or 'cuda:0'."
-            ) from error
 
 
 @dataclass(repr=False)
@@ -84,6 +50,9 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         refit (`bool`, defaults to `True`):
             Whether each block's readers and writers are fitted, in order, so that the sliced stream follows the dense
             stream. The paper does not fit them.
+        refine (`int`, defaults to 0):
+            Steps for which each MLP is trained, once it is fitted, to write what its writer was fitted to; needs
+            `refit`. A step takes 2,048 tokens through one MLP.
         metric (`str`, defaults to `"none"`):
             How deviations of the stream are weighted. `"none"`: all directions alike. `"fisher"`: by the second moment
             of the loss gradient, which takes a backward pass.
@@ -143,6 +112,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
     schedule: str = "uniform"
     rotation: str = "shared"
     refit: bool = True
+    refine: int = 0
     metric: str = "none"
     architecture: str = "auto"
     round_to: int | None = None
@@ -179,15 +149,22 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         shares = {"sparsity": "dimensions", "parameter_reduction": "parameters", "mlp_sparsity": "neurons"}
         for key, deleted in shares.items():
             value = getattr(self, key)
-            holds = value is None or (_is_number(value) and 0 <= value < 1)
+            holds = value is None or (is_number(value) and 0 <= value < 1)
             self._require(key, holds, f"give the share of {deleted} to delete, in [0, 1)")
         for key in ("round_to", "round_neurons_to", "nsamples", "seqlen", "batch_size"):
             value = getattr(self, key)
-            holds = (value is None and key.startswith("round")) or (_is_int(value) and value >= 1)
+            holds = (value is None and key.startswith("round")) or (is_int(value) and value >= 1)
             self._require(key, holds, "give a positive integer")
-        holds = self.own_tokens is None or (_is_int(self.own_tokens) and self.own_tokens >= 0)
+        holds = is_int(self.refine) and self.refine >= 0
+        self._require("refine", holds, "give a number of steps, 0 for none")
+        if self.refine and not self.refit:
+            raise ValueError(
+                f"refine={self.refine} with refit=False: an MLP is trained towards what its writer was fitted to; use "
+                "refit=True or leave refine out."
+            )
+        holds = self.own_tokens is None or (is_int(self.own_tokens) and self.own_tokens >= 0)
         self._require("own_tokens", holds, "give a number of tokens, 0 for none, or None for half of them")
-        holds = self.seed is None or (_is_int(self.seed) and self.seed >= 0)
+        holds = self.seed is None or (is_int(self.seed) and self.seed >= 0)
         self._require("seed", holds, "give a non-negative integer, or None for no shuffling")
         self._check_neurons()
         choices = {"rotation": ROTATIONS, "metric": METRICS, "schedule": SCHEDULES, "orientation": ORIENTATIONS}
@@ -217,7 +194,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         if isinstance(self.widths, Iterable):
             self.widths = list(self.widths)
         listed = isinstance(self.widths, list) and len(self.widths) > 0
-        holds = listed and all(_is_int(width) and width >= 1 for width in self.widths)
+        holds = listed and all(is_int(width) and width >= 1 for width in self.widths)
         self._require("widths", holds, "give one positive integer per site")
         self._require(
             "widths",
@@ -288,11 +265,3 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         elif not isinstance(dataset, str):
             values["dataset"] = None
         return values
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.configuration import (
     ARCHITECTURES,
-    DTYPES,
     EMBEDDINGS,
     METRICS,
     ORIENTATIONS,
     ROTATIONS,
     SCHEDULES,
 )
+from optimum_slicegpt.validation import DTYPES
 
 
 FAMILIES = ("llama", "gpt_neox", "gpt2", "opt", "mixtral", "phi3", "cohere")

@@ -59,6 +59,10 @@ class SlicedLayerMixin:
             normed = getattr(self, name)(normed)
         return self._drop_out_and_scale(normed, self._family.mlp_dropout)
 
+    def mlp_output(self, stream):
+        """Computes what the MLP adds to the stream `(..., width)`, in a block of its own or beside attention."""
+        return self._mlp(getattr(self, self._family.mlp_norm or self._family.attn_norm)(stream))
+
     def block_output(self, kind, stream, kwargs):
         """
         Computes what one block adds to the stream.
@@ -77,7 +81,7 @@ class SlicedLayerMixin:
         """Returns what a block adds to the stream, and the weights of its attention or `None`."""
         family = self._family
         if kind == "mlp":
-            return self._mlp(getattr(self, family.mlp_norm)(stream)), None
+            return self.mlp_output(stream), None
         normed = getattr(self, family.attn_norm)(stream)
         output, weights = self._attn(normed, kwargs)
         if kind == "attn":

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..configuration import Validated
+from ..validation import Validated
 
 
 LORA_RATE, FULL_RATE = 1e-3, 2e-5

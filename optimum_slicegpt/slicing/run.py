@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..storage.base import Storage
 
 
-SETTINGS = ("rotation", "refit", "metric", "schedule", "round_neurons_to", "orientation", "seed", "dtype")
+SETTINGS = ("rotation", "refit", "refine", "metric", "schedule", "round_neurons_to", "orientation", "seed", "dtype")
 """Settings on which the steps of a run depend, so that all processes must have the same."""
 
 

@@ -9,7 +9,7 @@ from command_line import help_of, run
 from optimum.commands.slicegpt import arguments
 from paths import ROOT
 
-from optimum_slicegpt import SliceGPTConfig, configuration, registration
+from optimum_slicegpt import SliceGPTConfig, configuration, registration, validation
 
 
 FIELDS = {
@@ -19,6 +19,7 @@ FIELDS = {
     "mlp_sparsity": ([0.3], 0.3),
     "rotation": (["shared"], "shared"),
     "refit": ([], True),
+    "refine": (["40"], 40),
     "metric": (["fisher"], "fisher"),
     "schedule": (["energy"], "energy"),
     "architecture": (["stock"], "stock"),
@@ -92,7 +93,7 @@ def test_help_and_choices_agree_with_the_configuration():
             flag = "--" + field.name.replace("_", "-")
             assert re.search(rf" {flag} [^-].*?\(default: {field.default}[,)]", printed), flag
     assert f"(default: {configuration.DEFAULT_REDUCTION})" in printed
-    assert arguments.DTYPES == configuration.DTYPES
+    assert arguments.DTYPES == validation.DTYPES
     assert arguments.ORIENTATIONS == configuration.ORIENTATIONS
     assert arguments.ROTATIONS == configuration.ROTATIONS
     assert arguments.SCHEDULES == configuration.SCHEDULES

@@ -120,6 +120,12 @@ class CompressCommand(SliceGPTSubcommand):
             help="fit readers and writers block by block, so that the sliced stream follows the dense (default: yes)",
         )
         slicing.add_argument(
+            "--refine",
+            type=int,
+            metavar="STEPS",
+            help="steps for which each MLP is trained once it is fitted (default: 0)",
+        )
+        slicing.add_argument(
             "--metric",
             choices=METRICS,
             help="weight all directions of the stream alike, or by the gradient of the loss (default: none)",

@@ -26,6 +26,7 @@ from ...planning.sizes import most_inputs
 from ..parts import Fit, timed
 from ..streams import SlicedStream
 from ..writing import writer_map
+from .refine import STEP_TOKENS, Goal, Refinement
 
 
 class FittedStream(SlicedStream):
@@ -66,7 +67,7 @@ class FittedStream(SlicedStream):
     @timed("forward")
     def leave(self, block, here, there, shortcut, fitted) -> None:
         run = self.run
-        if block.keeps_width:  # Experts read different tokens, so their writers are not fitted.
+        if fitted is None:
             with placed(block.sliced.layer, run.device, run.dtype):
                 for position, (batch, value) in enumerate(zip(run.batches, self.values, strict=True)):
                     stream = value.to(run.device)
@@ -102,10 +103,10 @@ class Refit(Fit):
 
     @timed("regression")
     def _add_readers(self, regression, norm, x, z):
-        run = self.run
+        run, stride = self.run, token_stride(regression.num_inputs, self._most_inputs)
         eps = getattr(norm.dense, "variance_epsilon", getattr(norm.dense, "eps", run.dense.family.norm_eps))
         for batch, dense, sliced in zip(run.batches, x.values, z.values, strict=True):
-            pair, sample = self._sample_tokens(batch, regression.num_inputs, sliced, dense)
+            pair, sample = self._sample_tokens(batch, stride, sliced, dense)
             pair = [nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair]
             regression.add(*pair, weight=batch.place.weight, **sample)
         run.sum_(regression.sums)
@@ -122,7 +123,8 @@ class Refit(Fit):
 
         Returns:
             `tuple`: the weights `(inputs that remain, k)`, float64, and the indices of these inputs, `None` for all.
-            `None` for experts, which are not fitted.
+            `None` where the inputs of the writers have changed, and for experts, which read different tokens, so that
+            their writers are not fitted.
         """
         if block.keeps_width:
             return None
@@ -152,17 +154,35 @@ class Refit(Fit):
             # Biases of parallel writers add up, so the first of them can hold the sum.
             writer.set(weight, bias, like=writer.weight)
             bias = torch.zeros_like(bias)
+        if run.config.refine and mlp_writer in writers and self._refine(block, there, shortcut, x, z):
+            return None
         return fitted, remaining
 
     @timed("regression")
     def _add_writers(self, regression, there, shortcut, x, z):
-        run = self.run
-        goal = there.write.to(run.dtype)
+        run, stride = self.run, token_stride(regression.num_inputs, self._most_inputs)
         for batch, *streams in zip(run.batches, z.inputs, z.values, x.values, strict=True):
-            (given, sliced, dense), sample = self._sample_tokens(batch, regression.num_inputs, *streams)
-            wanted = (dense @ goal).float() - residual(sliced, shortcut)
-            regression.add(given, wanted, weight=batch.place.weight / root_mean_square(dense), **sample)
+            (given, sliced, dense), sample = self._sample_tokens(batch, stride, *streams)
+            regression.add(given, **self._goal(batch, there, shortcut, dense, sliced), **sample)
         run.sum_(regression.sums)
+
+    def _goal(self, batch, there, shortcut, dense, sliced) -> dict:
+        """Returns what a block should write, `y` `(tokens, k')`, and the `weight` of each token `(tokens, 1)`."""
+        wanted = (dense @ there.write.to(dense.dtype)).float() - residual(sliced, shortcut)
+        return {"y": wanted, "weight": batch.place.weight / root_mean_square(dense)}
+
+    @timed("refine")
+    def _refine(self, block, there, shortcut, x, z):
+        run, goals = self.run, []
+        stride = max(1, run.num_tokens // (run.config.refine * STEP_TOKENS))
+        for batch, *streams in zip(run.batches, z.values, x.values, strict=True):
+            (sliced, dense), sample = self._sample_tokens(batch, stride, *streams)
+            goal = Goal(stream=sliced, **self._goal(batch, there, shortcut, dense, sliced), **sample)
+            if run.dense.family.parallel:
+                (beside,), _ = self._sample_tokens(batch, stride, self._beside_mlp(block, streams[0], batch))
+                goal.y -= beside
+            goals.append(goal)
+        return Refinement(run, block, goals).train(run.config.refine)
 
     @timed("solve")
     def _delete_inputs(self, regression, candidates, count, fitted):
@@ -177,12 +197,18 @@ class Refit(Fit):
             bias = None if reader.bias is None else reader.bias[rows]
             reader.set(reader.weight[rows], bias, like=reader.weight)
 
-    def _sample_tokens(self, batch, num_inputs, *values) -> tuple[list[Tensor], dict]:
+    def _beside_mlp(self, block, value, batch):
+        """Returns what a parallel block adds to the stream beside what its MLP adds, `(B, T, k)`."""
+        run, layer = self.run, block.sliced.layer
+        with placed(layer, run.device, run.dtype):
+            stream = value.to(run.device)
+            return block.output(stream, batch) - layer.mlp_output(stream)
+
+    def _sample_tokens(self, batch, stride, *values) -> tuple[list[Tensor], dict]:
         """
-        Returns values `(B, T, ...)` of the tokens that a regression with so many inputs takes, `(tokens, ...)`, and
-        what it needs to know of these tokens.
+        Returns values `(B, T, ...)` of every so many-th token, `(tokens, ...)`, and what a fit needs to know of these
+        tokens.
         """
-        stride = token_stride(num_inputs, self._most_inputs)
         tokens = [batch.tokens(each.to(self.run.device))[batch.place.sampled(stride)] for each in values]
         return tokens, {"held_out": batch.place.held_out(stride), "group": batch.place.group}
 

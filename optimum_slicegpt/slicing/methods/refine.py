@@ -1,0 +1,154 @@
+"""
+`refine=steps`: once its writer is fitted, each MLP is trained for some steps to write what its writer was fitted to.
+
+The regression of `refit.py` finds the best writer. What stands before the nonlinearity, the readers, it cannot change
+for the neurons that are gone. With z the sliced stream before the MLP and y what its writer was fitted to, both
+divided by the root mean square of the dense stream,
+
+    min over readers and writer of  Σ |y - mlp(norm(z))|²,    Adam from the weights of the regression.
+
+A token costs one pass through one MLP, forward and backward, instead of one through the whole model. What has been
+trained is kept if it serves the held-out tokens of every kind of text better.
+
+References:
+    - Kingma and Ba (2015), Adam: a method for stochastic optimization.
+    - Li et al. (2021), BRECQ: Pushing the limit of post-training quantization by block reconstruction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...modeling.contexts import placed
+
+
+if TYPE_CHECKING:
+    from ..pairs import BlockPair
+    from ..run import Run
+
+
+STEP_TOKENS = 2048
+"""Tokens of a step, of all processes together."""
+
+LEARNING_RATE = 1.2e-2
+"""Largest learning rate, as a share of the root mean square of the matrix that is trained."""
+
+WARM_UP = 4
+"""Steps after which the learning rate is largest. From there it falls along a cosine to a twentieth."""
+
+TOKENS_AT_ONCE = 4096
+"""Held-out tokens that go through an MLP at once."""
+
+
+@dataclass
+class Goal:
+    """
+    Tokens of one kind of text on their way through an MLP.
+
+    Args:
+        stream (`torch.Tensor` of shape `(tokens, k)`): the sliced stream before the MLP.
+        y (`torch.Tensor` of shape `(tokens, k')`): what the MLP should write.
+        weight (`torch.Tensor` of shape `(tokens, 1)`): by which errors are multiplied.
+        held_out (`torch.Tensor` of shape `(tokens,)`, bool, on the CPU): tokens that are not trained on.
+        group (`int`): kind of text.
+    """
+
+    stream: Tensor
+    y: Tensor
+    weight: Tensor
+    held_out: Tensor
+    group: int
+
+
+class Refinement:
+    """
+    The training of one MLP.
+
+    Args:
+        run ([`run.Run`]): the run.
+        block ([`BlockPair`]): the block that has the MLP; its readers and writers hold what they were fitted to.
+        goals (`list[Goal]`): this process's tokens.
+    """
+
+    def __init__(self, run: Run, block: BlockPair, goals: list[Goal]):
+        self._run, self._layer, self._goals = run, block.sliced.layer, goals
+        self._weights = [*run.sliced.mlp_readers(block.index), run.sliced.mlp_writer(block.index)]
+        self._generator = torch.Generator().manual_seed(block.index)
+        # Adam's steps would vanish in the rounding of a half precision, products need no more.
+        self._half = run.dtype.itemsize == 2
+        self._dtype = torch.float32 if self._half else run.dtype
+
+    def train(self, steps: int) -> bool:
+        """
+        Trains readers and writer, and stores what they have become if every kind of text is served better.
+
+        Returns:
+            `bool`: whether it is.
+        """
+        with placed(self._layer, self._run.device, self._dtype):
+            before = self._held_out_errors()
+            with torch.enable_grad():
+                self._optimise(steps)
+            if not (self._held_out_errors() < before).all():
+                return False
+            trained = [weight.weight.detach().clone() for weight in self._weights]
+        for weight, values in zip(self._weights, trained, strict=True):
+            weight.set(self._run.agreed(values), like=weight.weight)
+        return True
+
+    def _optimise(self, steps):
+        parameters = [getattr(weight.module, weight.key) for weight in self._weights]
+        for parameter in parameters:
+            parameter.data = parameter.data.clone()  # It may be the stored tensor, where nothing was converted.
+        rates = [LEARNING_RATE * parameter.detach().square().mean().sqrt().item() for parameter in parameters]
+        groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(parameters, rates, strict=True)]
+        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
+        fitted = [~goal.held_out for goal in self._goals]
+        stream, y, weight = (
+            torch.cat([getattr(goal, name)[tokens] for goal, tokens in zip(self._goals, fitted, strict=True)])
+            for name in ("stream", "y", "weight")
+        )
+        for chosen in self._tokens_of_steps(len(y), steps):
+            # Autocast remembers converted weights to its end, so it must not outlast a step.
+            with torch.autocast(stream.device.type, torch.bfloat16, enabled=self._half):
+                error = self._squared_error(stream[chosen], y[chosen], weight[chosen])
+            gradients = torch.autograd.grad(error, parameters)
+            self._run.sum_(*gradients)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
+            schedule.step()
+        optimizer.zero_grad()
+
+    def _squared_error(self, stream, y, weight):
+        written = self._layer.mlp_output(stream.to(self._dtype))
+        return ((written - y) * weight).square().sum()
+
+    def _tokens_of_steps(self, count, steps):
+        """Yields the numbers of the tokens of each step: all tokens once, in random order, then all of them again."""
+        size, order = STEP_TOKENS // self._run.processes.count, torch.empty(0, dtype=torch.int64)
+        for _ in range(steps):
+            while 0 < count and len(order) < size:
+                order = torch.cat([order, torch.randperm(count, generator=self._generator)])
+            yield order[:size].to(self._run.device)
+            order = order[size:]
+
+    def _held_out_errors(self):
+        """Returns the squared error `(groups,)`, float64, on held-out tokens of every kind of text."""
+        errors = torch.zeros(self._run.num_groups, dtype=torch.float64, device=self._run.device)
+        for goal in self._goals:
+            for chosen in goal.held_out.nonzero().squeeze(1).split(TOKENS_AT_ONCE):
+                errors[goal.group] += self._squared_error(goal.stream[chosen], goal.y[chosen], goal.weight[chosen])
+        self._run.sum_(errors)
+        return errors
+
+
+def _share_of_rate(step, steps):
+    warm = min(1.0, (step + 1) / WARM_UP)
+    return warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))

@@ -1,0 +1,50 @@
+"""What the configurations check of their values."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+class Validated:
+    """Checks of the values of a configuration. They raise `ValueError` with the setting, its value and a remedy."""
+
+    def _require(self, key: str, holds: bool, remedy: str) -> None:
+        """Checks that a condition on one setting holds."""
+        if not holds:
+            raise ValueError(f"{key}={getattr(self, key)!r}; {remedy}.")
+
+    def _require_choice(self, key: str, choices: Sequence[str | None]) -> None:
+        """Checks that a setting is one of several values."""
+        names = ", ".join(name for name in choices if name)
+        self._require(key, getattr(self, key) in choices, f"choose one of {names}")
+
+    def _require_dtype(self, key: str, optional: bool = False) -> None:
+        """Checks that a setting names a dtype, and stores the name of a `torch.dtype`."""
+        value = getattr(self, key)
+        if isinstance(value, torch.dtype):
+            setattr(self, key, str(value).removeprefix("torch."))
+        self._require_choice(key, (None, *DTYPES) if optional else DTYPES)
+
+    def _require_device(self, key: str) -> None:
+        """Checks that a setting, unless it is `None`, names a device, and stores the name of a `torch.device`."""
+        if getattr(self, key) is None:
+            return
+        setattr(self, key, str(getattr(self, key)))
+        try:
+            torch.device(getattr(self, key))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{key}={getattr(self, key)!r} is not a torch device, such as 'cpu' or 'cuda:0'."
+            ) from error
+
+
+def is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value) -> bool:
+    return (is_int(value) or isinstance(value, float)) and math.isfinite(value)

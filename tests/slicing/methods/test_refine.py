@@ -1,0 +1,89 @@
+"""MLPs that are trained for some steps after they have lost neurons."""
+
+import pytest
+import torch
+from tiny import build, calibration, tokens
+from transformers import AutoModelForCausalLM
+
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.data.batches import TokenBatches
+from optimum_slicegpt.slicing.methods import refine
+from optimum_slicegpt.streaming import compress_checkpoint
+
+
+ENOUGH = [{"input_ids": tokens(32, 48, seed=seed)} for seed in range(4)]
+"""Calibration tokens that do not let an MLP of tiny models learn them by heart."""
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    monkeypatch.setattr(refine, "STEP_TOKENS", 512)
+
+
+def sliced(name, data=ENOUGH, dtype=torch.float32, **settings):
+    model = build(name).to(dtype)
+    settings = {"sparsity": 0, "architecture": "sliced", "dataset": data} | settings
+    return model.compress(SliceGPTConfig(mlp_sparsity=None if "mixtral" in name else 0.5, **settings))
+
+
+def error(model, dense):
+    with torch.no_grad():
+        return (model(tokens(16, 48, seed=7)).logits - dense(tokens(16, 48, seed=7)).logits).square().mean().item()
+
+
+@pytest.mark.parametrize("name", ["gemma", "phi3", "falcon-two_norms", "gpt2"])
+def test_a_trained_mlp_follows_the_dense_model_better(name):
+    dense = build(name)
+    before, after, longer = (error(sliced(name, refine=steps), dense) for steps in (0, 10, 30))
+    assert longer < after < before
+
+
+def test_half_precision_is_trained_in_float32():
+    dense, name = build("llama"), "llama"
+    before, after = (error(sliced(name, dtype=torch.bfloat16, refine=steps).float(), dense) for steps in (0, 40))
+    assert after < 0.98 * before
+
+
+def weights(model):
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+def test_weights_stay_where_training_learns_tokens_by_heart():
+    few = calibration(2)
+    for before, after in zip(weights(sliced("llama", few)), weights(sliced("llama", few, refine=20)), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_one_kind_of_text_is_not_served_at_the_expense_of_another(monkeypatch):
+    errors = iter([torch.tensor([1.0, 1.0]), torch.tensor([0.1, 1.1])] * 2)
+    monkeypatch.setattr(refine.Refinement, "_held_out_errors", lambda self: next(errors))
+    data = TokenBatches(ENOUGH, "two kinds", (0, 0, 1, 1))
+    for before, after in zip(weights(sliced("llama", data)), weights(sliced("llama", data, refine=20)), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_experts_stay_as_they_are():
+    for before, after in zip(weights(sliced("mixtral")), weights(sliced("mixtral", refine=20)), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_streaming_gives_the_same(tmp_path):
+    build("llama").save_pretrained(tmp_path / "dense")
+    settings = {"mlp_sparsity": 0.5, "sparsity": 0, "refine": 5, "dataset": ENOUGH[:2]}
+    compress_checkpoint(tmp_path / "dense", tmp_path / "sliced", SliceGPTConfig(**settings))
+    streamed = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced")
+    expected = build("llama").compress(SliceGPTConfig(**settings))
+    assert streamed.config.slicegpt["refine"] == 5
+    for one, other in zip(weights(streamed), weights(expected), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True])
+def test_steps_are_counted(value):
+    with pytest.raises(ValueError, match="refine=.* give a number of steps, 0 for none"):
+        SliceGPTConfig(refine=value)
+
+
+def test_a_refinement_needs_a_fit():
+    with pytest.raises(ValueError, match="refine=20 with refit=False: an MLP is trained"):
+        SliceGPTConfig(refine=20, refit=False)
