@@ -44,6 +44,7 @@ ALONE = {"own_tokens": 0}
 METHODS = {
     "default": {},
     "default, WikiText-2 alone": ALONE,
+    "closed form": {"refine": 0},
     "width alone": {"mlp_sparsity": 0.0},
     "neurons by layer": {"schedule": "energy"},
     "fisher": {"metric": "fisher"},

@@ -123,7 +123,7 @@ class CompressCommand(SliceGPTSubcommand):
             "--refine",
             type=int,
             metavar="STEPS",
-            help="steps for which each MLP is trained once it is fitted (default: 0)",
+            help="steps for which each MLP is trained once it is fitted (default: 40)",
         )
         slicing.add_argument(
             "--metric",

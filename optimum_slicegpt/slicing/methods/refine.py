@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 STEP_TOKENS = 2048
 """Tokens of a step, of all processes together."""
 
+EPOCHS = 4
+"""Times that a step may come back to the tokens that are there; fewer tokens are learned by heart."""
+
 LEARNING_RATE = 1.2e-2
 """Largest learning rate, as a share of the root mean square of the matrix that is trained."""
 
@@ -63,6 +66,17 @@ class Goal:
     weight: Tensor
     held_out: Tensor
     group: int
+
+
+def number_of_steps(asked: int, tokens: int) -> int:
+    """
+    Returns how many steps a calibration has tokens for.
+
+    Examples:
+        >>> number_of_steps(40, tokens=32 * 1024), number_of_steps(40, tokens=8 * 1024)
+        (40, 16)
+    """
+    return min(asked, EPOCHS * tokens // STEP_TOKENS)
 
 
 class Refinement:

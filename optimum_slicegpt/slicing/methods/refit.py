@@ -26,7 +26,7 @@ from ...planning.sizes import most_inputs
 from ..parts import Fit, timed
 from ..streams import SlicedStream
 from ..writing import writer_map
-from .refine import STEP_TOKENS, Goal, Refinement
+from .refine import STEP_TOKENS, Goal, Refinement, number_of_steps
 
 
 class FittedStream(SlicedStream):
@@ -92,6 +92,7 @@ class Refit(Fit):
     def __init__(self, run):
         super().__init__(run)
         self._most_inputs = most_inputs(run.dense)
+        self._steps = number_of_steps(run.config.refine, run.num_tokens)
 
     # Readers
 
@@ -154,7 +155,7 @@ class Refit(Fit):
             # Biases of parallel writers add up, so the first of them can hold the sum.
             writer.set(weight, bias, like=writer.weight)
             bias = torch.zeros_like(bias)
-        if run.config.refine and mlp_writer in writers and self._refine(block, there, shortcut, x, z):
+        if self._steps and mlp_writer in writers and self._refine(block, there, shortcut, x, z):
             return None
         return fitted, remaining
 
@@ -174,7 +175,7 @@ class Refit(Fit):
     @timed("refine")
     def _refine(self, block, there, shortcut, x, z):
         run, goals = self.run, []
-        stride = max(1, run.num_tokens // (run.config.refine * STEP_TOKENS))
+        stride = max(1, run.num_tokens // (self._steps * STEP_TOKENS))
         for batch, *streams in zip(run.batches, z.values, x.values, strict=True):
             (sliced, dense), sample = self._sample_tokens(batch, stride, *streams)
             goal = Goal(stream=sliced, **self._goal(batch, there, shortcut, dense, sliced), **sample)
@@ -182,7 +183,7 @@ class Refit(Fit):
                 (beside,), _ = self._sample_tokens(batch, stride, self._beside_mlp(block, streams[0], batch))
                 goal.y -= beside
             goals.append(goal)
-        return Refinement(run, block, goals).train(run.config.refine)
+        return Refinement(run, block, goals).train(self._steps)
 
     @timed("solve")
     def _delete_inputs(self, regression, candidates, count, fitted):
