@@ -8,7 +8,9 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
 import optimum_slicegpt
 from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.slicing.methods.refit import FittedStream
 from optimum_slicegpt.slicing.skeleton import build_sliced, replace_in_place
+from optimum_slicegpt.slicing.statistics import DensePass
 
 
 def refused(model, message, given=None, **kwargs):
@@ -98,6 +100,30 @@ def test_activations_that_are_not_finite_before_the_head():
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
     refused(model, r"Activations at site 4 \(before the head\)")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "site"),
+    [
+        (FittedStream, "start", r"Activations at site 0 \(layer 0, before its attn"),
+        (FittedStream, "_inputs_of", r"Activations at site 1 \(layer 0, before its mlp"),
+        (DensePass, "_add_gradient", r"Gradients at site 4 \(before the head"),
+    ],
+)
+def test_sums_that_are_not_finite_name_their_site(monkeypatch, owner, name, site):
+    """Whatever overflows in between: some factorizations on GPUs would return numbers for them."""
+    original = getattr(owner, name)
+
+    def overflowing(self, *args):
+        if name == "_add_gradient":
+            return original(self, args[0].mul_(float("nan")), *args[1:])
+        found = original(self, *args)
+        for values in found or self.run.state.z:
+            values[0, -1] = float("inf")
+        return found
+
+    monkeypatch.setattr(owner, name, overflowing)
+    refused(build("llama"), f"{site}.* not finite in torch.float64; the model", default(metric="fisher"))
 
 
 def test_a_tensor_without_a_value():

@@ -203,7 +203,7 @@ def _cut_chunks(text: str, tokenizer: Any, nsamples: int, seqlen: int, seed: int
     if len(ids) < nsamples * seqlen:
         used = f"{count} of {min(len(ids), seqlen)}"
         logger.warning(f"Dataset {source!r} is too short for {nsamples} chunks of {seqlen} tokens: using {used}.")
-    chunks = torch.tensor(ids[: count * seqlen]).view(count, -1)
+    chunks = torch.tensor(ids[: count * seqlen], device="cpu").view(count, -1)
     if seed is None or count <= nsamples:
         return chunks[:nsamples]
     return chunks[sorted(random.Random(seed).sample(range(count), nsamples))]

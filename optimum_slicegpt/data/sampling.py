@@ -78,8 +78,8 @@ def _write_block(model, start, stop, length, seed, opening, bar):
     block, rows = start // BLOCK, slice(start % BLOCK, start % BLOCK + stop - start)
     generator = torch.Generator().manual_seed(int(fingerprint([seed, block])[:16], 16))
     # All of the block is drawn, so that a row does not depend on the others.
-    first = torch.randint(model.config.vocab_size, (BLOCK,), generator=generator)[rows].to(model.device)
-    noise = torch.rand(BLOCK, length, generator=generator)[rows].to(model.device)
+    first = torch.randint(model.config.vocab_size, (BLOCK,), generator=generator, device="cpu")[rows].to(model.device)
+    noise = torch.rand(BLOCK, length, generator=generator, device="cpu")[rows].to(model.device)
     opening = torch.tensor(list(opening[:length]), dtype=torch.long, device=model.device)
     opened = torch.arange(start, stop, device=model.device) % 2 == 1
     if not len(opening):

@@ -179,7 +179,7 @@ def run_passes(models: Mapping[str, PreTrainedModel], settings: Settings) -> dic
     total = len(passes) * (settings.warmup + settings.repeats)
     with logging.tqdm(total=total, desc="Benchmark", unit="pass", disable=None) as progress:
         for batch_size in settings.batch_sizes:
-            ids = torch.randint(vocab_size, (batch_size, settings.seqlen), generator=generator)
+            ids = torch.randint(vocab_size, (batch_size, settings.seqlen), generator=generator, device="cpu")
             for turn in range(-settings.warmup, settings.repeats):
                 for name in list(models)[:: -1 if turn % 2 else 1]:
                     measured = time_pass(models[name], forwards[name], ids, settings)
@@ -189,7 +189,7 @@ def run_passes(models: Mapping[str, PreTrainedModel], settings: Settings) -> dic
     return passes
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def time_pass(model: PreTrainedModel, forward: Callable, ids: Tensor, settings: Settings) -> Pass:
     """
     Times one pass: a model reads the prompts, then adds tokens one by one.

@@ -1,6 +1,7 @@
 """Measures the perplexity of a language model on fixed tokens, in separate chunks or in windows that overlap."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..data.batches import TokenBatches, load_batches
-from ..modeling.contexts import evaluating
+from ..modeling.contexts import evaluating, placed
 from .losses import sum_over_positions
 
 
@@ -115,7 +116,7 @@ def evaluate_perplexity(
             Tokens in a window, and the distance between two windows. By default each sequence is a window. See
             [`evaluate_losses`].
         batch_size (`int`, defaults to 1): sequences, or windows, per forward.
-        device (`torch.device` or `str`, *optional*): device that the model is moved to. By default it stays.
+        device (`torch.device` or `str`, *optional*): device that computes. By default the model's own.
         progress (`bool`, defaults to `False`): whether to show a progress bar.
 
     Returns:
@@ -130,7 +131,7 @@ def evaluate_perplexity(
     ).perplexity()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # Inference mode would leave the model buffers that cannot be trained with.
 def evaluate_losses(
     model: PreTrainedModel,
     batches: TokenBatches | list[dict[str, Tensor]],
@@ -161,7 +162,7 @@ def evaluate_losses(
             Sequences, or windows, per forward. Shorter ones are padded on the right, where attention does not look.
             Logits of a whole batch can be gigabytes.
         device (`torch.device` or `str`, *optional*):
-            Device that the model is moved to. By default it stays where it is.
+            Device that computes, to which the model is copied. By default its own.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
 
@@ -175,8 +176,6 @@ def evaluate_losses(
     """
     check_sizes(seqlen, stride, batch_size)
     batches = load_batches(batches, vocab_size=model.get_input_embeddings().weight.shape[0])
-    if device is not None:
-        model.to(device)
     sequences = [sequence for batch in batches for sequence in _sequences(batch) if len(sequence) > 1]
     if not sequences:
         raise ValueError("Nothing to predict: no sequence has 2 unmasked tokens. Give longer sequences.")
@@ -186,11 +185,11 @@ def evaluate_losses(
     # memory shows at once.
     order = sorted(range(len(windows)), key=lambda index: -len(windows[index][0]))
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    sums = torch.zeros(len(windows), dtype=torch.float64)
-    with evaluating(model):
+    sums = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
+    with evaluating(model), nullcontext() if device is None else placed(model, torch.device(device)):
         for part in logging.tqdm(parts, desc="Perplexity", disable=not progress):
             sums[part] = torch.stack(_sum_losses(model, [windows[index] for index in part]))
-    return Losses(sums, torch.tensor([count for _, count in windows], dtype=torch.float64))
+    return Losses(sums, torch.tensor([count for _, count in windows], dtype=torch.float64, device="cpu"))
 
 
 def check_sizes(seqlen: int | None = None, stride: int | None = None, batch_size: int = 1) -> None:
@@ -234,10 +233,10 @@ def _windows(sequence: Tensor, seqlen: int | None, stride: int | None) -> list[t
 
 def _sum_losses(model: PreTrainedModel, windows: list[tuple[Tensor, int]]) -> list[Tensor]:
     """Returns the sum of the losses of each window, float64 on the CPU."""
-    lengths = torch.tensor([len(tokens) for tokens, _ in windows])
+    lengths = torch.tensor([len(tokens) for tokens, _ in windows], device="cpu")
     inputs = {"input_ids": pad_sequence([tokens for tokens, _ in windows], batch_first=True)}
     if lengths.min() < lengths.max():
-        inputs["attention_mask"] = (torch.arange(lengths.max()) < lengths[:, None]).long()
+        inputs["attention_mask"] = (torch.arange(lengths.max(), device="cpu") < lengths[:, None]).long()
     logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}, use_cache=False).logits
     sums = []
     for row, (tokens, count) in zip(logits, windows, strict=True):

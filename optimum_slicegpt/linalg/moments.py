@@ -6,6 +6,7 @@ References:
     float32 (table 4).
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -37,9 +38,13 @@ def add_second_moment_(total: Tensor, x: Tensor, factor: Tensor | None = None) -
         factor (`torch.Tensor` of shape `(tokens, 1)`, *optional*): multiplies each token of x.
     """
     if factor is not None:
-        # float16 may be too narrow for the products, so they take the factor's dtype. bfloat16 is wide enough.
         x = (x * factor).to(torch.bfloat16 if x.dtype == torch.bfloat16 else factor.dtype)
     add_products_(total, x)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Returns a dtype for what becomes of activations in `dtype`: float16 may be too narrow for it, bfloat16 never."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 def add_products_(total: Tensor, x: Tensor) -> None:
@@ -68,12 +73,17 @@ def strips(rows: int) -> Iterator[tuple[int, int]]:
     return pairwise(rows * strip // NUM_STRIPS for strip in range(NUM_STRIPS + 1))
 
 
+FAST_PRODUCTS = threading.Lock()
+"""Held where float32 matrices are multiplied as bfloat16: the switch is one for all threads of a process."""
+
+
 @contextmanager
 def float32_products_of(dtype: torch.dtype) -> Iterator[None]:
     """
     Lets float32 matrices whose values `dtype` can hold be multiplied as fast as the processor allows.
 
-    For bfloat16 values, a processor that multiplies bfloat16 into float32 sums is twice as fast, and as exact.
+    For bfloat16 values, a processor that multiplies bfloat16 into float32 sums is twice as fast, and as exact. Threads
+    take turns; one that multiplies float32 elsewhere meanwhile gets products of rounded numbers.
 
     Args:
         dtype (`torch.dtype`): from which the values were converted to float32.
@@ -82,11 +92,13 @@ def float32_products_of(dtype: torch.dtype) -> Iterator[None]:
     if dtype != torch.bfloat16 or backend is None:
         yield
         return
-    before, backend.fp32_precision = backend.fp32_precision, "bf16"
-    try:
-        yield
-    finally:
-        backend.fp32_precision = before
+    with FAST_PRODUCTS:
+        before = backend.fp32_precision
+        try:
+            backend.fp32_precision = "bf16"
+            yield
+        finally:
+            backend.fp32_precision = before
 
 
 def root_mean_square(stream: Tensor) -> Tensor:

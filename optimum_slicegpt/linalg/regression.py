@@ -17,7 +17,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .moments import add_products_, mirror_
+from .moments import add_products_, mirror_, wide
 
 
 STRENGTHS = (10.0, 3.0, 1.0, 3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
@@ -83,28 +83,32 @@ class LeastSquares:
         Adds tokens of a group.
 
         Args:
-            a (`torch.Tensor` of shape `(tokens, inputs)`): products are taken in its dtype.
+            a (`torch.Tensor` of shape `(tokens, inputs)`): products are taken in its dtype, or in float32 of float16.
             y (`torch.Tensor` of shape `(tokens, outputs)`): in any dtype.
             held_out (`torch.Tensor` of shape `(tokens,)`, bool, on the CPU):
                 tokens that are not fitted, but choose the strength of the ridge.
             weight (`torch.Tensor` of shape `(tokens, 1)` or `float`): multiplies a and y of each token.
             group (`int`): kind of the tokens.
         """
-        for index, tokens in ((0, ~held_out), (1 + group, held_out)):
-            for chosen in tokens.nonzero().squeeze(1).split(TOKENS_AT_ONCE):
-                chosen = chosen.to(a.device, non_blocking=True)
-                factor = weight if isinstance(weight, float) else weight[chosen]
-                self._collect(index, a[chosen], y[chosen], factor)
+        # Tokens are cut where they begin or cease to be held out: to pick them would move their numbers to the device.
+        kinds, counts = held_out.unique_consecutive(return_counts=True)
+        counts = counts.tolist()
+        weights = [weight] * len(counts) if isinstance(weight, float) else weight.split(counts)
+        for kind, *parts, factor in zip(kinds.tolist(), a.split(counts), y.split(counts), weights, strict=True):
+            for start in range(0, len(parts[0]), TOKENS_AT_ONCE):
+                chosen = slice(start, start + TOKENS_AT_ONCE)
+                factors = factor if isinstance(factor, float) else factor[chosen]
+                self._collect((1 + group) * kind, *(part[chosen] for part in parts), factors)
 
     def _collect(self, index, a, y, weight):
         """Writes at most [`TOKENS_AT_ONCE`] tokens into a buffer, whose products are added once it is full."""
         if self._counts[index] + len(a) > TOKENS_AT_ONCE:
             self._add_collected(index)
         if self._collected[index] is None:
-            self._collected[index] = a.new_empty(TOKENS_AT_ONCE, self._sums.shape[-1])
+            self._collected[index] = a.new_empty(TOKENS_AT_ONCE, self._sums.shape[-1], dtype=wide(a.dtype))
         place = self._collected[index][self._counts[index] :][: len(a)]
-        torch.mul(a, weight, out=place[:, : a.shape[1]])
-        torch.mul(y, weight, out=place[:, a.shape[1] :])
+        for part, columns in ((a, slice(None, self.num_inputs)), (y, slice(self.num_inputs, None))):
+            torch.mul(part.to(wide(part.dtype)), weight, out=place[:, columns])
         self._counts[index] += len(a)
 
     def _add_collected(self, index):

@@ -2,41 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 if TYPE_CHECKING:
     from .decoder import Decoder
 
 
+PLAIN_OUTPUTS = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_router_logits": False,
+    "return_dict": True,
+}
+"""Config keys that say what a model puts out, with the values at which it is logits alone."""
+
+
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Switches a model to evaluation mode. Afterwards every module has its own training mode again."""
+def evaluating(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """
+    Switches a model to evaluation mode, and lets it put out logits alone. Afterwards every module has its own training
+    mode again, and the configuration its own outputs.
+    """
     training = [module for module in model.modules() if module.training]
-    model.eval()
+    outputs = {key: getattr(model.config, key) for key in PLAIN_OUTPUTS if hasattr(model.config, key)}
     try:
+        model.eval()
+        for key in outputs:
+            setattr(model.config, key, PLAIN_OUTPUTS[key])
         yield model
     finally:
         for module in training:
             module.training = True
+        for key, value in outputs.items():
+            setattr(model.config, key, value)
 
 
 @contextmanager
-def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[nn.Module]:
-    """Copies a module's parameters to a device and a dtype. Afterwards the module has its own tensors again."""
-    stored = [(parameter, parameter.data) for parameter in module.parameters() if not parameter.is_meta]
-    for parameter, data in stored:
-        parameter.data = data.to(device, dtype)
+def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
+    """
+    Copies a module's parameters and buffers to a device, the parameters to a dtype, too. Afterwards, and after an
+    error, the module has its own tensors again.
+    """
+    parameters = [(parameter, parameter.data) for parameter in module.parameters() if not parameter.is_meta]
+    buffers = [(owner._buffers, key, value) for owner in module.modules() for key, value in owner._buffers.items()]
     try:
+        for parameter, data in parameters:
+            parameter.data = data.to(device, dtype)
+        for held, key, value in buffers:
+            if value is not None and not value.is_meta:
+                held[key] = value.to(device)
         yield module
     finally:
-        for parameter, data in stored:
+        for parameter, data in parameters:
             parameter.data = data
+        for held, key, value in buffers:
+            held[key] = value
 
 
 @contextmanager
@@ -50,29 +77,32 @@ def padded(module: nn.Module, count: int) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def inputs_recorded(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Yields a mapping that receives the input of each module. The modules themselves return nothing, `(..., 0)`."""
-    inputs = {}
-    for module in modules:
-        # The forward of an instance comes before the forward of its class.
-        module.forward = lambda given, module=module: inputs.update({module: given}) or given[..., :0]
+def forwards_replaced(modules: Iterable[nn.Module], make: Callable[[nn.Module], Callable]) -> Iterator[None]:
+    """Lets each module call the forward that `make` returns for it. Afterwards each has the one that it had."""
+    # The forward of an instance, which somebody else may have set, comes before the forward of its class.
+    before = [(module, vars(module).get("forward")) for module in modules]
     try:
-        yield inputs
+        for module, _ in before:
+            module.forward = make(module)
+        yield
     finally:
-        for module in modules:
-            del module.forward
+        for module, forward in before:
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward
 
 
 @contextmanager
-def layers_replaced(decoder: Decoder, forward: Callable) -> Iterator[None]:
+def inputs_recorded(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Yields a mapping that receives the input of each module. The modules themselves return nothing, `(..., 0)`."""
+    inputs = {}
+    with forwards_replaced(modules, lambda module: lambda given: inputs.update({module: given}) or given[..., :0]):
+        yield inputs
+
+
+def layers_replaced(decoder: Decoder, forward: Callable) -> AbstractContextManager[None]:
     """Lets every decoder layer of a model call `forward` instead of its own."""
-    for layer in decoder.layers:
-        layer.forward = forward  # The forward of an instance comes before the forward of its class.
-    try:
-        yield
-    finally:
-        for layer in decoder.layers:
-            del layer.forward
+    return forwards_replaced(decoder.layers, lambda layer: forward)
 
 
 def injected(decoder: Decoder, stream: Tensor) -> AbstractContextManager[None]:

@@ -176,6 +176,10 @@ class Decoder:
 
     # Modules and weights
 
+    def modules(self, *names: str) -> nn.ModuleList:
+        """Returns some modules of the model by their names."""
+        return nn.ModuleList(map(self.model.get_submodule, names))
+
     @property
     def final_norm(self) -> nn.Module:
         return self.body.get_submodule(self.family.final_norm)

@@ -21,11 +21,13 @@ class NormPair:
     A norm on the stream.
 
     Args:
+        site (`int`): where it reads the stream.
         dense (`nn.Module`): of the dense model.
         sliced (`nn.Module`): the RMSNorm that it becomes.
         readers (`list[tuple[Reader, Reader]]`): the weights that read its output, dense and sliced.
     """
 
+    site: int
     dense: nn.Module
     sliced: nn.Module
     readers: list[tuple[Reader, Reader]]
@@ -65,7 +67,7 @@ class BlockPair:
 
     def norms(self) -> Iterator[NormPair]:
         for (_, dense, readers), (_, sliced, targets) in zip(self.dense.norms(), self.sliced.norms(), strict=True):
-            yield NormPair(dense, sliced, list(zip(readers.values(), targets.values(), strict=True)))
+            yield NormPair(self.site, dense, sliced, list(zip(readers.values(), targets.values(), strict=True)))
 
     def writers(self) -> list[tuple[Writer, Writer]]:
         """Returns pairs of the dense and the sliced writer."""

@@ -125,26 +125,28 @@ class Computation:
         """Returns this process's share of the items."""
         return self.processes.share(items)
 
-    def sum_(self, *tensors: Tensor) -> None:
-        """Adds each tensor up over all processes, in place."""
-        self.processes.sum_(*tensors)
+    def sum_(self, total: Tensor, site: int, of: str = "Activations") -> None:
+        """
+        Adds a sum over tokens up over all processes, in place.
+
+        Args:
+            total (`torch.Tensor`): this process's sum.
+            site (`int`): where it was taken.
+            of (`str`): what it is of.
+
+        Raises:
+            ValueError: it is not finite: what was added overflowed. A factorization of it might not notice.
+        """
+        self.processes.sum_(total)
+        if not total.sum().isfinite():
+            raise ValueError(
+                f"{of} at {self.dense.site_name(site)} are not finite in {self.dtype}; the model is unchanged. "
+                "Calibrate with a wider dtype, or look for weights that are not finite."
+            )
 
     def agreed(self, tensor: Tensor) -> Tensor:
         """Returns the first process's tensor in all processes: machines differ in how they round."""
         return self.processes.agreed(tensor)
-
-    def check_finite(self, moment: Tensor, site: int) -> None:
-        """
-        Refuses statistics of activations that overflowed.
-
-        Raises:
-            ValueError: they did.
-        """
-        if not moment.isfinite().all():
-            raise ValueError(
-                f"Activations at {self.dense.site_name(site)} are not finite in {self.dtype}; the model is unchanged. "
-                "Calibrate with a wider dtype, or look for weights that are not finite."
-            )
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -253,7 +255,8 @@ class Run(Computation):
 
     def final_norm(self) -> NormPair:
         """Returns the final norm, which the head reads."""
-        return NormPair(self.dense.final_norm, self.sliced.final_norm, [(self.dense.head, self.sliced.head)])
+        norms = self.dense.final_norm, self.sliced.final_norm
+        return NormPair(self.dense.num_sites - 1, *norms, [(self.dense.head, self.sliced.head)])
 
     def adopt(self, *names: str) -> None:
         """Shares with the sliced model what slicing leaves as it is in modules that are loaded."""

@@ -47,10 +47,21 @@ def new_moment(run: Computation) -> Tensor:
     return torch.zeros(size, size, dtype=torch.float64, device=run.device)
 
 
-def sum_moments(run: Computation, *moments: Tensor) -> None:
-    """Adds up second moments over all processes, and mirrors them, in place."""
-    run.sum_(*moments)
-    for moment in moments:
+def sum_moments(run: Computation, moments: Iterable[Tensor], site: int, of: str = "Activations") -> None:
+    """
+    Adds up second moments over all processes, and mirrors them, in place.
+
+    Args:
+        run ([`Computation`]): whose moments they are.
+        moments (`Iterable[torch.Tensor]`): of sites that follow each other.
+        site (`int`): the first of these sites.
+        of (`str`): what they are of.
+
+    Raises:
+        ValueError: they are not finite.
+    """
+    for number, moment in enumerate(moments, site):
+        run.sum_(moment, number, of)
         mirror_(moment)
 
 
@@ -129,13 +140,11 @@ class DensePass:
                     tokens = batch.tokens(each)[:count]
                     add_second_moment_(moment, tokens, batch.place.weight / root_mean_square(tokens))
                 after.append(run.keep(streams[-1]))
-            sum_moments(run, *moments)
-            for site, moment in enumerate(moments, len(statistics.moments)):
-                run.check_finite(moment, site)
+            sum_moments(run, moments, len(statistics.moments))
             if self._costs:
                 rows = run.dense.mlp_writer(index).weight.double()
                 costs = sum(energies) * rows.square().sum(-1)
-                run.sum_(costs)
+                run.sum_(costs, len(statistics.moments) + len(moments) - 1)
                 statistics.costs.append(run.keep(costs))
         statistics.moments += map(run.keep, moments)
         statistics.streams.append(after)
@@ -147,15 +156,15 @@ class DensePass:
     def loss(self) -> None:
         """Computes the gradient of the loss with respect to the stream at the last site."""
         run, statistics, moment = self.run, self.statistics, new_moment(self.run)
-        with run.loaded(*run.dense.around_layers, run.dense.head_name), self._phase():
-            inputs = [run.token_batches[position] for position in self._measured]
-            measured = zip(inputs, self._batches, self._counts, statistics.streams.pop(), strict=True)
-            for tokens, batch, count, value in measured:
+        around = *run.dense.around_layers, run.dense.head_name
+        with run.loaded(*around), self._phase(), placed(run.dense.modules(*around), run.device, run.dtype):
+            measured = zip(self._batches, self._counts, statistics.streams.pop(), strict=True)
+            for batch, count, value in measured:
                 stream = value.to(run.device)
-                gradient = loss_gradient(run.dense, tokens, stream, run.device, run.dtype)
+                gradient = loss_gradient(run.dense, batch.inputs, stream)
                 self._add_gradient(moment, batch, count, gradient, stream)
                 statistics.gradient.append(run.keep(gradient))
-            sum_moments(run, moment)
+            sum_moments(run, [moment], run.dense.num_sites - 1, "Gradients")
         statistics.gradients.append(run.keep(moment))
 
     def backward(self, index: int) -> None:
@@ -175,7 +184,7 @@ class DensePass:
                 for moment, stream, gradient in zip(moments, streams, gradients, strict=True):
                     self._add_gradient(moment, batch, count, gradient, stream)
                 before.append(run.keep(gradients[0]))
-            sum_moments(run, *moments)
+            sum_moments(run, moments, index * len(family.blocks), "Gradients")
         statistics.gradients[:0] = map(run.keep, moments)
         statistics.gradient = before if index else []
 
@@ -205,31 +214,28 @@ class DensePass:
         return self.run.phase("gradients" if self._gradients else "second moments")
 
 
-def loss_gradient(
-    dense: Decoder, inputs: dict[str, Tensor], stream: Tensor, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def loss_gradient(dense: Decoder, inputs: dict[str, Tensor], stream: Tensor) -> Tensor:
     """
     Computes the gradient of the summed next-token loss with respect to the stream at the last site.
 
     Args:
-        dense ([`Decoder`]): the dense model, whose final norm and head are loaded.
-        inputs (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
+        dense ([`Decoder`]): the dense model, whose tables, final norm and head are where the stream is.
+        inputs (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`, on that device.
         stream (`torch.Tensor` of shape `(B, T, D)`): at the last site.
-        device (`torch.device`), dtype (`torch.dtype`): in which layers compute.
 
     Returns:
         `torch.Tensor` of shape `(B, T, D)`.
     """
-    model, gradients = dense.model, []
+    gradients = []
     for row, sequence in enumerate(stream.detach().split(1)):  # One sequence at a time, because its logits are large.
-        given = {key: value[row : row + 1].to(model.device) for key, value in inputs.items()}
-        targets = given["input_ids"][:, 1:].clone()
-        if "attention_mask" in given:
-            targets[~given["attention_mask"][:, 1:].bool()] = -100
-        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        tokens = {key: value[row] for key, value in inputs.items()}
+        targets = tokens["input_ids"][1:]
+        if "attention_mask" in tokens:
+            targets = targets.masked_fill(tokens["attention_mask"][1:] == 0, -100)
+        with torch.enable_grad():
             sequence.requires_grad_()
-            with injected(dense, sequence.to(model.device, model.dtype)):
-                logits = model(**given, use_cache=False).logits[0, :-1].float()
-            loss = nn.functional.cross_entropy(logits, targets[0], reduction="sum")
+            with injected(dense, sequence):  # No layer is computed, so none needs the mask.
+                logits = dense.model(input_ids=tokens["input_ids"][None], use_cache=False).logits[0, :-1].float()
+            loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
             gradients += torch.autograd.grad(loss, sequence)
     return torch.cat(gradients)

@@ -27,18 +27,23 @@ class Batch:
     One calibration batch, as its layers see it.
 
     Args:
-        real (`torch.Tensor` of shape `(B, T)`, *optional*): which positions are no padding; `None` for all.
+        real (`torch.Tensor` of shape `(tokens,)`, *optional*):
+            the positions that are no padding, among all `B * T` of the batch; `None` for all. They are numbers because
+            the shape of what a mask picks is known only when a device has done all its work.
         layer_kwargs (`list[dict]`): the arguments of every decoder layer: mask, positions.
+        inputs (`dict[str, torch.Tensor]`): the tokens, and their mask if there is one, where layers compute.
         place ([`Place`]): among all calibration tokens.
     """
 
     real: Tensor | None
     layer_kwargs: list[dict]
+    inputs: dict[str, Tensor]
     place: Place = Place()
 
     def tokens(self, values: Tensor) -> Tensor:
         """Returns values `(B, T, ...)` of all positions that are no padding, as `(tokens, ...)`."""
-        return values.flatten(0, 1) if self.real is None else values[self.real]
+        values = values.flatten(0, 1)
+        return values if self.real is None else values[self.real]
 
 
 def first_stream(
@@ -71,12 +76,13 @@ def first_stream(
         stream -= stream.mean(-1, keepdim=True)
     mask = inputs.get("attention_mask")
     layer_kwargs = [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls]
-    real = None if mask is None else mask.bool().to(device)
-    return stream, Batch(real, _move(layer_kwargs, device, dtype), place)
+    real = None if mask is None else mask.flatten().nonzero().squeeze(1).to(device)
+    *layer_kwargs, inputs = _move([*layer_kwargs, inputs], device, dtype)
+    return stream, Batch(real, layer_kwargs, inputs, place)
 
 
-def _move(layer_kwargs: list[dict], device: torch.device, dtype: torch.dtype) -> list[dict]:
-    """Moves tensors to the device, floating ones to the dtype too; a tensor that layers share stays shared."""
+def _move(arguments: list[dict], device: torch.device, dtype: torch.dtype) -> list[dict]:
+    """Moves tensors to the device, floating ones to the dtype too; a tensor that several share stays shared."""
     moved = {}
 
     def move(value):
@@ -89,7 +95,7 @@ def _move(layer_kwargs: list[dict], device: torch.device, dtype: torch.dtype) ->
             moved[id(value)] = cast.to(device)
         return moved[id(value)]
 
-    return [{key: move(value) for key, value in kwargs.items()} for kwargs in layer_kwargs]
+    return [{key: move(value) for key, value in kwargs.items()} for kwargs in arguments]
 
 
 def _clamp_to_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:

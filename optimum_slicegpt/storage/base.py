@@ -100,12 +100,12 @@ class InMemory:
     def loaded(self, names: Iterable[str]) -> Iterator[None]:
         """Aligns the values, which are in memory."""
         moved = []
-        for name in names:
-            for parameter in self._model.get_submodule(name).parameters():
-                if parameter.data_ptr() % ALIGNMENT:  # a file that is mapped holds weights at any address
-                    moved.append((parameter, parameter.data))
-                    parameter.data = parameter.data.clone()
         try:
+            for name in names:
+                for parameter in self._model.get_submodule(name).parameters():
+                    if parameter.data_ptr() % ALIGNMENT:  # a file that is mapped holds weights at any address
+                        moved.append((parameter, parameter.data))
+                        parameter.data = parameter.data.clone()
             yield
         finally:
             for parameter, data in moved:

@@ -62,12 +62,12 @@ class OnDisk:
     def loaded(self, names: Iterable[str]) -> Iterator[None]:
         """Reads the parameters of modules, and forgets them afterwards."""
         values, shared = self._checkpoint.tensors(names), {}
-        for name, value in values.items():
-            parameter = shared.setdefault(id(value), nn.Parameter(value, requires_grad=False))
-            _set_parameter(self._checkpoint.model, name, parameter)
         read = list(values)
-        del values, value, shared, parameter
         try:
+            for name, value in values.items():
+                parameter = shared.setdefault(id(value), nn.Parameter(value, requires_grad=False))
+                _set_parameter(self._checkpoint.model, name, parameter)
+            del values, value, shared, parameter
             yield
         finally:
             for name in read:

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from pretend_gpu import pretend_gpu
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from optimum_slicegpt.data.batches import load_batches
@@ -190,12 +191,17 @@ def test_training_mode_is_restored(model):
     assert [module.training for module in model.modules()] == before
 
 
-def test_model_moves_only_where_asked(model, monkeypatch):
-    moves = []
-    monkeypatch.setattr(model, "to", moves.append)
-    evaluate_perplexity(model, [{"input_ids": tokens(1, 4)}])
-    evaluate_perplexity(model, [{"input_ids": tokens(1, 4)}], device="cpu")
-    assert moves == ["cpu"]
+def test_a_model_is_where_it_was_afterwards():
+    """This one computes a buffer anew in each forward."""
+    model, batches = tiny.build("phi3-longrope", torch.float32), [{"input_ids": tokens(1, 4)}]
+    before = {name: tensor.data_ptr() for name, tensor in model.state_dict(keep_vars=True).items()}
+    with pretend_gpu() as gpu:
+        found = evaluate_perplexity(model, batches, device="cuda")
+        assert {each.device.type for each in (*model.parameters(), *model.buffers())} == {"cpu"}
+    assert gpu.peak > 0
+    assert found == evaluate_perplexity(model, batches)
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict(keep_vars=True).items()} == before
+    assert not any(each.is_inference() for each in (*model.parameters(), *model.buffers()))
 
 
 def test_hopeless_models_have_infinite_perplexity(model):

@@ -3,6 +3,9 @@
 import hashlib
 import json
 
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
 
 class Died(Exception):
     pass
@@ -19,6 +22,20 @@ def die_at_call(monkeypatch, owner, name, call, error=Died):
         return original(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, replacement)
+
+
+class Fault(TorchDispatchMode):
+    """Counts torch's operations, and lets the one with number `at` fail, as for lack of memory."""
+
+    def __init__(self, at=None):
+        super().__init__()
+        self.at, self.count = at, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        if self.count == self.at:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return func(*args, **kwargs or {})
 
 
 def hash_files(folder):

@@ -190,3 +190,16 @@ def test_bfloat16_tokens_that_are_almost_alike():
     y = a[:, :4] - a[:, 4:8]
     found = fit(a, y).solve(torch.zeros(512, 4, dtype=torch.float64))
     assert (a.double() @ found - y).square().mean() < 0.1 * y.double().square().mean()
+
+
+def test_float16_holds_what_its_sums_do_not():
+    """Divided by a small root mean square, or multiplied by a weight, numbers leave its range."""
+    a, y, _ = problem(tokens=100)
+    a, y, weight = a.half(), y.half(), torch.full((100, 1), 1e5)
+    fitted = LeastSquares(a.shape[1], y.shape[1], a.device)
+    fitted.add(a, y, held_out=torch.zeros(100, dtype=torch.bool), weight=weight)
+    fitted.add(a * 0 + 4e4, y * 0 + 4e4, held_out=torch.zeros(100, dtype=torch.bool), weight=2.0)
+    gram, cross = fitted.gram_and_cross()
+    a, y = a.double(), y.double()
+    torch.testing.assert_close(gram[0], 1e10 * a.T @ a + 100 * 8e4**2, rtol=1e-4, atol=1e6)
+    torch.testing.assert_close(cross[0], 1e10 * a.T @ y + 100 * 8e4**2, rtol=1e-4, atol=1e6)

@@ -49,8 +49,7 @@ class DenseAxes(Axes):
         for batch, value in zip(run.batches, x.values, strict=True):
             tokens = batch.tokens(value.to(run.device))
             add_second_moment_(moment, tokens, batch.place.weight / root_mean_square(tokens))
-        sum_moments(run, moment)
-        run.check_finite(moment, site)
+        sum_moments(run, [moment], site)
         return moment
 
     @timed("axes")
@@ -130,8 +129,7 @@ class PaperAxes(Axes):
         run, moment = self.run, new_moment(self.run)
         for batch, value in zip(run.batches, stream.values, strict=True):
             add_second_moment_(moment, batch.tokens(value.to(run.device)))
-        sum_moments(run, moment)
-        run.check_finite(moment, site)
+        sum_moments(run, [moment], site)
         return moment
 
     @timed("axes")

@@ -90,12 +90,27 @@ class Refinement:
     """
 
     def __init__(self, run: Run, block: BlockPair, goals: list[Goal]):
-        self._run, self._layer, self._goals = run, block.sliced.layer, goals
+        self._run, self._layer = run, block.sliced.layer
         self._weights = [*run.sliced.mlp_readers(block.index), run.sliced.mlp_writer(block.index)]
         self._generator = torch.Generator().manual_seed(block.index)
         # Adam's steps would vanish in the rounding of a half precision, products need no more.
         self._half = run.dtype.itemsize == 2
         self._dtype = torch.float32 if self._half else run.dtype
+        self._fitted = self._gather((goal, ~goal.held_out) for goal in goals)
+        self._held_out = [
+            self._gather((goal, goal.held_out) for goal in goals if goal.group == group)
+            for group in range(run.num_groups)
+        ]
+
+    def _gather(self, goals):
+        """Returns stream, y and weight of some tokens of goals, of which a process may have none."""
+        reader, writer = self._weights[0], self._weights[-1]
+        parts = [[torch.empty(0, each.weight.shape[-1], device=self._run.device)] for each in (reader, writer)]
+        parts.append([torch.empty(0, 1, device=self._run.device)])
+        for goal, chosen in goals:
+            for part, values in zip(parts, (goal.stream, goal.y, goal.weight), strict=True):
+                part.append(values[chosen])
+        return [torch.cat(part) for part in parts]
 
     def train(self, steps: int) -> bool:
         """
@@ -123,17 +138,12 @@ class Refinement:
         groups = [{"params": [parameter], "lr": rate} for parameter, rate in zip(parameters, rates, strict=True)]
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
-        fitted = [~goal.held_out for goal in self._goals]
-        stream, y, weight = (
-            torch.cat([getattr(goal, name)[tokens] for goal, tokens in zip(self._goals, fitted, strict=True)])
-            for name in ("stream", "y", "weight")
-        )
-        for chosen in self._tokens_of_steps(len(y), steps):
+        for chosen in self._tokens_of_steps(steps):
             # Autocast remembers converted weights to its end, so it must not outlast a step.
-            with torch.autocast(stream.device.type, torch.bfloat16, enabled=self._half):
-                error = self._squared_error(stream[chosen], y[chosen], weight[chosen])
+            with torch.autocast(self._run.device.type, torch.bfloat16, enabled=self._half):
+                error = self._squared_error(*(values[chosen] for values in self._fitted))
             gradients = torch.autograd.grad(error, parameters)
-            self._run.sum_(*gradients)
+            self._run.processes.sum_(*gradients)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
@@ -144,22 +154,23 @@ class Refinement:
         written = self._layer.mlp_output(stream.to(self._dtype))
         return ((written - y) * weight).square().sum()
 
-    def _tokens_of_steps(self, count, steps):
+    def _tokens_of_steps(self, steps):
         """Yields the numbers of the tokens of each step: all tokens once, in random order, then all of them again."""
         size, order = STEP_TOKENS // self._run.processes.count, torch.empty(0, dtype=torch.int64)
+        count = len(self._fitted[0])
         for _ in range(steps):
             while 0 < count and len(order) < size:
                 order = torch.cat([order, torch.randperm(count, generator=self._generator)])
-            yield order[:size].to(self._run.device)
+            yield order[:size].to(self._run.device, non_blocking=True)
             order = order[size:]
 
     def _held_out_errors(self):
         """Returns the squared error `(groups,)`, float64, on held-out tokens of every kind of text."""
         errors = torch.zeros(self._run.num_groups, dtype=torch.float64, device=self._run.device)
-        for goal in self._goals:
-            for chosen in goal.held_out.nonzero().squeeze(1).split(TOKENS_AT_ONCE):
-                errors[goal.group] += self._squared_error(goal.stream[chosen], goal.y[chosen], goal.weight[chosen])
-        self._run.sum_(errors)
+        for group, tokens in enumerate(self._held_out):
+            for parts in zip(*(values.split(TOKENS_AT_ONCE) for values in tokens), strict=True):
+                errors[group] += self._squared_error(*parts)
+        self._run.processes.sum_(errors)
         return errors
 
 

@@ -110,7 +110,7 @@ class Refit(Fit):
             pair, sample = self._sample_tokens(batch, stride, sliced, dense)
             pair = [nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair]
             regression.add(*pair, weight=batch.place.weight, **sample)
-        run.sum_(regression.sums)
+        run.sum_(regression.sums, norm.site)
 
     @timed("solve")
     def _solve(self, regression, prior):
@@ -137,7 +137,7 @@ class Refit(Fit):
             rows.append(sum(biases)[None].to(there.dual))
         sizes = [len(each) for each in rows]
         regression = LeastSquares(sum(sizes), there.width, run.device, run.num_groups)
-        self._add_writers(regression, there, shortcut, x, z)
+        self._add_writers(regression, block.site + 1, there, shortcut, x, z)
         fitted = self._solve(regression, torch.cat(rows))
         kept, mlp_writer, remaining = run.state.neurons[block.index], run.dense.family.mlp_writer, None
         if kept is not None and mlp_writer in writers:
@@ -160,29 +160,26 @@ class Refit(Fit):
         return fitted, remaining
 
     @timed("regression")
-    def _add_writers(self, regression, there, shortcut, x, z):
+    def _add_writers(self, regression, site, there, shortcut, x, z):
         run, stride = self.run, token_stride(regression.num_inputs, self._most_inputs)
+        matrix = there.write.to(run.dtype)
         for batch, *streams in zip(run.batches, z.inputs, z.values, x.values, strict=True):
             (given, sliced, dense), sample = self._sample_tokens(batch, stride, *streams)
-            regression.add(given, **self._goal(batch, there, shortcut, dense, sliced), **sample)
-        run.sum_(regression.sums)
-
-    def _goal(self, batch, there, shortcut, dense, sliced) -> dict:
-        """Returns what a block should write, `y` `(tokens, k')`, and the `weight` of each token `(tokens, 1)`."""
-        wanted = (dense @ there.write.to(dense.dtype)).float() - residual(sliced, shortcut)
-        return {"y": wanted, "weight": batch.place.weight / root_mean_square(dense)}
+            regression.add(given, **_goal(batch, dense @ matrix, dense, sliced, shortcut), **sample)
+        run.sum_(regression.sums, site)
 
     @timed("refine")
     def _refine(self, block, there, shortcut, x, z):
-        run, goals = self.run, []
+        run, layer, matrix, goals = self.run, block.sliced.layer, there.write.to(self.run.dtype), []
         stride = max(1, run.num_tokens // (self._steps * STEP_TOKENS))
-        for batch, *streams in zip(run.batches, z.values, x.values, strict=True):
-            (sliced, dense), sample = self._sample_tokens(batch, stride, *streams)
-            goal = Goal(stream=sliced, **self._goal(batch, there, shortcut, dense, sliced), **sample)
-            if run.dense.family.parallel:
-                (beside,), _ = self._sample_tokens(batch, stride, self._beside_mlp(block, streams[0], batch))
-                goal.y -= beside
-            goals.append(goal)
+        with placed(layer, run.device, run.dtype):
+            for batch, sliced, dense in zip(run.batches, z.values, x.values, strict=True):
+                streams, wanted = [sliced, dense], dense.to(run.device) @ matrix
+                if run.dense.family.parallel:  # What the block writes beside its MLP is not the MLP's to write.
+                    stream = sliced.to(run.device)
+                    wanted = wanted - block.output(stream, batch) + layer.mlp_output(stream)
+                (sliced, dense, wanted), sample = self._sample_tokens(batch, stride, *streams, wanted)
+                goals.append(Goal(sliced, **_goal(batch, wanted, dense, sliced, shortcut), **sample))
         return Refinement(run, block, goals).train(self._steps)
 
     @timed("solve")
@@ -198,13 +195,6 @@ class Refit(Fit):
             bias = None if reader.bias is None else reader.bias[rows]
             reader.set(reader.weight[rows], bias, like=reader.weight)
 
-    def _beside_mlp(self, block, value, batch):
-        """Returns what a parallel block adds to the stream beside what its MLP adds, `(B, T, k)`."""
-        run, layer = self.run, block.sliced.layer
-        with placed(layer, run.device, run.dtype):
-            stream = value.to(run.device)
-            return block.output(stream, batch) - layer.mlp_output(stream)
-
     def _sample_tokens(self, batch, stride, *values) -> tuple[list[Tensor], dict]:
         """
         Returns values `(B, T, ...)` of every so many-th token, `(tokens, ...)`, and what a fit needs to know of these
@@ -212,6 +202,12 @@ class Refit(Fit):
         """
         tokens = [batch.tokens(each.to(self.run.device))[batch.place.sampled(stride)] for each in values]
         return tokens, {"held_out": batch.place.held_out(stride), "group": batch.place.group}
+
+
+def _goal(batch, wanted, dense, sliced, shortcut) -> dict:
+    """Returns what a block should write, `y` `(tokens, k')`, and the `weight` of each token `(tokens, 1)`."""
+    y = wanted.float() - residual(sliced, shortcut)
+    return {"y": y, "weight": batch.place.weight / root_mean_square(dense)}
 
 
 def residual(stream: Tensor, shortcut: Tensor | None) -> Tensor:

@@ -1,0 +1,71 @@
+"""Slicing on a pretend GPU: nothing is on a wrong device, results are those of the CPU, nothing waits in loops."""
+
+import copy
+import os
+from itertools import cycle, product
+
+import pytest
+import torch
+from pretend_gpu import in_loops, pretend_gpu
+from tiny import TINY, build, calibration, tokens
+
+from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt.modeling.families import family_of
+
+
+METHODS = {
+    "default": {"parameter_reduction": 0.2},
+    "fisher": {"parameter_reduction": 0.2, "metric": "fisher"},
+    "energy": {"sparsity": 0.2, "mlp_sparsity": 0.3, "schedule": "energy"},
+    "per_block": {"sparsity": 0.3, "rotation": "per_block", "refit": False},
+    "refitted per block": {"sparsity": 0.3, "rotation": "per_block", "orientation": "random"},
+    "offloaded": {"parameter_reduction": 0.2, "offload_activations": True},
+}
+EVERY_CASE = list(product(TINY, METHODS)) if os.environ.get("SLICEGPT_TEST_ALL") else list(zip(TINY, cycle(METHODS)))
+
+
+def padded(batches, count=5):
+    """Masks the last tokens of the last sequence of each batch."""
+    masks = [torch.ones_like(batch["input_ids"]) for batch in batches]
+    for mask in masks:
+        mask[-1, -count:] = 0
+    return [batch | {"attention_mask": mask} for batch, mask in zip(batches, masks, strict=True)]
+
+
+def slice_(model, method, batches, **kwargs):
+    settings = METHODS[method]
+    if family_of(model.config).moe:  # experts keep their neurons
+        settings = {key: value for key, value in settings.items() if key not in ("mlp_sparsity", "schedule")}
+    return model.compress(SliceGPTConfig(**settings, dataset=batches, **kwargs))
+
+
+@pytest.mark.parametrize("name, method", EVERY_CASE)
+def test_a_gpu_computes_what_the_cpu_does(name, method):
+    batches = padded(calibration(batches=2))
+    model = build(name, torch.float32)
+    expected = slice_(copy.deepcopy(model), method, batches).state_dict()
+    with pretend_gpu() as gpu:
+        found = slice_(model, method, batches, device="cuda").state_dict()
+        assert {each.device.type for each in found.values()} == {"cpu"}
+    assert gpu.peak > 0
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"offloaded"}))
+def test_no_loop_over_batches_waits_for_the_gpu_or_moves_anything(method):
+    """Batches reach the device where the run starts, and nowhere else."""
+    waits, moves = [], []
+    for count, length in ((2, 48), (6, 16)):
+        batches = padded([{"input_ids": tokens(1, length, seed=seed)} for seed in range(count)])
+        model = build("llama", torch.float32)
+        with pretend_gpu() as gpu:
+            slice_(model, method, batches, device="cuda")
+        waits.append(gpu.waits)
+        moves.append(gpu.moves)
+    # Of each sequence transformers asks whether it is several in a row, before the layers, which are not computed.
+    assert functions(in_loops(*waits)) <= {"loss_gradient"}
+    assert functions(in_loops(*moves)) <= {"first_stream", "move"}
+
+
+def functions(lines):
+    return {line.split(":")[1] for line in lines}
