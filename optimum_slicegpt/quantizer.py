@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .configuration import SliceGPTConfig
 from .data.calibration import calibration_batches
 from .modeling.checks import check_sliceable
+from .modeling.contexts import undisturbed
 from .planning.widths import SlicePlan
 from .record import record_run
 from .slicing.compress import compress
@@ -32,6 +33,7 @@ class SliceGPTQuantizer:
     def from_dict(cls, config_dict: dict[str, Any]) -> "SliceGPTQuantizer":
         return cls(SliceGPTConfig.from_dict(config_dict))
 
+    @undisturbed()
     def quantize_model(self, model: PreTrainedModel, tokenizer: Any = None) -> PreTrainedModel:
         """
         Slices a model in place: the object becomes an instance of its family's sliced class.

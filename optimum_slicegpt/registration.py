@@ -81,8 +81,10 @@ def compress(
     quantizer = SliceGPTQuantizer(config)
     if recover is None:
         return quantizer.quantize_model(self, tokenizer)
-    from .recovery.fine_tuning import recover as fine_tune  # loads transformers' Trainer
+    from .recovery.fine_tuning import check_dtype  # loads transformers' Trainer
+    from .recovery.fine_tuning import recover as fine_tune
 
+    check_dtype(self, recover)
     teacher = copy.copy(self) if recover.distill else None  # It keeps the modules, of which this model gets others.
     quantizer.quantize_model(self, tokenizer)
     if teacher:

@@ -16,6 +16,7 @@ from .data.batches import find_tokenizer
 from .data.calibration import calibration_batches
 from .distributed import Processes, fingerprint
 from .modeling.checks import check_sliceable
+from .modeling.contexts import undisturbed
 from .planning.widths import SlicePlan
 from .record import record_run
 from .reports.model_card import model_card, save_picture
@@ -112,6 +113,7 @@ class StreamedRun:
             processes were started.
     """
 
+    @undisturbed()
     def __init__(
         self,
         model: str | os.PathLike,
@@ -159,7 +161,7 @@ class StreamedRun:
         """The working folder."""
         return self.output.parent / f".{self.output.name}.slicegpt"
 
-    @torch.no_grad()
+    @undisturbed()
     def run(self) -> PreTrainedModel:
         """
         Slices, from where an earlier run was interrupted if `resume` says so.

@@ -226,11 +226,12 @@ def _token_batch(item: Any) -> dict[str, torch.Tensor]:
 def _integer_matrix(values: Any, name: str) -> torch.Tensor:
     """Turns `values` into a tensor `(B, T)`, int64 on the CPU."""
     try:
-        matrix = torch.as_tensor(values)
+        matrix = torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be integers of shape (batch, tokens), got a ragged list: {error}.") from error
     matrix = matrix[None] if matrix.ndim == 1 else matrix
     if matrix.ndim != 2 or matrix.numel() == 0 or matrix.is_floating_point():
         got = f"shape {tuple(matrix.shape)} of {matrix.dtype}"
         raise ValueError(f"{name} must be integers of shape (batch, tokens), got {got}.")
-    return matrix.to("cpu", torch.int64)
+    matrix = matrix.to(torch.int64)
+    return matrix.clone() if matrix.is_inference() else matrix  # Inference tensors take no part in gradients.

@@ -8,7 +8,7 @@ from ..configuration import SliceGPTConfig
 from ..data.batches import TokenBatches
 from ..linalg.axes import principal_axes
 from ..modeling.checks import check_sliceable
-from ..modeling.contexts import evaluating
+from ..modeling.contexts import evaluating, undisturbed
 from ..planning.inspection import Spectrum
 from ..slicing.run import Computation
 from ..slicing.state import Statistics
@@ -16,7 +16,7 @@ from ..slicing.statistics import DensePass
 from ..storage.base import InMemory
 
 
-@torch.no_grad()
+@undisturbed()
 def measure_spectrum(
     model: PreTrainedModel, batches: TokenBatches, *, device: str | None = None, dtype: torch.dtype | None = None
 ) -> Spectrum:

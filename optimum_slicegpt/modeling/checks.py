@@ -1,5 +1,9 @@
 """Checks that a model can be sliced, or is sliced."""
 
+from itertools import chain
+
+from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from .families import family_of
@@ -23,8 +27,8 @@ def check_sliceable(model: PreTrainedModel) -> None:
         model (`PreTrainedModel`): any model.
 
     Raises:
-        ValueError: the model is already sliced, quantized, carries adapters or offload hooks, is of an unsupported
-            family, or is not a causal language model.
+        ValueError: the model is already sliced, quantized, carries adapters, offload hooks, parametrizations or
+            tensors of inference mode, is of an unsupported family, or is not a causal language model.
     """
     if is_sliced(model.config):
         raise ValueError("This model is already sliced; slice the dense model with the sparsity you want.")
@@ -36,6 +40,19 @@ def check_sliceable(model: PreTrainedModel) -> None:
             "This model is dispatched by accelerate (device_map, offloading); load it on one device, or on the CPU "
             "with SliceGPTConfig(device='cuda'), which slices layer by layer on the GPU."
         )
+    if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
+        raise ValueError(
+            "This model holds tensors of torch.inference_mode, with which nothing can be trained; load it, or move it "
+            "to its device, outside of that."
+        )
+    for name, module in model.named_modules():
+        # `weight_norm`, `spectral_norm` and `prune` of older kinds put a tensor in the place of a parameter.
+        if is_parametrized(module) or isinstance(vars(module).get("weight"), Tensor):
+            raise ValueError(
+                f"The weight of {name} is computed from other tensors, by a parametrization, a norm or a pruning mask "
+                "of torch.nn.utils; remove that first (remove_parametrizations, remove_weight_norm, prune.remove), "
+                "which leaves the weight itself, then slice."
+            )
     family_of(model.config)
     expected = MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)]
     if type(model) is not expected:

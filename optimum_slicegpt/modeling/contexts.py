@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,23 @@ from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from .decoder import Decoder
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """
+    Computes as torch does by itself, whatever a caller has set: without autocast, which would round sums, without
+    inference mode, whose tensors could never be trained, without gradients, and with new tensors on the CPU.
+    """
+    devices = {"cpu", getattr(torch.accelerator.current_accelerator(), "type", "cpu")}
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for device in filter(torch.is_autocast_enabled, devices):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
 
 
 PLAIN_OUTPUTS = {

@@ -84,7 +84,7 @@ def recover(
     check_checkpoints(folder, arguments, resume)
 
     with (
-        seeded(config.seed, processes.device),
+        seeded(config.seed),
         restored(model),
         checkpoint_folder(folder, processes, None if resume else arguments) as folder,
         _adapted_teacher(teacher, guide_adapter, config, folder / TEACHER, sequences, resume) as (guide, perplexity),
@@ -116,6 +116,16 @@ def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
     if not hasattr(model, Decoder(model).head_name):
         raise ValueError(f"Cannot recover a {type(model).__name__}; load the checkpoint with AutoModelForCausalLM.")
     check_without_adapters(model, "The model", "recover")
+    check_dtype(model, config)
+
+
+def check_dtype(model: PreTrainedModel, config: RecoveryConfig) -> None:
+    """
+    Checks that a model, dense or sliced, is stored in a dtype in which it can be trained as the settings say.
+
+    Raises:
+        ValueError: it is in half precision, and all parameters are to be trained.
+    """
     if config.full and model.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"full=True with weights in {model.dtype}, in which small steps are rounded away; load the model with "

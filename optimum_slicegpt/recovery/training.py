@@ -204,10 +204,10 @@ def restored(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds every random number generator during a computation, and restores them."""
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds every random number generator during a computation, those of all GPUs included, and restores them."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         set_seed(seed)
         try:
             yield

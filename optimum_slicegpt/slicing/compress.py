@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from transformers import PreTrainedModel
 
-from ..modeling.contexts import evaluating
+from ..modeling.contexts import evaluating, undisturbed
 from ..storage.base import InMemory
 from .methods.energy import EnergyNeurons, UniformNeurons
 from .methods.fisher import FisherMetric, PlainMetric
@@ -44,7 +43,7 @@ FITS = {False: Rotate, True: Refit}
 """`config.refit`: what the remaining weights become."""
 
 
-@torch.no_grad()
+@undisturbed()
 def compress(
     model: PreTrainedModel,
     plan: SlicePlan,

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from ..distributed import Processes
 from ..linalg.axes import random_orthogonal
+from ..modeling.contexts import placed
 from ..modeling.decoder import Decoder
 from ..storage.base import release_freed_memory
 from .pairs import BlockPair, NormPair, pair_blocks
@@ -23,7 +24,7 @@ from .places import places_of
 from .skeleton import adopt_untouched, build_sliced, release_values, resize_mlps
 from .state import State
 from .stock_form import StockForm
-from .streams import Batch, first_stream
+from .streams import Batch, first_stream, padded_behind
 from .writing import reader_map
 
 
@@ -101,10 +102,13 @@ class Computation:
         Returns:
             `list`: the stream `(B, T, D)` of each batch, as [`Computation.keep`] has it.
         """
-        with self.loaded(*self.dense.around_layers), self.phase("forward"):
+        around = self.dense.around_layers
+        # What layers are called with, such as the masks of flex attention, is made where they compute.
+        tables = placed(self.dense.modules(*around), self.device, self.dense.model.dtype)
+        with self.loaded(*around), self.phase("forward"), tables:
             started = [
-                first_stream(self.dense, *batch, self.device, self.dtype)
-                for batch in zip(self.token_batches, self.places, strict=True)
+                first_stream(self.dense, padded_behind(inputs), place, self.device, self.dtype)
+                for inputs, place in zip(self.token_batches, self.places, strict=True)
             ]
             self.batches = [batch for _, batch in started]
             return [self.keep(stream) for stream, _ in started]
@@ -267,6 +271,11 @@ class Run(Computation):
         self.state.neurons = neurons
         resize_mlps(self.sliced, neurons)
         self.storage.allocate(self.result)
+
+    @property
+    def at_rest(self) -> Tensor:
+        """An empty tensor of the dtype and on the device that all weights on the sliced stream have between steps."""
+        return torch.empty(0, dtype=self.dense.model.dtype, device=self.storage.home)
 
     def orient(self, axes: Tensor) -> Tensor:
         """

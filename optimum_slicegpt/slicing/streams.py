@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import recursively_apply, send_to_device
 from torch import Tensor
 
 from ..modeling.contexts import layers_replaced, placed
@@ -53,7 +54,7 @@ def first_stream(
     Computes the stream at the first site of a dense model, and records what its layers are called with.
 
     Args:
-        dense ([`Decoder`]): the dense model; its tables and what positions need are loaded.
+        dense ([`Decoder`]): the dense model; its tables and what positions need are on the device.
         inputs (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
         place ([`Place`]): of the batch.
         device (`torch.device`), dtype (`torch.dtype`): in which the layers will compute.
@@ -69,33 +70,41 @@ def first_stream(
         calls.append((hidden_states, args, kwargs))
         return (hidden_states,) if family.returns_tuple else hidden_states
 
+    inputs = send_to_device(inputs, device)
     with layers_replaced(dense, record):
-        dense.body(**{key: value.to(dense.model.device) for key, value in inputs.items()}, use_cache=False)
-    stream = calls[0][0].to(device, dtype, copy=True)
+        dense.body(**inputs, use_cache=False)
+    stream = calls[0][0].to(dtype, copy=True)
     if family.layer_norm:
         stream -= stream.mean(-1, keepdim=True)
     mask = inputs.get("attention_mask")
+    real = None if mask is None else mask.flatten().nonzero().squeeze(1)
     layer_kwargs = [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls]
-    real = None if mask is None else mask.flatten().nonzero().squeeze(1).to(device)
-    *layer_kwargs, inputs = _move([*layer_kwargs, inputs], device, dtype)
-    return stream, Batch(real, layer_kwargs, inputs, place)
+    return stream, Batch(real, _cast(layer_kwargs, dtype), inputs, place)
 
 
-def _move(arguments: list[dict], device: torch.device, dtype: torch.dtype) -> list[dict]:
-    """Moves tensors to the device, floating ones to the dtype too; a tensor that several share stays shared."""
-    moved = {}
+def padded_behind(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """
+    Moves the padding of a batch behind its tokens. Where positions are numbers of columns, as in GPT-2, padding in
+    front of tokens would change their positions.
+    """
+    if "attention_mask" not in inputs:
+        return inputs
+    order = (inputs["attention_mask"] == 0).int().argsort(stable=True)
+    return {key: value.gather(1, order) for key, value in inputs.items()}
 
-    def move(value):
-        if isinstance(value, tuple):
-            return tuple(map(move, value))
-        if not isinstance(value, Tensor):
+
+def _cast(layer_kwargs: list[dict], dtype: torch.dtype) -> list[dict]:
+    """Casts floating tensors, wherever they are in the arguments; a tensor that layers share stays shared."""
+    casts = {}
+
+    def cast(value):
+        if not value.is_floating_point():
             return value
-        if id(value) not in moved:
-            cast = _clamp_to_dtype(value, dtype) if value.is_floating_point() else value
-            moved[id(value)] = cast.to(device)
-        return moved[id(value)]
+        if id(value) not in casts:
+            casts[id(value)] = _clamp_to_dtype(value, dtype)
+        return casts[id(value)]
 
-    return [{key: move(value) for key, value in kwargs.items()} for kwargs in arguments]
+    return recursively_apply(cast, layer_kwargs)
 
 
 def _clamp_to_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -35,7 +35,7 @@ def write_embeddings(run: Run, basis: Basis) -> None:
         # A matrix that the head shares is not centred: the head needs the mean, which LayerNorms subtract later.
         matrix = basis.write if run.plan.embeddings == "narrow" else writer_map(run, basis)
         for source, target in zip(dense.tables, sliced.tables, strict=True):
-            set_writer(target, source, matrix, like=source.weight)
+            set_writer(target, source, matrix, like=run.at_rest)
         if run.plan.embeddings == "narrow":
             sliced.model.tie_weights()
 
@@ -57,7 +57,7 @@ def write_writers(run: Run, block: BlockPair, there: Basis) -> None:
     """Writes a block's writers, `(D, in)` -> `(k, in)`: `writeᵀ W`, and `writeᵀ b` (equations 5 and 6)."""
     with run.phase("compose"):
         for source, target in block.writers():
-            set_writer(target, source, writer_map(run, there), like=source.weight)
+            set_writer(target, source, writer_map(run, there), like=run.at_rest)
 
 
 def write_shortcut(run: Run, block: BlockPair, here: Basis, there: Basis) -> Tensor | None:
@@ -99,18 +99,17 @@ def write_final_gain(run: Run, norm: NormPair, basis: Basis) -> None:
     The dense logits are E G norm(x), G the diagonal of the dense gains; the sliced ones, with z = norm_k(Qᵀx), are
     E Q c Γ z. With E ≈ E Q Qᵀ they are the same for Γ = QᵀGQ / c², which is diagonal along the shared axes.
     """
-    like = {"device": run.storage.home, "dtype": run.dense.model.dtype}
     gain = (basis.axes * reader_map(norm.dense, run.dense.family.gain_offset, basis.axes)).sum(0) / basis.scale**2
-    norm.sliced.weight = nn.Parameter(gain.to(**like))
+    norm.sliced.weight = nn.Parameter(gain.to(run.at_rest))
     if has_bias(norm.dense):  # The stream keeps its width then, and the stock norm its bias.
-        norm.sliced.bias = nn.Parameter(norm.dense.bias.to(**like, copy=True))
+        norm.sliced.bias = nn.Parameter(norm.dense.bias.to(run.at_rest, copy=True))
     if run.dense.head.bias is not None:
-        run.sliced.head.module.bias = nn.Parameter(run.dense.head.bias.to(**like, copy=True))
+        run.sliced.head.module.bias = nn.Parameter(run.dense.head.bias.to(run.at_rest, copy=True))
 
 
 def set_norm(run: Run, norm: NormPair, width: int) -> None:
     """Sets the gain of an RMSNorm of the sliced model to 1: its readers hold the gain of the dense norm."""
-    norm.sliced.weight = nn.Parameter(torch.ones(width, dtype=run.dense.model.dtype, device=run.storage.home))
+    norm.sliced.weight = nn.Parameter(run.at_rest.new_ones(width))
 
 
 def set_readers(run: Run, norm: NormPair, matrix: Tensor) -> None:
@@ -118,8 +117,8 @@ def set_readers(run: Run, norm: NormPair, matrix: Tensor) -> None:
     with run.phase("compose"):
         matrix = reader_map(norm.dense, run.dense.family.gain_offset, matrix)
         for source, target in norm.readers:
-            weight = compose(source.weight, matrix, source.weight.dtype)
-            target.set(weight, reader_bias(source, norm.dense), like=source.weight)
+            weight = compose(source.weight, matrix, run.at_rest.dtype)
+            target.set(weight, reader_bias(source, norm.dense), like=run.at_rest)
 
 
 def set_writer(target: Writer, source: Writer, matrix: Tensor, like: Tensor) -> None:
@@ -130,10 +129,9 @@ def set_writer(target: Writer, source: Writer, matrix: Tensor, like: Tensor) -> 
 
 def set_linear(run: Run, target: nn.Linear, weight: Tensor, bias: Tensor | None = None) -> None:
     """Sets the weight `(out, in)` and the bias of a linear layer that slicing adds, a shortcut or a projection."""
-    like = {"device": run.storage.home, "dtype": run.dense.model.dtype}
-    target.weight = nn.Parameter(weight.to(**like).contiguous())
+    target.weight = nn.Parameter(weight.to(run.at_rest).contiguous())
     if bias is not None:
-        target.bias = nn.Parameter(bias.to(**like, copy=True))
+        target.bias = nn.Parameter(bias.to(run.at_rest, copy=True))
 
 
 def reader_map(norm: nn.Module, gain_offset: float, matrix: Tensor) -> Tensor:
