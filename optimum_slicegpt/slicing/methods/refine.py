@@ -38,7 +38,7 @@ STEP_TOKENS = 2048
 EPOCHS = 4
 """Times that a step may come back to the tokens that are there; fewer tokens are learned by heart."""
 
-LEARNING_RATE = 1.2e-2
+LEARNING_RATE = 1.5e-2
 """Largest learning rate, as a share of the root mean square of the matrix that is trained."""
 
 WARM_UP = 4
