@@ -80,10 +80,11 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         dataset (defaults to `"auto"`):
             Calibration data: a name (`"pile-10k"`, `"wikitext2"`, `"ptb"`, `"c4"`, `"alpaca"`, `"python"`,
             `"python-docs"`), `"self"` for text that the model itself writes, a path or list of paths to txt, json,
-            jsonl or parquet files, a list of strings, or tokenised batches (mappings with `input_ids` of shape
-            `(B, T)` and perhaps `attention_mask`), used as they are. `"auto"` is `"pile-10k"` if the Hub or its cache
-            answers, and otherwise `"python"`, which needs no network. A list of names, or of names and paths, is a
-            mixture with the same number of sequences of each. Beside text, the model writes half, see `own_tokens`.
+            jsonl or parquet files, a list of strings, rows (a table, or mappings with a column of strings), or
+            tokenised batches (mappings with `input_ids` of shape `(B, T)` and perhaps `attention_mask`), used as they
+            are. `"auto"` is `"pile-10k"` if the Hub or its cache answers, and otherwise `"python"`, which needs no
+            network. A list of names, or of names and paths, is a mixture with the same number of sequences of each.
+            Beside text, the model writes half, see `own_tokens`.
         text_column (`str`, *optional*):
             Column of a table that holds the text. `"text"`, or the table's only column, by default.
         nsamples (`int`, defaults to 128): number of calibration sequences, own text included.

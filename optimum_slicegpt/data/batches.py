@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from .tables import holds_text, list_items
 from .texts import load_texts
 
 
@@ -86,9 +87,10 @@ def load_batches(
 
     Args:
         dataset:
-            Text: a name of `DATASETS` or `"auto"`, a path or list of paths, or a list of texts, see [`load_texts`]. Or
+            Text: a name of `DATASETS` or `"auto"`, a path or list of paths, texts, or rows, see [`load_texts`]. Or
             batches that are tokenised already, which are used as they are: mappings with `input_ids` `(B, T)` or
-            `(T,)` and perhaps `attention_mask` of the same shape. Other keys are dropped.
+            `(T,)` and perhaps `attention_mask` of the same shape. Other keys are dropped, and so are batches without
+            tokens, with a warning.
         tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*):
             The object, its name or its path. Text needs one.
         split (`str`, defaults to `"train"`):
@@ -128,12 +130,10 @@ def load_batches(
     for name, value in {"nsamples": nsamples, "seqlen": seqlen, "batch_size": batch_size}.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    if dataset is None:
-        dataset = ()
-    items = [dataset] if isinstance(dataset, str | os.PathLike | Mapping) else list(dataset)
+    items = list_items(dataset)
     if not items:
         raise ValueError("The dataset is empty. Give a name, paths, texts or tokenised batches.")
-    if all(isinstance(item, str | os.PathLike) for item in items):
+    if holds_text(items):
         tokenizer = find_tokenizer(tokenizer)
         named = dataset if isinstance(dataset, str) else items
         documents, source = load_texts(named, split=split, text_column=text_column)
@@ -142,8 +142,14 @@ def load_batches(
         chunks = _cut_chunks("\n\n".join(documents), tokenizer, nsamples, seqlen, seed, source)
         batches, groups = [{"input_ids": input_ids} for input_ids in chunks.split(batch_size)], None
     else:
+        source, groups = "tokens", [0] * len(items)
+        if isinstance(dataset, TokenBatches):
+            source, groups = dataset.source, dataset.groups
+        kept = [index for index, item in enumerate(items) if not _is_blank(item)]
+        if 0 < len(kept) < len(items):
+            logger.warning(f"{len(items) - len(kept)} of {len(items)} tokenised batches have no tokens: left out.")
+            items, groups = [items[index] for index in kept], [groups[index] for index in kept]
         batches = [_token_batch(item) for item in items]
-        source, groups = (dataset.source, dataset.groups) if isinstance(dataset, TokenBatches) else ("tokens", None)
     if vocab_size is not None:
         ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
         if ids.min() < 0 or ids.max() >= vocab_size:
@@ -207,6 +213,17 @@ def _cut_chunks(text: str, tokenizer: Any, nsamples: int, seqlen: int, seed: int
     if seed is None or count <= nsamples:
         return chunks[:nsamples]
     return chunks[sorted(random.Random(seed).sample(range(count), nsamples))]
+
+
+def _is_blank(item: Any) -> bool:
+    """Tells whether a tokenised batch has no tokens, as a blank line has none, or nothing but padding."""
+    if not isinstance(item, Mapping):
+        return False
+    try:
+        tensors = [torch.as_tensor(item[key]) for key in ("input_ids", "attention_mask") if item.get(key) is not None]
+    except (TypeError, ValueError):
+        return False  # It is ragged, which is another matter.
+    return any(tensor.numel() == 0 for tensor in tensors) or not all(tensor.any() for tensor in tensors[1:])
 
 
 def _token_batch(item: Any) -> dict[str, torch.Tensor]:

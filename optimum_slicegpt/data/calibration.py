@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,8 @@ from transformers.utils import logging
 from ..configuration import SliceGPTConfig
 from .batches import TokenBatches, find_tokenizer, limit_to_positions, load_batches
 from .generated import OWN_LENGTH, OWN_TOKENS, OwnText, count_sequences, own_text
-from .texts import NAMES
+from .tables import holds_text, list_items
+from .texts import NAMES, is_generated
 
 
 logger = logging.get_logger(__name__)
@@ -54,8 +55,8 @@ def calibration_batches(
             the cache of a model on `meta` has too little.
     """
     given = config.dataset
-    if isinstance(given, Iterable) and not isinstance(given, Mapping | Sequence | TokenBatches):
-        given = list(given)  # It may be read once only.
+    if not isinstance(given, str | os.PathLike | TokenBatches):
+        given = list_items(given)  # It may be read once only.
     sources = list_sources(given)
     if config.nsamples < len(sources):
         raise ValueError(f"nsamples={config.nsamples} is less than the number of datasets to mix, {len(sources)}.")
@@ -119,8 +120,7 @@ def _load_others(sources, model, config, tokenizer, seqlen, own_tokens) -> dict[
 
 def _is_text(dataset: Any) -> bool:
     """Tells whether a dataset is text, and no tokens."""
-    single = dataset is None or isinstance(dataset, str | os.PathLike | Mapping)
-    return isinstance(dataset if single else next(iter(dataset), None), str | os.PathLike)
+    return holds_text(list_items(dataset))
 
 
 def _found(tokenizer: Any) -> Any:
@@ -178,11 +178,6 @@ def list_sources(dataset: Any) -> list[Any]:
             f"A mixture of datasets has names and paths; got {' and '.join(sorted(strangers))} among them."
         )
     return list(dataset)
-
-
-def is_generated(source: Any) -> bool:
-    """Tells whether the model writes the text of a source."""
-    return isinstance(source, str) and source == "self"
 
 
 def mix_batches(parts: Sequence[TokenBatches]) -> TokenBatches:

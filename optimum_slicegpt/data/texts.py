@@ -7,21 +7,19 @@ Importing `datasets` takes about 80 MB of memory, so it is imported where it is 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub.utils import get_session, httpx
 from transformers.utils import logging
 
+from .tables import list_items, read_column, read_rows
 
-if TYPE_CHECKING:
-    import datasets
 
 logger = logging.get_logger(__name__)
 
@@ -114,7 +112,10 @@ DATASETS = {
 BROAD, OFFLINE = "pile-10k", "python"
 """What `"auto"` is, where the Hub or its cache answers and where not. Both are of several kinds."""
 
-NAMES = ("auto", "self", *DATASETS)
+OWN_TEXT = "self"
+"""Name of text that the dense model writes."""
+
+NAMES = ("auto", OWN_TEXT, *DATASETS)
 """Names that `SliceGPTConfig.dataset` accepts."""
 
 TABLES = (".json", ".jsonl", ".parquet")
@@ -127,10 +128,10 @@ def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = 
     Reads the documents of a dataset.
 
     Args:
-        dataset (`str`, `os.PathLike`, or a list of them):
+        dataset:
             A name of `DATASETS`; `"auto"` (pile-10k where the Hub or its cache answers, otherwise python, with a
-            warning); a path or list of paths to .txt files (one document each) or .json, .jsonl or .parquet tables; or
-            a list of texts.
+            warning); a path or list of paths to .txt files (one document each) or .json, .jsonl or .parquet tables; a
+            list of texts; or rows in memory, see [`list_items`].
         split (`str`, defaults to `"train"`):
             `"train"` or `"test"`. Named datasets only.
         text_column (`str`, *optional*):
@@ -142,7 +143,8 @@ def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = 
     Raises:
         ConnectionError: a named dataset is neither on the Hub nor in its cache.
         FileNotFoundError: a path is not a file.
-        ValueError: the name, split, file extension or column is unknown; a file is unreadable; there is no text.
+        ValueError: the name, split, file extension or column is unknown; a file is unreadable; an item is neither text
+            nor a row; there is no text.
     """
     if isinstance(dataset, str) and dataset == "auto":
         try:
@@ -153,27 +155,50 @@ def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = 
                 f"{error.__cause__}"
             )
             dataset = OFFLINE
-    items = [dataset] if isinstance(dataset, str | os.PathLike) else list(dataset)
-    if not isinstance(dataset, str) and (names := [item for item in items if item in NAMES]):
+    items = list_items(dataset)
+    if not isinstance(dataset, str) and (names := [item for item in items if isinstance(item, str) and item in NAMES]):
         raise ValueError(
             f"{names} among {len(items)} texts: names of datasets, which only slicing mixes (SliceGPTConfig.dataset). "
             "Give one name, or paths, or texts."
         )
     if isinstance(dataset, str) and (dataset in DATASETS or not _is_path(dataset)):
         documents, source = _read_named(dataset, split, text_column), dataset
-    elif all(_is_path(item) for item in items):
+    elif all(map(_is_path, items)):
         documents = [document for path in items for document in _read_file(Path(path), text_column)]
         source = ", ".join(Path(path).name for path in items)
     else:
-        documents, source = items, "texts"
+        documents, source = _read_items(items, text_column)
     if not any(document.strip() for document in documents):
         raise ValueError(f"No text in dataset {source!r}: every document is empty. Give at least one with some words.")
     return documents, source
 
 
-def _is_path(item: str | os.PathLike) -> bool:
+def is_generated(source: Any) -> bool:
+    """Tells whether the model writes the text of a source."""
+    return isinstance(source, str) and source == OWN_TEXT
+
+
+def _is_path(item: Any) -> bool:
     # An extension makes an item a path: a misspelt "corpus.txt" is a missing file, not a text.
-    return isinstance(item, os.PathLike) or os.path.isfile(item) or os.path.splitext(item)[1] in _EXTENSIONS
+    is_name = isinstance(item, str) and (os.path.isfile(item) or _extension(item) in _EXTENSIONS)
+    return isinstance(item, os.PathLike) or is_name
+
+
+def _extension(path: str | os.PathLike) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _read_items(items: list[Any], text_column: str | None) -> tuple[list[str], str]:
+    """Returns the texts of items in memory, strings or rows, and the name of their kind."""
+    rows = any(isinstance(item, Mapping) for item in items)
+    for number, item in enumerate(items):
+        if not isinstance(item, Mapping if rows else str):
+            kind = "rows" if rows else "texts"
+            raise ValueError(
+                f"Item {number} of {len(items)} {kind} is of type {type(item).__name__}: {str(item)[:40]!r}. Give "
+                "strings, or rows with a column of strings, and nothing else among them."
+            )
+    return (read_column(items, text_column, "rows"), "rows") if rows else (items, "texts")
 
 
 def _read_named(name: str, split: str, text_column: str | None) -> list[str]:
@@ -203,7 +228,10 @@ def _read_named(name: str, split: str, text_column: str | None) -> list[str]:
         raise ConnectionError(f"Cannot load {name!r} ({row.path}) from Hub or cache: {error}. {remedy}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
-    documents = _read_column(rows, text_column or row.text_column, name)
+    column = text_column or row.text_column
+    if column in rows.column_names:
+        rows = ({column: text} for text in rows[column] if text is not None)
+    documents = read_column(rows, column, name)
     return ["\n\n".join(documents)] if row.running_text else documents
 
 
@@ -218,38 +246,8 @@ def _hub_answers() -> bool:
 
 
 def _read_file(path: Path, text_column: str | None) -> list[str]:
-    if path.suffix not in _EXTENSIONS:
+    if _extension(path) not in _EXTENSIONS:
         raise ValueError(f"Unknown extension of {str(path)!r}. Convert it to one of {', '.join(_EXTENSIONS)}.")
-    if path.suffix == ".txt":
-        return [path.read_text(encoding="utf-8")]
-    return _read_column(read_table(path), text_column, path.name)
-
-
-def read_table(path: Path) -> datasets.Dataset:
-    """
-    Reads the rows of a .json, .jsonl or .parquet file.
-
-    Raises:
-        ValueError: the file holds something other than rows with named columns.
-    """
-    import datasets
-    import pyarrow.parquet
-
-    try:
-        if path.suffix == ".parquet":
-            return datasets.Dataset(pyarrow.parquet.read_table(path))
-        content = path.read_text(encoding="utf-8")
-        lines = [line for line in content.split("\n") if line.strip()]
-        rows = json.loads(content) if path.suffix == ".json" else [json.loads(line) for line in lines]
-        return datasets.Dataset.from_list([dict(row) for row in rows])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"Cannot read {str(path)!r} as a table of rows with named columns: {error}.") from error
-
-
-def _read_column(rows: datasets.Dataset, text_column: str | None, source: str) -> list[str]:
-    columns = [name for name, feature in rows.features.items() if getattr(feature, "dtype", "").endswith("string")]
-    text_column = text_column or ("text" if "text" in columns or len(columns) != 1 else columns[0])
-    if text_column not in columns:
-        allowed = f"its columns of strings: {columns}; all its columns: {rows.column_names}"
-        raise ValueError(f"No strings in text_column={text_column!r} of {source!r}. Choose one of {allowed}.")
-    return [text for text in rows[text_column] if text is not None]
+    if _extension(path) == ".txt":
+        return [path.read_text(encoding="utf-8-sig")]  # without a byte-order mark
+    return read_column(read_rows(path), text_column, path.name)

@@ -5,14 +5,12 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..data.texts import is_generated
 from ..validation import Validated
 
 
 LORA_RATE, FULL_RATE = 1e-3, 2e-5
 """Default learning rates of LoRA, and of all parameters."""
-
-OWN_TEXT = "self"
-"""Name of text that the dense model writes."""
 
 
 @dataclass
@@ -140,7 +138,7 @@ class RecoveryConfig(Validated):
             raise ValueError(f"{key}=True with full=True, which trains everything without adapters; leave one out.")
         if self.adapt_teacher and not self.distill:
             raise ValueError("adapt_teacher=True with distill=False, which has no teacher; set distill=True.")
-        if not self.distill and (self.own_tokens or self.dataset == OWN_TEXT):
+        if not self.distill and (self.own_tokens or is_generated(self.dataset)):
             raise ValueError("The dense model writes text only where it is the teacher; set distill=True.")
         self._require_dtype("teacher_dtype")
         self._require_device("teacher_device")

@@ -1,11 +1,13 @@
 """Reads instruction data, tables or rows, as conversations: lists of messages with a role and a content."""
 
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.texts import TABLES, read_table
+from ..data.tables import Row, is_missing, list_items, read_rows
+from ..data.texts import TABLES
 
 
 Conversation = list[dict[str, Any]]
@@ -17,9 +19,9 @@ def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
 
     Args:
         dataset:
-            Paths of json, jsonl or parquet files, or mappings. A row has `messages`; or an `instruction`, perhaps with
-            an `input`, and its `output`; or an `instruction` and `instances`, each with an `output` and perhaps an
-            `input`. A table with a column `text` holds texts.
+            Paths of json, jsonl or parquet files, or rows in memory, see [`list_items`]. A row has `messages`; or an
+            `instruction`, perhaps with an `input`, and its `output`; or an `instruction` and `instances`, each with an
+            `output` and perhaps an `input`. Blank rows do not count. A table with a column `text` holds texts.
 
     Returns:
         `tuple`: the conversations and the name of their source, `str`; or `None`, if the dataset holds texts.
@@ -27,36 +29,44 @@ def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
     Raises:
         ValueError: a file is unreadable; a row is not a conversation in which an assistant answers.
     """
-    items = [dataset] if isinstance(dataset, str | os.PathLike | Mapping) else list(dataset)
+    items = list_items(dataset)
     if items and all(isinstance(item, Mapping) for item in items):
         tables, source = [items], "conversations"
+        if any("text" in row for row in items):
+            return None
     elif items and all(isinstance(item, str | os.PathLike) and _is_table(Path(item)) for item in items):
-        tables, source = [read_table(Path(item)) for item in items], ", ".join(Path(item).name for item in items)
-        if not all(_holds_conversations(table.column_names) for table in tables):
+        tables, source = [read_rows(Path(item)) for item in items], ", ".join(Path(item).name for item in items)
+        if not all(map(_holds_conversations, tables)):
             return None
     else:
         return None
-    rows = (row for table in tables for row in table)
-    return [each for number, row in enumerate(rows) for each in _conversations(row, number, source)], source
+    conversations, rows = [], itertools.chain.from_iterable(tables)
+    for number, row in enumerate(rows):
+        # Tables have all keys in every row.
+        row = {key: value for key, value in row.items() if not is_missing(value)}
+        if any(not isinstance(value, str) or value.strip() for value in row.values()):
+            conversations += _conversations(row, number, source)
+    return conversations, source
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix in TABLES and path.is_file()
+    return path.suffix.lower() in TABLES and path.is_file()
 
 
-def _holds_conversations(columns: list[str]) -> bool:
-    return "text" not in columns and ("messages" in columns or "instruction" in columns)
+def _holds_conversations(rows: list[Row]) -> bool:
+    columns = {name for row in rows for name in row}
+    return "text" not in columns and not columns.isdisjoint(("messages", "instruction"))
 
 
 def _conversations(row: Mapping[str, Any], number: int, source: str) -> list[Conversation]:
     """Reads the conversations of one row: one of `messages`, or one of each instance of an instruction."""
     where = f"Row {number} of {source!r}"
-    if row.get("messages") is not None:
+    if "messages" in row:
         # A table fills keys that a message does not have with None.
         conversations = [
             [{key: value for key, value in message.items() if value is not None} for message in row["messages"]]
         ]
-    elif row.get("instruction") is not None:
+    elif "instruction" in row:
         conversations = [
             [
                 {"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], instance.get("input"))))},

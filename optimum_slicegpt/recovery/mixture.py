@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 
 from ..data.batches import find_tokenizer, limit_to_positions, load_batches
 from ..data.generated import own_text
-from .configuration import OWN_TEXT, RecoveryConfig
+from ..data.texts import OWN_TEXT, is_generated
+from .configuration import RecoveryConfig
 from .packing import PackedSequences, hold_out, join_kinds, load_sequences
 
 
@@ -69,7 +70,7 @@ def count_own_sequences(config: RecoveryConfig, seqlen: int) -> int:
     """Counts the sequences that the dense model writes."""
     if not config.distill:
         return 0
-    if config.dataset == OWN_TEXT:
+    if is_generated(config.dataset):
         return config.nsamples
     if config.own_tokens is None:
         return config.nsamples // 2

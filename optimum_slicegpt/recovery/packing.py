@@ -1,5 +1,6 @@
 """Packs texts or conversations into sequences of one length, to train on and to hold out."""
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data.batches import find_tokenizer
+from ..data.tables import list_items
 from ..data.texts import load_texts
 from ..evaluation.losses import UNLABELLED
 from .conversations import Conversation, load_conversations
@@ -67,8 +69,8 @@ def load_sequences(
 
     Args:
         dataset:
-            Text: a name of `DATASETS` or `"auto"`, a path or list of paths, or a list of texts, see [`load_texts`].
-            Conversations: paths of tables, or mappings, see [`load_conversations`].
+            Text: a name of `DATASETS` or `"auto"`, a path or list of paths, texts, or rows, see [`load_texts`].
+            Conversations: paths of tables, or rows, see [`load_conversations`].
         tokenizer (`PreTrainedTokenizerBase` or `str`): the object, its name or its path.
         nsamples (`int`): number of sequences. A dataset with too few tokens makes fewer, with a warning.
         seqlen (`int`): tokens per sequence.
@@ -88,6 +90,8 @@ def load_sequences(
             no chat template; there are too few sequences.
     """
     tokenizer = find_tokenizer(tokenizer)
+    if not isinstance(dataset, str | os.PathLike):
+        dataset = list_items(dataset)  # It may be read once only.
     conversations = load_conversations(dataset) if text_column is None else None
     if conversations is None:
         documents, source = load_texts(dataset, text_column=text_column)

@@ -121,6 +121,27 @@ def test_token_batches_pass_through():
     assert load_batches(given) == given
 
 
+@pytest.mark.parametrize(
+    "blank",
+    [
+        {"input_ids": []},
+        {"input_ids": torch.empty(1, 0, dtype=torch.long)},
+        {"input_ids": [0, 0], "attention_mask": [0, 0]},
+        None,
+    ],
+    ids=["row", "tensor", "padding", "none"],
+)
+def test_batches_without_tokens_are_left_out(blank, caplog):
+    found = load_batches([{"input_ids": [1, 2]}, blank, {"input_ids": [3]}])
+    assert [batch["input_ids"].tolist() for batch in found] == [[[1, 2]], [[3]]]
+    assert ("1 of 3 tokenised batches have no tokens: left out." in caplog.text) == (blank is not None)
+
+
+def test_batches_that_are_left_out_take_their_group_along():
+    blank, full = {"input_ids": torch.empty(1, 0, dtype=torch.long)}, {"input_ids": torch.tensor([[1]])}
+    assert load_batches(TokenBatches([full, blank, full], "c4", (0, 1, 2))).groups == (0, 2)
+
+
 def test_tokens_are_counted_by_group():
     masked = {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": torch.tensor([[1, 0, 1]])}
     batches = [masked, {"input_ids": torch.tensor([[4], [5]])}, masked]
@@ -159,7 +180,7 @@ def test_tokens_are_counted_by_group():
         ({"dataset": []}, "The dataset is empty. Give a name, paths, texts or tokenised batches"),
         ({"dataset": iter(())}, "The dataset is empty"),
         (
-            {"dataset": [{"text": "w1"}]},
+            {"dataset": [{"input_ids": [1]}, {"text": "w1"}]},
             r"must be a mapping with 'input_ids', got \['text'\]. Give text",
         ),
         ({"dataset": [torch.ones(2)]}, "must be a mapping with 'input_ids', got Tensor"),

@@ -39,6 +39,34 @@ def test_rows_of_every_kind(row, expected, extension, tmp_path):
     assert load_conversations(path) == (expected, path.name)
 
 
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"instruction": "w4", "output": "w5"}, {"instruction": "w4", "input": "w6", "output": "w5"}],
+        [{"instruction": "w4", "output": "w5", "input": None}, {"messages": turns("w4\n\nw6", "w5")}],
+        [{"instruction": "w4", "output": "w5", "input": float("nan")}, None]
+        + [{"instruction": "w4", "instances": [{"input": "w6", "output": "w5"}]}],
+        [{"instruction": "w4", "output": "w5"}, {"instruction": "", "output": None}, {}, turns("w4\n\nw6", "w5")],
+    ],
+    ids=["optional-key", "two-kinds", "missing-values", "blank-rows-and-a-list"],
+)
+def test_rows_may_differ(rows, tmp_path):
+    expected = [turns("w4", "w5"), turns("w4\n\nw6", "w5")]
+    for extension, content in {
+        ".jsonl": "\n".join(map(json.dumps, rows)),
+        ".json": json.dumps({"data": rows}),
+    }.items():
+        path = tmp_path / f"rows{extension}"
+        path.write_text(content)
+        assert load_conversations(path) == (expected, path.name)
+    if all(row is None or isinstance(row, dict) for row in rows):
+        assert load_conversations(iter(rows)) == (expected, "conversations")
+
+
+def test_rows_of_text_are_no_conversations():
+    assert load_conversations([{"title": "w1"}, {"text": "w1 w2"}]) is None
+
+
 def test_texts_are_no_conversations(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "w1", "messages": turns("w4", "w5")}))
     for dataset in ("python-docs", "absent.jsonl", ["w1 w2"], tmp_path / "rows.jsonl"):
