@@ -8,9 +8,7 @@ from typing import Any
 
 from ..data.tables import Row, is_missing, list_items, read_rows
 from ..data.texts import TABLES
-
-
-Conversation = list[dict[str, Any]]
+from .chat import Conversation
 
 
 def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:

@@ -14,13 +14,11 @@ from ..data.batches import find_tokenizer
 from ..data.tables import list_items
 from ..data.texts import load_texts
 from ..evaluation.losses import UNLABELLED
-from .conversations import Conversation, load_conversations
+from .chat import Tokens, conversation_tokeniser, token_ids
+from .conversations import load_conversations
 
 
 logger = logging.get_logger(__name__)
-
-Tokens = tuple[list[int], list[int]]
-"""Ids and labels of a document. A label is the id, or `UNLABELLED`."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def load_sequences(
         tokenise = _text_tokeniser(tokenizer)
     else:
         documents, source = conversations
-        tokenise = _conversation_tokeniser(tokenizer, mask_prompts)
+        tokenise = conversation_tokeniser(tokenizer, mask_prompts)
 
     ids, labels = [], []
     for index in random.Random(seed).sample(range(len(documents)), len(documents)):
@@ -152,48 +150,10 @@ def join_kinds(parts: Sequence[PackedSequences]) -> PackedSequences:
 
 def _text_tokeniser(tokenizer: Any) -> Callable[[str], Tokens]:
     """Returns a function that tokenises a text, and labels all of it."""
-    end = _token_ids(tokenizer, "\n\n") if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    end = token_ids(tokenizer, "\n\n") if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
     def tokenise(text):
-        ids = _token_ids(tokenizer, text) + end
+        ids = token_ids(tokenizer, text) + end
         return ids, ids
-
-    return tokenise
-
-
-def _token_ids(tokenizer: Any, text: str) -> list[int]:
-    # The text may be longer than the model's context, of which tokenizers warn unless verbose=False.
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def _conversation_tokeniser(tokenizer: Any, mask_prompts: bool) -> Callable[[Conversation], Tokens]:
-    """Returns a function that tokenises a conversation, up to its last answer."""
-    if not tokenizer.chat_template:
-        raise ValueError(
-            "Conversations need a chat template, and this tokenizer has none. Give the tokenizer of a chat model, set "
-            "tokenizer.chat_template, or give texts."
-        )
-
-    def tokenise(messages):
-        # An answer is tokenised apart from its prompt, as it is when the model writes one.
-        ids, labels, done = [], [], ""
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            for end, is_answer in ((index, False), (index + 1, True)):
-                text = tokenizer.apply_chat_template(
-                    messages[:end], tokenize=False, add_generation_prompt=not is_answer
-                )
-                if not text.startswith(done):
-                    raise ValueError(
-                        "This chat template changes earlier messages when a conversation continues, so prompts and "
-                        f"answers cannot be told apart. It turned {done[-80:]!r} into something else. Give "
-                        "conversations with one answer each."
-                    )
-                more = _token_ids(tokenizer, text[len(done) :])
-                ids += more
-                labels += more if is_answer or not mask_prompts else [UNLABELLED] * len(more)
-                done = text
-        return ids, labels
 
     return tokenise

@@ -2,13 +2,15 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import torch
 from recovering import turns
 from tiny import tokens
 
-from optimum_slicegpt.recovery.packing import UNLABELLED, load_sequences
+from optimum_slicegpt.recovery.chat import UNLABELLED, conversation_tokeniser
+from optimum_slicegpt.recovery.packing import load_sequences
 
 
 SIZES = {"nsamples": 100, "seqlen": 8, "held_out": 1}
@@ -116,10 +118,46 @@ def test_no_chat_template(tiny_tokenizer):
         load_sequences([{"messages": turns("w4", "w5")}], tiny_tokenizer, **SIZES)
 
 
-def test_a_template_that_rewrites_earlier_turns(chat_tokenizer):
-    chat_tokenizer.chat_template = "{{ messages | length }} " + CHAT
-    with pytest.raises(ValueError, match="This chat template changes earlier messages when a conversation continues"):
-        load_sequences([{"messages": turns("w4", "w5", "w6", "w7")}], chat_tokenizer, **SIZES)
+THINKS = "{% if message['role'] == 'assistant' and loop.last %}w7 {% endif %}{{ message['content'] }}"
+REWRITING = {
+    "reasoning-of-the-last": CHAT.replace("{{ message['content'] }}", THINKS),
+    "counting": "{{ 'w90 ' * messages | length }}" + CHAT,
+    "prompt-unlike-answer": CHAT.replace("%}w2 {% endif %}", "%}w2 w8 {% endif %}"),
+    "trimmed-history": "{% set messages = messages[-2:] if not add_generation_prompt else messages[-1:] %}" + CHAT,
+}
+"""Chat templates that render earlier messages anew."""
+
+
+@pytest.mark.parametrize("name", REWRITING)
+def test_templates_that_rewrite_earlier_turns(chat_tokenizer, name):
+    chat_tokenizer.chat_template = REWRITING[name]
+    for rows, answers in ((turns("w10", "w12"), [[12, 3]]), (turns("w10", "w12", "w13", "w14"), [[12, 3], [14, 3]])):
+        tokenise = conversation_tokeniser(chat_tokenizer, mask_prompts=True)
+        ids, labels = tokenise(rows)
+        assert len(ids) == len(labels)
+        assert [label for label in labels if label not in (UNLABELLED, 7)] == [t for each in answers for t in each]
+        whole = chat_tokenizer.apply_chat_template(rows, tokenize=False)
+        expected = chat_tokenizer(whole, add_special_tokens=False)["input_ids"]
+        assert ids[len(ids) - len(expected) :] == expected
+        ids, labels = conversation_tokeniser(chat_tokenizer, mask_prompts=False)(rows)
+        assert ids == labels == expected
+
+
+def test_a_conversation_that_the_template_refuses_is_left_out(chat_tokenizer, caplog):
+    chat_tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No!') }}{% endif %}" + CHAT
+    )
+    rows = [{"messages": turns("w10 w11", "w12")}] * 8
+    refused = {"messages": [{"role": "system", "content": "w4"}, *turns("w10", "w12")]}
+    found = [everything(load_sequences(data, chat_tokenizer, **SIZES)) for data in (rows, [*rows, refused, refused])]
+    assert found[0] == found[1]
+    assert caplog.text.count("The chat template refuses a conversation, which is left out: No!") == 1
+
+
+def test_templates_need_jinja2(chat_tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ImportError, match=r"Chat templates need jinja2: pip install optimum-slicegpt\[report\]"):
+        conversation_tokeniser(chat_tokenizer, mask_prompts=True)
 
 
 def test_random_generators_are_left_alone(tiny_tokenizer):
