@@ -13,6 +13,7 @@ from .planning.widths import SlicePlan
 from .record import record_run
 from .slicing.compress import compress
 from .slicing.skeleton import replace_in_place
+from .slicing.twin import stock_twin
 
 
 class SliceGPTQuantizer:
@@ -56,10 +57,11 @@ class SliceGPTQuantizer:
                 processes were given different things.
         """
         check_sliceable(model)
-        plan = SlicePlan.from_config(self.config, model.config)
-        batches = calibration_batches(model, self.config, tokenizer)
-        result = compress(model, plan, batches, self.config)
-        record_run(model, result.model, plan, self.config, batches, result.energy_kept, result.seconds)
+        dense = stock_twin(model)
+        plan = SlicePlan.from_config(self.config, dense.config)
+        batches = calibration_batches(dense, self.config, tokenizer)
+        result = compress(dense, plan, batches, self.config)
+        record_run(dense, result.model, plan, self.config, batches, result.energy_kept, result.seconds)
         return replace_in_place(model, result.model)
 
     def save(self, model: PreTrainedModel, save_dir: str | os.PathLike, **kwargs) -> None:

@@ -23,6 +23,7 @@ from .reports.model_card import model_card, save_picture
 from .slicing.compress import compress
 from .slicing.estimate import RunEstimate, estimate_run
 from .slicing.run import SlicedResult
+from .slicing.twin import is_stock
 from .storage.checkpoint import Checkpoint
 from .storage.files import check_output, locked, move_into_place, sync_folder
 from .storage.on_disk import STATE_FILE, WEIGHTS, OnDisk
@@ -109,8 +110,8 @@ class StreamedRun:
     Raises:
         FileExistsError: `output` is not empty.
         OSError: there is no such model.
-        ValueError: the model, its files, the widths, the sizes or the calibration data cannot be used; several
-            processes were started.
+        ValueError: the model, its class, its files, the widths, the sizes or the calibration data cannot be used;
+            several processes were started.
     """
 
     @undisturbed()
@@ -141,6 +142,11 @@ class StreamedRun:
         self.checkpoint = Checkpoint(model, dtype, trust_remote_code)
         dense = self.checkpoint.model
         check_sliceable(dense)
+        if not is_stock(dense):
+            raise ValueError(
+                f"Streaming takes transformers' own classes, and this one is of {type(dense).__module__}; leave "
+                "trust_remote_code out, or slice in memory."
+            )
         self.plan = SlicePlan.from_config(config, dense.config)
         self.batches = calibration_batches(dense, config, self.tokenizer, self.checkpoint.tensor)
 

@@ -31,7 +31,8 @@ def test_already_sliced():
 
 def test_quantized():
     model = build("llama")
-    model.hf_quantizer = object()
+    weight = model.lm_head.weight
+    model.lm_head.weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
     refused(model, "is quantized; slice the full-precision model first")
 
 

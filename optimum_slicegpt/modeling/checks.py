@@ -2,11 +2,18 @@
 
 from itertools import chain
 
+import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
+from .decoder import empty_model
 from .families import family_of
+from .stock import own_config
+
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Dtypes of weights that are plain numbers. Those of quantized models are others, or a subclass of tensors."""
 
 
 def is_sliced(config) -> bool:
@@ -28,11 +35,13 @@ def check_sliceable(model: PreTrainedModel) -> None:
 
     Raises:
         ValueError: the model is already sliced, quantized, carries adapters, offload hooks, parametrizations or
-            tensors of inference mode, is of an unsupported family, or is not a causal language model.
+            tensors of inference mode, is of an unsupported family, is not a causal language model, or has other
+            modules than its configuration says.
     """
     if is_sliced(model.config):
         raise ValueError("This model is already sliced; slice the dense model with the sparsity you want.")
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+    weights = [parameter.data for parameter in model.parameters()]
+    if any(type(weight) is not Tensor or weight.dtype not in FLOATS for weight in weights):
         raise ValueError("This model is quantized; slice the full-precision model first and quantize the result.")
     check_without_adapters(model, "This model", "slice")
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
@@ -54,11 +63,29 @@ def check_sliceable(model: PreTrainedModel) -> None:
                 "which leaves the weight itself, then slice."
             )
     family_of(model.config)
-    expected = MODEL_FOR_CAUSAL_LM_MAPPING[type(model.config)]
-    if type(model) is not expected:
+    _check_modules(model)
+
+
+def _check_modules(model: PreTrainedModel) -> None:
+    """Checks that a model has the parameters of its family's own class, in the shapes of its configuration."""
+    config = own_config(model.config)
+    expected = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    shapes, stock = (
+        {name: tuple(parameter.shape) for name, parameter in each.named_parameters(remove_duplicate=False)}
+        for each in (model, empty_model(config))
+    )
+    if not isinstance(model, expected) and shapes.keys() != stock.keys():
         raise ValueError(
             f"Cannot slice a {type(model).__name__}; load the checkpoint as {expected.__name__} "
             "(AutoModelForCausalLM), slice that, and put other heads on the result."
+        )
+    differing = [name for name in {**stock, **shapes} if shapes.get(name) != stock.get(name)]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"This model is not what its configuration says, in {len(differing)} parameters. {name}: "
+            f"{shapes.get(name, 'absent')} in the model, {stock.get(name, 'absent')} by the configuration. Correct "
+            "the configuration, or slice the model before other tools change single layers of it."
         )
 
 

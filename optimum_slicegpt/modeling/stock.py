@@ -1,5 +1,6 @@
 """The stock class of a sliced model: one that transformers has, and that needs no code of this package."""
 
+import copy
 from functools import reduce
 from math import lcm
 
@@ -12,6 +13,19 @@ LEFT_BEHIND = ("model_type", "architectures", "quantization_config", "auto_map",
 """Keys of a configuration that do not describe a model of another class."""
 SLICED_KEYS = ("widths", "original_hidden_size", "embedding_size", "shortcuts", "intermediate_sizes", "slicegpt")
 """Keys of a sliced configuration that no stock class has."""
+
+
+def own_config(config):
+    """Returns a copy of a dense model's configuration, of its family's own class, without quantization and code."""
+    config_class = CONFIG_MAPPING[config.model_type]
+    if type(config) is config_class:
+        own = copy.deepcopy(config)
+        for key in ("quantization_config", "auto_map"):
+            own.__dict__.pop(key, None)
+    else:
+        own = config_class(**{key: value for key, value in config.to_dict().items() if key not in LEFT_BEHIND})
+    own.name_or_path = config.name_or_path
+    return own
 
 
 def dense_hidden_size(config) -> int:
