@@ -18,7 +18,7 @@ HEADS = "it derives the size of its heads from the hidden size"
 FILE = Path(__file__).with_name("supported_models.md")
 
 TEXT = """\
-<!-- Written by docs/generate_supported_models.py from optimum_slicegpt/modeling/families.py. -->
+<!-- Written by docs/generate_supported_models.py from the table of families. -->
 
 # Supported models
 
@@ -43,8 +43,7 @@ A family is a `model_type` of transformers, as `config.json` of a checkpoint nam
 {refused}
 
 Any other family is refused because no row describes it. A family whose layers read the residual stream through a norm,
-and add the output of attention and of an MLP to it, needs a row in `optimum_slicegpt/modeling/families.py` and a tiny
-configuration in `tests/tiny.py`.
+and add the output of attention and of an MLP to it, needs a row: see [Adding a family](adding_a_family.md).
 """
 
 

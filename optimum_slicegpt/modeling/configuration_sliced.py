@@ -1,9 +1,11 @@
 """Configurations of sliced models: a family's own configuration, plus the width of the stream at every site."""
 
 from contextlib import contextmanager
+from functools import cache
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .families import FAMILIES, check_equal_widths, family_of
 
@@ -89,7 +91,17 @@ class SlicedConfigMixin:
         return [self.attribute_map.get(key, key) for key in keys]
 
 
-def _sliced_config_class(model_type: str) -> type:
+# These files travel with checkpoints to installations whose transformers may lack a family.
+SLICED_CONFIG_NAMES: dict[str, str] = {
+    f"Sliced{CONFIG_MAPPING_NAMES[model_type]}": model_type
+    for model_type in FAMILIES
+    if model_type in CONFIG_MAPPING_NAMES
+}
+"""Families by the names of their sliced configuration classes."""
+
+
+@cache
+def sliced_config_class(model_type: str) -> type:
     """Derives a sliced configuration class from a family's configuration."""
     base = CONFIG_MAPPING[model_type]
     fields = {
@@ -109,14 +121,13 @@ def _sliced_config_class(model_type: str) -> type:
         **dict.fromkeys(fields),
         "shortcuts": True,
     }
-    return strict(type(f"Sliced{base.__name__}", (SlicedConfigMixin, base), namespace))
+    config_class = strict(type(f"Sliced{base.__name__}", (SlicedConfigMixin, base), namespace))
+    config_class.register_for_auto_class()
+    return config_class
 
 
-# These files travel with checkpoints to installations whose transformers may lack a family.
-SLICED_CONFIGS: dict[str, type] = {
-    model_type: _sliced_config_class(model_type) for model_type in FAMILIES if model_type in CONFIG_MAPPING
-}
-for _config_class in SLICED_CONFIGS.values():
-    globals()[_config_class.__name__] = _config_class  # pickle finds a class by its name in its module.
-    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
-    _config_class.register_for_auto_class()
+def __getattr__(name: str):
+    # pickle and transformers find a class by its name in its module. Deriving all of them takes seconds.
+    if name in SLICED_CONFIG_NAMES:
+        return sliced_config_class(SLICED_CONFIG_NAMES[name])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

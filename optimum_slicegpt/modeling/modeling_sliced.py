@@ -3,104 +3,28 @@ Sliced models: each family's own classes, with a width of its own at every site 
 
 No decoder forward is copied. A sliced model *is* the family's model: its constructor builds the dense model without
 values, then resizes every weight on the stream, replaces the norms, and gives each decoder layer the forward of
-[`SlicedLayerMixin`].
+[`layer_sliced.SlicedLayerMixin`].
 """
 
 import inspect
 import sys
+from functools import cache
 
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 
-from .configuration_sliced import SLICED_CONFIGS
+from .configuration_sliced import SLICED_CONFIG_NAMES, sliced_config_class
 from .families import family_of
-from .family import Block, Family
+from .family import Block
+from .layer_sliced import SlicedLayerMixin
 from .weights import Reader, Writer, has_bias, resize_mlp
-
-
-class SlicedLayerMixin:
-    """
-    The forward of a decoder layer, the same for every family. It comes before the family's own layer class.
-
-    A block reads the stream through its norm. Its output is added to the stream or, where the next site has another
-    basis, to the product of the stream and the shortcut (SliceGPT, section 3.3).
-    """
-
-    _family: Family
-    _blocks: tuple[Block, ...]
-    embedding_projection: nn.Linear | None
-    """Leads from the table of embeddings to the stream, in the first layer, where the table is wider."""
-    _argument_names: tuple[str, ...]
-    """Arguments of the family's forward after `hidden_states`: some models pass them to their layers by position."""
-
-    def _drop_out_and_scale(self, output, dropout):
-        """Applies a block's dropout, and the family's multiplier, to its output."""
-        dropout = getattr(self, dropout) if dropout else 0.0
-        if isinstance(dropout, nn.Module):
-            output = dropout(output)
-        else:
-            output = nn.functional.dropout(output, p=dropout, training=self.training)
-        multiplier = self._family.residual_multiplier
-        return output * getattr(self, multiplier) if multiplier else output
-
-    def _attn(self, normed, kwargs):
-        """Returns the output of attention, and its weights or `None`."""
-        output, weights, *_ = getattr(self, self._family.attn)(hidden_states=normed, **kwargs)
-        return self._drop_out_and_scale(output, self._family.attn_dropout), weights
-
-    def _mlp(self, normed):
-        """Returns the output of the MLP."""
-        for name in self._family.mlp:
-            normed = getattr(self, name)(normed)
-        return self._drop_out_and_scale(normed, self._family.mlp_dropout)
-
-    def mlp_output(self, stream):
-        """Computes what the MLP adds to the stream `(..., width)`, in a block of its own or beside attention."""
-        return self._mlp(getattr(self, self._family.mlp_norm or self._family.attn_norm)(stream))
-
-    def block_output(self, kind, stream, kwargs):
-        """
-        Computes what one block adds to the stream.
-
-        Args:
-            kind (`str`): `"attn"`, `"mlp"` or `"parallel"`, see [`family.Block`].
-            stream (`torch.Tensor` of shape `(batch, tokens, width)`): the stream at the block's site.
-            kwargs (`dict`): arguments of attention that come from the model: mask, positions, cache.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, tokens, width of the writers)`.
-        """
-        return self._block(kind, stream, kwargs)[0]
-
-    def _block(self, kind, stream, kwargs):
-        """Returns what a block adds to the stream, and the weights of its attention or `None`."""
-        family = self._family
-        if kind == "mlp":
-            return self.mlp_output(stream), None
-        normed = getattr(self, family.attn_norm)(stream)
-        output, weights = self._attn(normed, kwargs)
-        if kind == "attn":
-            return output, weights
-        if family.mlp_norm is not None:
-            normed = getattr(self, family.mlp_norm)(stream)
-        return output + self._mlp(normed), weights
-
-    def forward(self, hidden_states, *args, **kwargs):
-        kwargs.update(zip(self._argument_names, args, strict=False))
-        if self.embedding_projection is not None:
-            hidden_states = self.embedding_projection(hidden_states)
-        weights = None
-        for block in self._blocks:
-            output, block_weights = self._block(block.kind, hidden_states, kwargs)
-            weights = block_weights if weights is None else weights
-            shortcut = getattr(self, block.shortcut)
-            hidden_states = (hidden_states if shortcut is None else shortcut(hidden_states)) + output
-        return (hidden_states, weights) if self._family.returns_tuple else hidden_states
 
 
 class ProjectedNorm(nn.RMSNorm):
@@ -164,7 +88,7 @@ class SlicedModelMixin:
 
         site = 0
         for index, layer in enumerate(layers):
-            layer.__class__ = globals()["Sliced" + type(layer).__name__]
+            layer.__class__ = _sliced_layer_class(type(layer))
             layer.register_module("embedding_projection", None)
             layer._family, layer._blocks = family, family.blocks
             for block in layer._blocks:
@@ -183,7 +107,7 @@ class SlicedModelMixin:
             _resize_norm(body, family.final_norm, widths[-1], family, like)
         for module in self.modules():
             if getattr(module, "_no_split_modules", None):
-                module._no_split_modules = [type(layers[0]).__name__]
+                module._no_split_modules = sorted({type(layer).__name__ for layer in layers})
 
     @staticmethod
     def _slice_block(layer: nn.Module, block: Block, width_in: int, width_out: int, like: Tensor):
@@ -220,25 +144,6 @@ class SlicedModelMixin:
         return cls._dense_class._can_set_experts_implementation()
 
 
-def _sliced_layer_class(base: type) -> type:
-    """Derives a sliced class from a family's decoder layer."""
-    names = tuple(inspect.signature(base.forward).parameters)[2:]
-    namespace = {"__module__": __name__, "_argument_names": names}
-    return type(f"Sliced{base.__name__}", (SlicedLayerMixin, base), namespace)
-
-
-def _sliced_model_class(config_class: type, base: type, auto_map: dict[str, str]) -> type:
-    """Derives a sliced class from a family's model."""
-    namespace = {
-        "__module__": __name__,
-        "__doc__": f"Sliced {base.__name__}, see [`SlicedModelMixin`].",
-        "config_class": config_class,
-        "_dense_class": base,
-        "_auto_map": auto_map,
-    }
-    return type(f"Sliced{base.__name__}", (SlicedModelMixin, base), namespace)
-
-
 AUTO_CLASSES = (
     AutoModel,
     AutoModelForCausalLM,
@@ -247,22 +152,91 @@ AUTO_CLASSES = (
 )
 
 
-def _register(config_class: type):
-    """Defines a family's classes in this module, where pickle finds them, and registers them with the Auto classes."""
-    dense_config_class, auto_map = config_class.__mro__[2], {}
+@cache
+def _sliced_layer_class(base: type) -> type:
+    """Derives a sliced class from a family's decoder layer."""
+    names = tuple(inspect.signature(base.forward).parameters)[2:]
+    namespace = {"__module__": __name__, "_argument_names": names}
+    return _defined(type(f"Sliced{base.__name__}", (SlicedLayerMixin, base), namespace))
+
+
+def _sliced_model_class(name: str, config_class: type, base: type, auto_map: dict[str, str]) -> type:
+    """Derives a sliced class from a family's model."""
+    namespace = {
+        "__module__": __name__,
+        "__doc__": f"Sliced {base.__name__}, see [`SlicedModelMixin`].",
+        "config_class": config_class,
+        "_dense_class": base,
+        "_auto_map": auto_map,
+    }
+    return _defined(type(name, (SlicedModelMixin, base), namespace))
+
+
+def _defined(derived: type) -> type:
+    """Defines a class in this module, where pickle and transformers find it by its name."""
+    globals()[derived.__name__] = derived
+    return derived
+
+
+@cache
+def define(model_type: str) -> type:
+    """
+    Derives a family's configuration and models, and registers them with the Auto classes.
+
+    Returns:
+        `type`: the class of the sliced configuration.
+    """
+    config_class, auto_map = sliced_config_class(model_type), {}
+    dense_config_class = config_class.__mro__[2]
     for auto_class in AUTO_CLASSES:
         if dense_config_class not in auto_class._model_mapping:
             continue
         base = auto_class._model_mapping[dense_config_class]
-        sliced = _sliced_model_class(config_class, base, auto_map)
-        globals()[sliced.__name__] = sliced
+        name = f"Sliced{base.__name__}"
+        if base.config_class is not dense_config_class:  # Another family's model, whose sliced class has this name.
+            name = f"{_stem(config_class.__name__)}As{base.__name__}"
+        sliced = _sliced_model_class(name, config_class, base, auto_map)
         auto_map[auto_class.__name__] = f"{__name__.rpartition('.')[2]}.{sliced.__name__}"
         auto_class.register(config_class, sliced, exist_ok=True)
         sliced.register_for_auto_class(auto_class)
-    (layer_name,) = base._no_split_modules
-    layer = _sliced_layer_class(getattr(sys.modules[base.__module__], layer_name))
-    globals()[layer.__name__] = layer
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    return config_class
 
 
-for _config_class in SLICED_CONFIGS.values():
-    _register(_config_class)
+class Undefined(type):
+    """
+    The class of what stands for a sliced configuration class until it is needed: defining all families' classes takes
+    seconds, and an error in the code of one family must not keep the others from being used.
+    """
+
+    def __call__(cls, *args, **kwargs):
+        return define(cls.family)(*args, **kwargs)
+
+    def __getattr__(cls, name: str):
+        return getattr(define(cls.family), name)
+
+
+def _stem(config_name: str) -> str:
+    """Returns what the names of a family's classes begin with, by that of its configuration."""
+    return config_name.removesuffix("Config").removesuffix("Text")
+
+
+def __getattr__(name: str):
+    stems = {_stem(config_name): model_type for config_name, model_type in SLICED_CONFIG_NAMES.items()}
+    for stem in sorted(filter(name.startswith, stems), key=len, reverse=True):
+        config_class = define(stems[stem])
+        if name in globals():
+            return globals()[name]
+        layer = getattr(sys.modules[_dense_module(config_class)], name.removeprefix("Sliced"), None)
+        if layer is not None:
+            return _sliced_layer_class(layer)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _dense_module(config_class: type) -> str:
+    """Returns the name of the module of transformers that a family's layers are in."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING[config_class]._dense_class.__module__
+
+
+for _config_name, _model_type in SLICED_CONFIG_NAMES.items():
+    AutoConfig.register(f"sliced_{_model_type}", Undefined(_config_name, (), {"family": _model_type}), exist_ok=True)

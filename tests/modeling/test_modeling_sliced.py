@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from forking import run_program
+from paths import TRAVELLING
 from sliced_models import tapering_model
 from tiny import TINY, aligned, build, calibration, relative_error, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
@@ -16,7 +17,6 @@ from optimum_slicegpt.modeling.configuration_sliced import SlicedLlamaConfig
 from optimum_slicegpt.modeling.families import family_of
 
 
-CODE = ("configuration_sliced.py", "families.py", "family.py", "modeling_sliced.py", "weights.py")
 IN_A_FRESH_PROCESS = """
 import sys, torch, optimum_slicegpt
 from tiny import aligned
@@ -56,7 +56,7 @@ def test_fresh_process_gives_the_same_bits(tmp_path):
             "generation_config.json",
             "model.safetensors",
             "logits.pt",
-            *CODE,
+            *TRAVELLING,
         }
 
 

@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import fails, run
-from paths import ROOT
+from paths import ROOT, TRAVELLING
 from sharing import make_once
 from tiny import aligned, build, calibration, paper, tokens
 from transformers import AutoModelForCausalLM
 
 
-FILES = {"configuration_sliced.py", "families.py", "family.py", "modeling_sliced.py", "weights.py"}
-"""Files that travel with checkpoints."""
 OTHERS = {"checks.py", "contexts.py", "decoder.py", "stock.py"}
 """Files beside them that stay."""
 CASES = {"llama": True, "gpt2": True, "qwen3_moe": False}
@@ -92,14 +90,14 @@ def loaded_without_us(tmp_path_factory):
 @pytest.mark.parametrize(("name", "tied"), CASES.items())
 def test_loads_generates_trains_and_saves_without_us(name, tied, tmp_path, loaded_without_us):
     shutil.copytree(loaded_without_us / name, tmp_path, dirs_exist_ok=True)
-    assert FILES == {path.name for path in (tmp_path / "model").glob("*.py")}
+    assert TRAVELLING == {path.name for path in (tmp_path / "model").glob("*.py")}
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert loaded.config.tie_word_embeddings == tied
     expected = aligned(loaded)(tokens()).logits
     assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
 
     # What it saved is whole again: files, map, weights.
-    assert FILES == {path.name for path in (tmp_path / "again").glob("*.py")}
+    assert TRAVELLING == {path.name for path in (tmp_path / "again").glob("*.py")}
     maps = [json.loads((tmp_path / each / "config.json").read_text())["auto_map"] for each in ("model", "again")]
     assert maps[0] == maps[1]
     shutil.rmtree(tmp_path / "model")
@@ -117,13 +115,13 @@ def test_local_code_wins(tmp_path):
 
 def test_the_files_import_torch_and_transformers_only():
     folder = ROOT / "optimum_slicegpt" / "modeling"
-    assert FILES | OTHERS == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+    assert TRAVELLING | OTHERS == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
     for path in folder.glob("*.py"):
         for line in path.read_text().splitlines():
             if line.startswith(("import ", "from ")):
                 root, *parts = line.split()[1].split(".")
                 assert root in {"", "torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names, line
-                assert path.name not in FILES or root or {f"{part}.py" for part in parts} <= FILES, line
+                assert path.name not in TRAVELLING or root or {f"{part}.py" for part in parts} <= TRAVELLING, line
 
 
 @pytest.mark.parametrize("more", [[], ["--stream"]])

@@ -4,7 +4,7 @@ import pytest
 from tiny import HIDDEN, TINY, build, calibration, differing_widths, paper
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
-from optimum_slicegpt.modeling.configuration_sliced import SLICED_CONFIGS
+from optimum_slicegpt.modeling.configuration_sliced import sliced_config_class
 from optimum_slicegpt.modeling.families import family_of
 from optimum_slicegpt.slicing.skeleton import build_sliced
 
@@ -153,9 +153,11 @@ def test_widths_that_the_family_cannot_compute_are_refused(name, widths, message
 def test_configurations_that_the_family_cannot_compute_are_refused(name, widths, message):
     sizes = TINY[name] | {family_of(build(name).config).size_keys[0]: widths[-1]}
     with pytest.raises(Exception, match=message):
-        SLICED_CONFIGS[name](**sizes, original_hidden_size=HIDDEN, widths=widths)
+        sliced_config_class(name)(**sizes, original_hidden_size=HIDDEN, widths=widths)
 
 
 def test_configurations_without_shortcuts_have_one_width():
     with pytest.raises(Exception, match="without shortcuts all sites must be equally wide"):
-        SLICED_CONFIGS["llama"](**TINY["llama"], original_hidden_size=HIDDEN, widths=[48] * 4 + [40], shortcuts=False)
+        sliced_config_class("llama")(
+            **TINY["llama"], original_hidden_size=HIDDEN, widths=[48] * 4 + [40], shortcuts=False
+        )

@@ -61,7 +61,7 @@ def test_no_imports_run_in_a_circle_and_chains_are_short():
     floors = {}
     for module in TopologicalSorter({module: imported_modules(module) for module in MODULES}).static_order():
         floors[module] = 1 + max((floors[imported] for imported in imported_modules(module)), default=0)
-    assert max(floors.values()) <= 8
+    assert max(floors.values()) <= 9
 
 
 def test_files_are_short():

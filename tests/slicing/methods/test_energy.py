@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.data.batches import TokenBatches
 from optimum_slicegpt.export import export_stock
-from optimum_slicegpt.modeling.configuration_sliced import SLICED_CONFIGS
+from optimum_slicegpt.modeling.configuration_sliced import sliced_config_class
 from optimum_slicegpt.modeling.contexts import evaluating
 from optimum_slicegpt.modeling.decoder import Decoder
 from optimum_slicegpt.modeling.families import family_of
@@ -201,4 +201,4 @@ def test_experts_have_no_neurons_to_share():
 @pytest.mark.parametrize("sizes", [[40], [40, 0], [40, 39, 40], [32, 36]])
 def test_configurations_that_do_not_fit_are_refused(sizes):
     with pytest.raises(Exception, match=r"intermediate_sizes=.* each of 2 layers, .* intermediate_size=40"):
-        SLICED_CONFIGS["llama"](**TINY["llama"], intermediate_sizes=sizes)
+        sliced_config_class("llama")(**TINY["llama"], intermediate_sizes=sizes)

@@ -1,0 +1,85 @@
+"""The forward of a sliced decoder layer, the same for every family."""
+
+from torch import nn
+
+from .family import Block, Family
+
+
+class SlicedLayerMixin:
+    """
+    The forward of a decoder layer, the same for every family. It comes before the family's own layer class.
+
+    A block reads the stream through its norm. Its output is added to the stream or, where the next site has another
+    basis, to the product of the stream and the shortcut (SliceGPT, section 3.3).
+    """
+
+    _family: Family
+    _blocks: tuple[Block, ...]
+    embedding_projection: nn.Linear | None
+    """Leads from the table of embeddings to the stream, in the first layer, where the table is wider."""
+    _argument_names: tuple[str, ...]
+    """Arguments of the family's forward after `hidden_states`: some models pass them to their layers by position."""
+
+    def _drop_out_and_scale(self, output, dropout):
+        """Applies a block's dropout, and the family's multiplier, to its output."""
+        dropout = getattr(self, dropout) if dropout else 0.0
+        if isinstance(dropout, nn.Module):
+            output = dropout(output)
+        else:
+            output = nn.functional.dropout(output, p=dropout, training=self.training)
+        multiplier = self._family.residual_multiplier
+        return output * getattr(self, multiplier) if multiplier else output
+
+    def _attn(self, normed, kwargs):
+        """Returns the output of attention, and its weights or `None`."""
+        output, weights, *_ = getattr(self, self._family.attn)(hidden_states=normed, **kwargs)
+        return self._drop_out_and_scale(output, self._family.attn_dropout), weights
+
+    def _mlp(self, normed):
+        """Returns the output of the MLP."""
+        for name in self._family.mlp:
+            normed = getattr(self, name)(normed)
+        return self._drop_out_and_scale(normed, self._family.mlp_dropout)
+
+    def mlp_output(self, stream):
+        """Computes what the MLP adds to the stream `(..., width)`, in a block of its own or beside attention."""
+        return self._mlp(getattr(self, self._family.mlp_norm or self._family.attn_norm)(stream))
+
+    def block_output(self, kind, stream, kwargs):
+        """
+        Computes what one block adds to the stream.
+
+        Args:
+            kind (`str`): `"attn"`, `"mlp"` or `"parallel"`, see [`family.Block`].
+            stream (`torch.Tensor` of shape `(batch, tokens, width)`): the stream at the block's site.
+            kwargs (`dict`): arguments of attention that come from the model: mask, positions, cache.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, tokens, width of the writers)`.
+        """
+        return self._block(kind, stream, kwargs)[0]
+
+    def _block(self, kind, stream, kwargs):
+        """Returns what a block adds to the stream, and the weights of its attention or `None`."""
+        family = self._family
+        if kind == "mlp":
+            return self.mlp_output(stream), None
+        normed = getattr(self, family.attn_norm)(stream)
+        output, weights = self._attn(normed, kwargs)
+        if kind == "attn":
+            return output, weights
+        if family.mlp_norm is not None:
+            normed = getattr(self, family.mlp_norm)(stream)
+        return output + self._mlp(normed), weights
+
+    def forward(self, hidden_states, *args, **kwargs):
+        kwargs.update(zip(self._argument_names, args, strict=False))
+        if self.embedding_projection is not None:
+            hidden_states = self.embedding_projection(hidden_states)
+        weights = None
+        for block in self._blocks:
+            output, block_weights = self._block(block.kind, hidden_states, kwargs)
+            weights = block_weights if weights is None else weights
+            shortcut = getattr(self, block.shortcut)
+            hidden_states = (hidden_states if shortcut is None else shortcut(hidden_states)) + output
+        return (hidden_states, weights) if self._family.returns_tuple else hidden_states
