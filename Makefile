@@ -4,13 +4,14 @@ PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c cons
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test check format clients clean
+.PHONY: help install demo docs test test-all check format clients clean
 
 help:
 	@echo "make install   set up $(VENV)"
 	@echo "make demo      slice SmolLM2-135M and show what became of it"
 	@echo "make docs      build the documentation into site/"
 	@echo "make test      run the tests"
+	@echo "make test-all  run all of them on all families, which takes long"
 	@echo "make check     format and lint, changing nothing"
 	@echo "make format    format and lint, changing files"
 	@echo "make clients   run the model in vLLM, llama.cpp, MLX-LM, ...: [MODEL=folder BASE=folder] [ONLY=vllm,mlx]"
@@ -35,6 +36,9 @@ docs: install
 
 test: install
 	@$(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+
+test-all: install
+	@SLICEGPT_TEST_ALL=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 check: install
 	@$(VENV)/bin/ruff format --check .

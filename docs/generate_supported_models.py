@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from optimum_slicegpt.modeling.families import FAMILIES, NOT_SLICEABLE
-from optimum_slicegpt.modeling.family import ENDS_MEET, EXPERTS_KEEP_WIDTH, Family
+from optimum_slicegpt.modeling.family import EXPERTS_KEEP_WIDTH, Family
 
 
 MEAN = "a LayerNorm subtracts a mean, and the head needs it"
@@ -62,8 +62,8 @@ def limits(family: Family) -> str:
     found = [f"only with {keys}: otherwise {reason}" for keys, reason in needed]
     if family.moe:
         found.append(f"equal widths before and after an MLP: {EXPERTS_KEEP_WIDTH}")
-    if family.restores_shape:
-        found.append(f"equal first and last widths where the head is not tied: {ENDS_MEET}")
+    if family.ends_meet:
+        found.append(f"equal first and last widths where the head is not tied: {family.ends_meet}")
     return "; ".join(found)
 
 

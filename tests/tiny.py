@@ -1,25 +1,15 @@
 """Tiny random models of every family, built so that mistakes show: sizes differ, nothing is zero, one or square."""
 
+import os
+
 import torch
+from more_families import MORE
+from shapes import COMMON, GPT, GRANITE, GROUPED, HIDDEN, VOCAB, WHOLE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.modeling.families import family_of
 
-
-VOCAB, HIDDEN, LAYERS = 97, 48, 2
-COMMON = {
-    "vocab_size": VOCAB,
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": LAYERS,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = COMMON | {"intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-WHOLE = COMMON | {"intermediate_size": 40, "num_attention_heads": 3}
-"""For families whose heads must add up to the hidden size."""
 
 TINY = {
     "llama": GROUPED,
@@ -31,8 +21,7 @@ TINY = {
     "phi3-longrope": COMMON
     | {"intermediate_size": 40, "num_attention_heads": 4, "original_max_position_embeddings": 32}
     | {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.1] * 6, "long_factor": [2.0] * 6}},
-    "granite": GROUPED
-    | {"embedding_multiplier": 12, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 8},
+    "granite": GROUPED | GRANITE,
     "gemma": GROUPED,
     "mixtral": GROUPED | {"num_local_experts": 3, "num_experts_per_tok": 2},
     "qwen3_moe": GROUPED | {"moe_intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 3},
@@ -46,8 +35,7 @@ TINY = {
     "stablelm": WHOLE | {"num_key_value_heads": 1, "partial_rotary_factor": 0.5, "qk_layernorm": True},
     "stablelm-parallel": WHOLE | {"num_key_value_heads": 3, "use_parallel_residual": True, "use_qkv_bias": True},
     "opt": COMMON | {"ffn_dim": 40, "num_attention_heads": 3, "word_embed_proj_dim": HIDDEN},
-    "gpt2": {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 3, "n_inner": 40, "n_positions": 64}
-    | {"bos_token_id": 1, "eos_token_id": 2},
+    "gpt2": GPT | {"n_head": 3},
     "falcon": COMMON | {"ffn_hidden_size": 40, "num_attention_heads": 3},
     "falcon-two_norms": COMMON
     | {
@@ -58,7 +46,14 @@ TINY = {
         "bias": True,
     },
 }
-"""Test name -> arguments of the family's configuration. A name is a model_type, and after a dash perhaps a variant."""
+"""
+Test name -> arguments of the family's configuration. A name is a model_type, and after a dash perhaps a variant. Tests
+of every kind run on these; on the others of `ALL`, `tests/modeling/test_every_family.py` alone does, unless
+`make test-all` says otherwise.
+"""
+ALL = TINY | MORE
+if os.environ.get("SLICEGPT_TEST_ALL"):
+    TINY = ALL
 
 
 def paper(**kwargs):
@@ -68,7 +63,7 @@ def paper(**kwargs):
 
 def build(name: str, dtype=torch.float64, **overrides):
     """Builds a random model in evaluation mode whose norms, biases and embedding means are all far from trivial."""
-    config = AutoConfig.for_model(name.split("-")[0], **TINY[name] | overrides)
+    config = AutoConfig.for_model(name.split("-")[0], **ALL[name] | overrides)
     torch.manual_seed(0)
     # The grouped matrix product, by default the experts' own, knows no float64.
     experts = "eager" if dtype == torch.float64 else None

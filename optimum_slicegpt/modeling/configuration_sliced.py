@@ -30,7 +30,8 @@ class SlicedConfigMixin:
     def __post_init__(self, **kwargs):
         if self.head_dim is None:
             self.head_dim = (self.original_hidden_size or self.hidden_size) // self.num_attention_heads
-        super().__post_init__(**kwargs)
+        with self.dense_sizes():  # from which some families derive sizes of heads, or multipliers
+            super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """

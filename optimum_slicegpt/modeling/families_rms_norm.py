@@ -3,6 +3,7 @@
 from .family import Family, StockClass
 
 
+IN_TRANSFORMERS = (StockClass(only="transformers"),)
 RMS_NORM: dict[str, Family] = {
     "llama": Family(
         narrower=(
@@ -35,4 +36,55 @@ RMS_NORM: dict[str, Family] = {
     ),
     "granite": Family(residual_multiplier="residual_multiplier", narrower=(StockClass(only="transformers, vLLM"),)),
     "gemma": Family(gain_offset=1.0),
+    "vaultgemma": Family(
+        mlp_norm="pre_feedforward_layernorm",
+        gain_offset=1.0,
+        narrower=(StockClass(by_heads=True, only="transformers"),),
+    ),
+    "seed_oss": Family(narrower=IN_TRANSFORMERS),
+    "ministral": Family(narrower=IN_TRANSFORMERS),
+    "ministral3": Family(narrower=IN_TRANSFORMERS),
+    "ernie4_5": Family(narrower=IN_TRANSFORMERS),
+    "hunyuan_v1_dense": Family(narrower=IN_TRANSFORMERS),
+    "cwm": Family(narrower=(StockClass(by_heads=True, only="transformers"),)),
+    "helium": Family(narrower=IN_TRANSFORMERS),
+    "diffllama": Family(narrower=IN_TRANSFORMERS),
+    "internlm3": Family(narrower=(StockClass(by_heads=True, only="transformers"),)),
+    "iquestcoder": Family(narrower=(StockClass(by_heads=True, only="transformers"),)),
+    "granite_swa": Family(residual_multiplier="residual_multiplier", narrower=IN_TRANSFORMERS),
+    "hyperclovax": Family(
+        residual_multiplier="residual_multiplier",
+        narrower=(StockClass(by_heads=True, only="transformers"),),
+        requires=(
+            ("use_post_norm", False, "a norm after the block acts in the original basis of the residual stream"),
+        ),
+    ),
+    "glm": Family(mlp_readers=("mlp.gate_up_proj",), narrower=IN_TRANSFORMERS),
+    "arcee": Family(mlp_readers=("mlp.up_proj",), narrower=(StockClass(by_heads=True, only="transformers"),)),
+    "apertus": Family(
+        attn_norm="attention_layernorm",
+        mlp_norm="feedforward_layernorm",
+        mlp_readers=("mlp.up_proj",),
+        narrower=IN_TRANSFORMERS,
+    ),
+    "youtu": Family(
+        attn_readers=("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"),
+        narrower=IN_TRANSFORMERS,
+        variants=(("q_lora_rank", None, {"attn_readers": ("self_attn.q_proj", "self_attn.kv_a_proj_with_mqa")}),),
+    ),
+    "minicpm3": Family(
+        attn_readers=("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa"),
+        residual_multiplier="residual_scale",
+        head_divides=True,
+        narrower=(StockClass(by_heads=True, only="transformers"),),
+    ),
+    "nanochat": Family(
+        mlp_readers=("mlp.fc1",),
+        mlp_writer="mlp.fc2",
+        ends_meet="the final norm comes before the first layer, too",
+        narrower=IN_TRANSFORMERS,
+        requires=(
+            ("tie_word_embeddings", False, "its final norm, which comes before the first layer, too, has no gain"),
+        ),
+    ),
 }

@@ -5,7 +5,6 @@ from typing import Any
 
 
 EXPERTS_KEEP_WIDTH = "experts write as many dimensions as they read"
-ENDS_MEET = "the model gives its output the shape that the embeddings had"
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,10 @@ class Family:
     """Config key that holds the number of neurons of an MLP."""
     moe: bool = False
     """Whether the MLP is a mixture of experts."""
-    restores_shape: bool = False
-    """Whether the body ends by giving its output the shape that the embeddings had."""
+    ends_meet: str | None = None
+    """Why the last site must be as wide as the first unless a projection follows the final norm, if it must."""
+    head_divides: bool = False
+    """Whether the head's input is divided by a number in proportion to `hidden_size`."""
     returns_tuple: bool = False
     """Whether layers return the stream in a tuple, with attention weights behind it."""
     size_keys: tuple[str, ...] = ("hidden_size",)
@@ -154,4 +155,4 @@ class Family:
             for site in range(last)
             if self.blocks[site % len(self.blocks)].keeps_width
         ]
-        return pairs + [(0, last, ENDS_MEET)] * (self.restores_shape and not tied)
+        return pairs + [(0, last, self.ends_meet)] * (self.ends_meet is not None and not tied)

@@ -3,6 +3,8 @@ Weights on the residual stream, with one layout for all modules that hold them: 
 of GPT-2, a router, a table of embeddings, or a bare tensor of experts.
 """
 
+from itertools import product
+
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -28,6 +30,9 @@ class StreamWeight:
         holder = parent.get_submodule(owner)
         found = getattr(holder, child)
         self.module, self.key = (found, "weight") if isinstance(found, nn.Module) else (holder, child)
+        self._holders = [self.module]
+        if not isinstance(found, nn.Module):  # Some mixtures hold the width of their stacked experts, too.
+            self._holders.append(parent.get_submodule(owner.rpartition(".")[0]))
 
     @property
     def transposed(self) -> bool:
@@ -59,9 +64,9 @@ class StreamWeight:
         if bias is not None:
             self.module.bias = nn.Parameter(bias.to(like.device, like.dtype))
         for names, size in ((self.width_attributes, weight.shape[-1]), (self.row_attributes, weight.shape[-2])):
-            for name in names:
-                if hasattr(self.module, name):
-                    setattr(self.module, name, size)
+            for module, name in product(self._holders, names):
+                if hasattr(module, name):
+                    setattr(module, name, size)
 
     def _resize(self, rows, width, bias_size):
         old = self.weight
@@ -97,7 +102,7 @@ class Reader(StreamWeight):
 class Writer(StreamWeight):
     """A weight `(..., in, width)` whose output is added to the stream. Tables of embeddings are writers, too."""
 
-    width_attributes = ("out_features", "nf", "hidden_dim", "embedding_dim")
+    width_attributes = ("out_features", "nf", "hidden_dim", "input_size", "embedding_dim")
     row_attributes = ("in_features", "nx")
 
     @property
@@ -113,6 +118,12 @@ class Writer(StreamWeight):
             rows (`int`, *optional*): number of inputs. As many as before by default.
         """
         self._resize(rows or self.weight.shape[-2], width, None if self.bias is None else width)
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the buffers that checkpoints hold, by name: routers may have a bias that is none of the parameters."""
+    saved = model.state_dict().keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
 def has_bias(norm: nn.Module) -> bool:

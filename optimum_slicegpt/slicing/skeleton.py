@@ -50,6 +50,7 @@ def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
             attn_implementation=model.config._attn_implementation,
             experts_implementation=model.config._experts_implementation,
         )
+    release_values(sliced)  # Some constructors draw values wherever they are told to be.
     sliced.generation_config = model.generation_config
     return sliced.eval()
 

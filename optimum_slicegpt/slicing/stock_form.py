@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 
 from ..linalg.moments import compose
 from ..modeling.stock import stock_config
-from ..modeling.weights import Reader, Writer
+from ..modeling.weights import Reader, Writer, persistent_buffers
 
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ class StockForm:
             if not parameter.is_meta:
                 owner, _, key = name.rpartition(".")
                 setattr(theirs.get_submodule(owner), key, nn.Parameter(parameter.detach()))
+        for name, buffer in persistent_buffers(ours).items():
+            owner, _, key = name.rpartition(".")
+            setattr(theirs.get_submodule(owner), key, buffer)
         if self._tied:
             norm, head = self._sliced.final_norm, self._sliced.head
             if not norm.weight.is_meta:
@@ -129,7 +132,7 @@ class StockForm:
             getattr(model.get_submodule(self._sliced.table_names[0]), "embed_scale", None)
             for model in (self._sliced.model, self.model)
         )
-        return 1.0 if ours is None else (ours.double() / theirs.double()).item()
+        return 1.0 if ours is None else float(ours) / float(theirs)
 
 
 def _empty_stock(decoder: Decoder, hidden_size: int) -> PreTrainedModel:

@@ -82,7 +82,7 @@ def write_head(run: Run, norm: NormPair, basis: Basis, fit: Fit, x: DenseStream,
         if embeddings == "narrow":
             write_final_gain(run, norm, basis)
             return
-        matrix = fit.readers(norm, basis, x, z)
+        matrix = fit.readers(norm, basis, x, z) * head_factor(run)
         if embeddings == "sliced":
             write_readers(run, norm, matrix)
             return
@@ -100,11 +100,17 @@ def write_final_gain(run: Run, norm: NormPair, basis: Basis) -> None:
     E Q c Γ z. With E ≈ E Q Qᵀ they are the same for Γ = QᵀGQ / c², which is diagonal along the shared axes.
     """
     gain = (basis.axes * reader_map(norm.dense, run.dense.family.gain_offset, basis.axes)).sum(0) / basis.scale**2
+    gain *= head_factor(run)
     norm.sliced.weight = nn.Parameter(gain.to(run.at_rest))
     if has_bias(norm.dense):  # The stream keeps its width then, and the stock norm its bias.
         norm.sliced.bias = nn.Parameter(norm.dense.bias.to(run.at_rest, copy=True))
     if run.dense.head.bias is not None:
         run.sliced.head.module.bias = nn.Parameter(run.dense.head.bias.to(run.at_rest, copy=True))
+
+
+def head_factor(run: Run) -> float:
+    """Returns a factor of the head's input: it undoes that a narrower model divides it by less than the dense one."""
+    return run.sliced.config.hidden_size / run.dense.config.hidden_size if run.dense.family.head_divides else 1.0
 
 
 def set_norm(run: Run, norm: NormPair, width: int) -> None:

@@ -15,6 +15,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from ..modeling.weights import persistent_buffers
 from .spill import ELEMENTS_AT_ONCE, is_finite
 
 
@@ -177,6 +178,9 @@ class Checkpoint:
         missing = [name for name in expected if self._ties.get(name, name) not in self._sources]
         if missing:
             raise ValueError(f"{self.name!r} lacks {len(missing)} tensors, the first {missing[0]}; download it again.")
+        for name in persistent_buffers(model):
+            owner, _, key = name.rpartition(".")
+            setattr(model.get_submodule(owner), key, self.tensor(name))
 
     def tensor(self, name: str) -> Tensor:
         """

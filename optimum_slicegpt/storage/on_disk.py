@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..modeling.weights import persistent_buffers
 from .checkpoint import Checkpoint
 from .files import sync_folder, write_durably
 from .shards import Shards
@@ -94,6 +95,9 @@ class OnDisk:
                 if name in self._shards:
                     self._shards.write(name, parameter)
                 _set_parameter(sliced, name, self._sliced_empty[name])
+        for name, buffer in persistent_buffers(sliced).items():
+            if not buffer.is_meta:
+                self._shards.write(name, buffer)
         self._shards.sync()
         needed: set[str] = set()
         packed = self._pack(state, needed)

@@ -183,7 +183,8 @@ def _verify_tensor(name, stored, expected: Tensor) -> None:
     shape, wanted = tuple(stored.get_shape()), tuple(expected.shape)
     if shape != wanted or stored.get_dtype() != DTYPES[expected.dtype]:
         raise ValueError(f"{name} was written as {shape} in {stored.get_dtype()}; the model has {wanted}.")
-    rows = max(1, ELEMENTS_AT_ONCE * shape[0] // expected.numel())
-    parts = (stored[start : min(start + rows, shape[0])] for start in range(0, shape[0], rows))
+    count = shape[0] if shape else 1
+    rows = max(1, ELEMENTS_AT_ONCE * count // expected.numel())
+    parts = (stored[start : min(start + rows, count)] if shape else stored[...] for start in range(0, count, rows))
     if not all(map(is_finite, parts)):
         raise ValueError(f"{name} was written with values that are not finite; calibrate with dtype='float32'.")

@@ -1,6 +1,6 @@
 """Configurations of dense models, without a model."""
 
-from tiny import TINY
+from tiny import ALL
 from transformers import AutoConfig, LlamaConfig
 
 
@@ -21,5 +21,5 @@ BIASED = {"attention_bias": True}
 
 def tiny_config(name, tied=False, **overrides):
     """Builds the configuration of a tiny model."""
-    sizes = TINY[name] | {"tie_word_embeddings": tied} | overrides
+    sizes = ALL[name] | {"tie_word_embeddings": tied} | overrides
     return AutoConfig.for_model(name.split("-")[0], **sizes)

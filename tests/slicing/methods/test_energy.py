@@ -3,7 +3,8 @@
 import pytest
 import torch
 from exactness import layers_of, with_float64_norms, writer_of
-from tiny import LAYERS, TINY, build, calibration, relative_error, tokens
+from shapes import LAYERS
+from tiny import TINY, build, calibration, relative_error, tokens
 from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan

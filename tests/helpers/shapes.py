@@ -1,0 +1,29 @@
+"""Sizes of tiny models, all of them distinct, so that a transposed matrix raises."""
+
+VOCAB, HIDDEN, LAYERS = 97, 48, 2
+COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = COMMON | {"intermediate_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+WHOLE = COMMON | {"intermediate_size": 40, "num_attention_heads": 3}
+"""For families whose heads must add up to the hidden size."""
+MLA = COMMON | {
+    "intermediate_size": 40,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 12,
+    "qk_rope_head_dim": 6,
+    "qk_nope_head_dim": 10,
+    "v_head_dim": 14,
+}
+"""For attention with queries, keys and values of low rank."""
+GPT = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_inner": 40, "n_positions": 64}
+GPT |= {"bos_token_id": 1, "eos_token_id": 2}
+GRANITE = {"embedding_multiplier": 12, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 8}
