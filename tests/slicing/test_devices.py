@@ -12,17 +12,24 @@ from transformers.models.llama import modeling_llama
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.modeling.families import family_of
+from optimum_slicegpt.slicing.methods import refine
 
 
 METHODS = {
-    "default": {"parameter_reduction": 0.2},
-    "fisher": {"parameter_reduction": 0.2, "metric": "fisher"},
+    "default": {"parameter_reduction": 0.2, "refine": 3},
+    "fisher": {"parameter_reduction": 0.2, "metric": "fisher", "refine": 0},
     "energy": {"sparsity": 0.2, "mlp_sparsity": 0.3, "schedule": "energy"},
     "per_block": {"sparsity": 0.3, "rotation": "per_block", "refit": False},
     "refitted per block": {"sparsity": 0.3, "rotation": "per_block", "orientation": "random"},
     "offloaded": {"parameter_reduction": 0.2, "offload_activations": True},
 }
 EVERY_CASE = list(product(TINY, METHODS)) if os.environ.get("SLICEGPT_TEST_ALL") else list(zip(TINY, cycle(METHODS)))
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch):
+    """Few tokens are enough to train MLPs."""
+    monkeypatch.setattr(refine, "STEP_TOKENS", 16)
 
 
 def padded(batches, count=5):

@@ -96,21 +96,20 @@ class Refinement:
         # Adam's steps would vanish in the rounding of a half precision, products need no more.
         self._half = run.dtype.itemsize == 2
         self._dtype = torch.float32 if self._half else run.dtype
-        self._fitted = self._gather((goal, ~goal.held_out) for goal in goals)
-        self._held_out = [
-            self._gather((goal, goal.held_out) for goal in goals if goal.group == group)
-            for group in range(run.num_groups)
-        ]
-
-    def _gather(self, goals):
-        """Returns stream, y and weight of some tokens of goals, of which a process may have none."""
-        reader, writer = self._weights[0], self._weights[-1]
-        parts = [[torch.empty(0, each.weight.shape[-1], device=self._run.device)] for each in (reader, writer)]
-        parts.append([torch.empty(0, 1, device=self._run.device)])
-        for goal, chosen in goals:
-            for part, values in zip(parts, (goal.stream, goal.y, goal.weight), strict=True):
-                part.append(values[chosen])
-        return [torch.cat(part) for part in parts]
+        widths = self._weights[0].weight.shape[-1], self._weights[-1].weight.shape[-1], 1
+        nothing = Goal(
+            *(torch.empty(0, width, device=run.device) for width in widths),
+            torch.empty(0, dtype=torch.bool, device="cpu"),
+            0,
+        )
+        goals = [*goals, nothing]  # A process may have none.
+        tokens = [torch.cat([getattr(goal, name) for goal in goals]) for name in ("stream", "y", "weight")]
+        held_out = torch.cat([goal.held_out for goal in goals])
+        groups = torch.cat([torch.full_like(goal.held_out, goal.group, dtype=torch.int64) for goal in goals])
+        self._fitted, *self._held_out = (
+            [values[chosen.nonzero().squeeze(1).to(run.device)] for values in tokens]
+            for chosen in (~held_out, *(held_out & (groups == group) for group in range(run.num_groups)))
+        )
 
     def train(self, steps: int) -> bool:
         """
@@ -156,11 +155,11 @@ class Refinement:
 
     def _tokens_of_steps(self, steps):
         """Yields the numbers of the tokens of each step: all tokens once, in random order, then all of them again."""
-        size, order = STEP_TOKENS // self._run.processes.count, torch.empty(0, dtype=torch.int64)
+        size, order = STEP_TOKENS // self._run.processes.count, torch.empty(0, dtype=torch.int64, device="cpu")
         count = len(self._fitted[0])
         for _ in range(steps):
             while 0 < count and len(order) < size:
-                order = torch.cat([order, torch.randperm(count, generator=self._generator)])
+                order = torch.cat([order, torch.randperm(count, generator=self._generator, device="cpu")])
             yield order[:size].to(self._run.device, non_blocking=True)
             order = order[size:]
 
