@@ -12,28 +12,12 @@ References:
     - Hassibi and Stork (1993), Second order derivatives for network pruning: Optimal Brain Surgeon.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from .moments import add_products_, mirror_, wide
+from .ridge import best_strength, energies, factorise, ridge
 
-
-STRENGTHS = (10.0, 3.0, 1.0, 3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
-"""
-Strengths of the ridge among which [`best_strength`] chooses. Where all tokens are alike, a weaker ridge would vanish
-in the rounding errors of float32 products.
-"""
-
-FIRST_STRENGTH = 0.3
-"""Strength at which the search for the best one starts."""
-
-ROUNDING = 1e-6
-"""Least energy of an input in the ridge, as a share of the mean: bfloat16's rounding errors have as much."""
-
-JUDGED_OUTPUTS = 64
-"""Number of outputs, evenly spaced, on which strengths are compared."""
 
 TOKENS_AT_ONCE = 4096
 """Number of tokens that are collected before their products are taken."""
@@ -156,18 +140,19 @@ class LeastSquares:
         strength = best_strength(gram, cross, prior)
         if strength is None:
             return prior
-        gram = gram.sum(0)
-        return prior + ridge(gram, cross.sum(0) - gram @ prior, strength)
+        return ridge(gram.sum(0), cross.sum(0), strength, prior)
 
     def delete_inputs(self, candidates: slice, count: int, weight: Tensor) -> tuple[Tensor, Tensor]:
         """
         Deletes the inputs that cost least when the weights of all others compensate (Optimal Brain Surgeon).
 
-        H = G + s diag(n²) is the Hessian of the squared error, halved, with s = [`COMPENSATION`]. To delete input q
-        costs `|W_q|² / (H⁻¹)_qq`. Each of [`ROUNDS`] deletes a set d of the cheapest inputs, and updates the rest r:
+        H = G + s diag(n²) is the Hessian of the squared error, halved, with s = [`COMPENSATION`]. Once the inputs d
+        are deleted, the rest, r, has
 
-        - `W_r -= (H⁻¹)_rd ((H⁻¹)_dd)⁻¹ W_d`, the weights that compensate best for d;
-        - `(H⁻¹)_rr -= (H⁻¹)_rd ((H⁻¹)_dd)⁻¹ (H⁻¹)_dr`, the inverse Hessian of the remaining inputs alone.
+        - `W_r - (H⁻¹)_rd ((H⁻¹)_dd)⁻¹ W_d`, the weights that compensate best;
+        - `(H⁻¹)_rr - (H⁻¹)_rd ((H⁻¹)_dd)⁻¹ (H⁻¹)_dr`, the inverse Hessian of these inputs alone.
+
+        To delete input q as well costs `|W_q|² / (H⁻¹)_qq`. Each of [`ROUNDS`] deletes the cheapest ones.
 
         Args:
             candidates (`slice`): inputs that may be deleted; the others stay.
@@ -177,23 +162,25 @@ class LeastSquares:
         Returns:
             `tuple`: weights of the remaining inputs, `(inputs - count, outputs)`, and their indices, ascending.
         """
-        inverse = torch.cholesky_inverse(_cholesky(self.gram_and_cross()[0].sum(0), COMPENSATION))
-        remaining = torch.arange(len(inverse), device=inverse.device)
-        fixed = torch.ones_like(remaining, dtype=torch.bool)
-        fixed[candidates] = False
-        for done in range(ROUNDS):
-            cost = weight.square().sum(1) / inverse.diagonal()
-            cost[fixed[remaining]] = float("inf")
-            order = cost.argsort()
-            deleted, rest = order.tensor_split([count * (done + 1) // ROUNDS - count * done // ROUNDS])
-            rest = rest.sort().values
-            inverse_dr = inverse[deleted][:, rest]
-            compensation = torch.linalg.solve(inverse[deleted][:, deleted], inverse_dr).T
-            weight = weight[rest] - compensation @ weight[deleted]
-            inverse = inverse[rest[:, None], rest]
-            inverse -= compensation @ inverse_dr
-            remaining = remaining[rest]
-        return weight, remaining
+        gram = self.gram_and_cross()[0].sum(0)
+        unit = energies(gram).sqrt()
+        inverse = torch.cholesky_inverse(factorise(gram, unit, COMPENSATION))
+        scaled = weight * unit[:, None]
+        free = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
+        free[candidates] = True
+        remains, diagonal, left = torch.ones_like(free), inverse.diagonal(), scaled
+        for done in range(1, ROUNDS + 1):
+            cost = torch.full_like(unit, float("inf"))
+            cost[remains] = left.square().sum(1) / diagonal
+            cost[~free] = float("inf")
+            deleting = count * done // ROUNDS - count * (done - 1) // ROUNDS
+            remains[cost.argsort()[:deleting]] = False
+            deleted, rest = (~remains).nonzero().squeeze(1), remains.nonzero().squeeze(1)
+            inverse_dr = inverse[deleted[:, None], rest]
+            compensation = torch.linalg.solve(inverse[deleted[:, None], deleted], inverse_dr).T
+            left = scaled[rest] - (compensation @ scaled[deleted].float()).double()
+            diagonal = inverse.diagonal()[rest] - (compensation * inverse_dr.T).sum(1)
+        return left / unit[rest, None], rest
 
 
 def token_stride(inputs: int, most_inputs: int) -> int:
@@ -206,71 +193,3 @@ def token_stride(inputs: int, most_inputs: int) -> int:
         most_inputs (`int`): number of inputs of the largest regression.
     """
     return max(1, most_inputs // inputs)
-
-
-def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
-    """
-    Chooses the strength of the ridge that serves the held-out tokens best: those of the worst group, if there are
-    several.
-
-    For each strength s, `change = (G₀ + s diag(n²))⁻¹ (Σ₀ aᵀy - G₀ prior)` comes from the tokens that are fitted
-    (index 0). Over held-out tokens (index i), the squared error of `prior + change` less that of the prior is
-    `tr(changeᵀ Gᵢ change) - 2 tr(changeᵀ (Σᵢ aᵀy - Gᵢ prior))`.
-
-    Args:
-        gram (`torch.Tensor` of shape `(1 + groups, n, n)`, float64): Σ aᵀa, fitted and held out.
-        cross (`torch.Tensor` of shape `(1 + groups, n, k)`, float64): Σ aᵀy, fitted and held out.
-        prior (`torch.Tensor` of shape `(n, k)`, float64): the weights that the ridge leads to.
-
-    Returns:
-        `float` or `None`: one of [`STRENGTHS`]; `None` if the prior is better than the best of them.
-    """
-    judged = torch.arange(0, prior.shape[1], max(1, prior.shape[1] // JUDGED_OUTPUTS), device=prior.device)
-    # In units of each input's norm, numbers are alike enough for float32.
-    unit = energies(gram[0]).sqrt()[:, None]
-    missing, *missing_held_out = ((cross[..., judged] - gram @ prior[:, judged]) / unit).float()
-    gram, *gram_held_out = ((each / unit / unit.T).float() for each in gram)
-    # Of a group with very few tokens none is held out.
-    pairs = [pair for pair in zip(gram_held_out, missing_held_out, strict=True) if pair[0].any()]
-
-    @cache
-    def loss(index):
-        damped = gram.clone()
-        damped.diagonal().add_(STRENGTHS[index])
-        change = torch.cholesky_solve(missing, torch.linalg.cholesky(damped))
-        losses = (((held_out @ change - 2 * wanted) * change).sum().item() for held_out, wanted in pairs)
-        return max(losses, default=0.0)
-
-    best = STRENGTHS.index(FIRST_STRENGTH)
-    for step in (-1, 1):
-        while 0 <= best + step < len(STRENGTHS) and loss(best + step) < loss(best):
-            best += step
-    return STRENGTHS[best] if loss(best) < 0 else None
-
-
-def ridge(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
-    """
-    Solves `(G + s diag(n²)) W = cross` for W, n² the inputs' [`energies`].
-
-    Args:
-        gram (`torch.Tensor` of shape `(n, n)`, float64): G.
-        cross (`torch.Tensor` of shape `(n, k)`, float64): the right side.
-        strength (`float`): s, more than 0.
-
-    Returns:
-        `torch.Tensor` of shape `(n, k)`, float64.
-    """
-    return torch.cholesky_solve(cross, _cholesky(gram, strength))
-
-
-def energies(gram: Tensor) -> Tensor:
-    """Returns each input's sum of squares `(n,)`, the diagonal of G, raised to at least [`ROUNDING`] of the mean."""
-    own = gram.diagonal()
-    return own.clamp_min(ROUNDING * own.mean()) + torch.finfo(gram.dtype).tiny
-
-
-def _cholesky(gram, strength):
-    """Factorises `G + s diag(n²)`."""
-    damped = gram.clone()
-    damped.diagonal().add_(strength * energies(gram))
-    return torch.linalg.cholesky(damped)

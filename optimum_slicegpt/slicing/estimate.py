@@ -19,8 +19,11 @@ from .statistics import AXES_TOKENS
 LIBRARIES = 500 * 2**20
 """Bytes of resident memory once everything is imported."""
 
-TRIED_STRENGTHS = 6
-"""Factorizations for a regression: of the strengths that are tried, and of the one that is taken."""
+FACTORISATIONS = 4
+"""
+Factorisations in float32 for a regression, or what takes as long: one or two for the strength of its ridge, one for
+the costs of neurons, and an inverse. One in float64 comes on top.
+"""
 
 PROBE = 1024
 """Rows and columns of the matrices by whose products the speed of this machine is measured."""
@@ -177,7 +180,8 @@ class _Costs:
         forward += 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
         most = most_inputs(self.dense)
         sums = self.tokens * sum(inputs**2 / token_stride(inputs, most) for inputs, _ in self.fits)
-        solved = sum(TRIED_STRENGTHS * inputs**3 / 3 + 4 * inputs**2 * outputs for inputs, outputs in self.fits)
+        solved = sum(inputs**3 / 3 + 2 * inputs**2 * outputs for inputs, outputs in self.fits)
+        sums += sum(FACTORISATIONS * inputs**3 / 3 for inputs, _ in self.fits)
         axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)
         composed = 2 * self.size * self.dense.model.num_parameters() - head * self.size * (
             self.plan.embeddings == "tied"

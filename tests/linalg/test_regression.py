@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from optimum_slicegpt.linalg import regression
-from optimum_slicegpt.linalg.regression import (
-    FIRST_STRENGTH,
-    STRENGTHS,
-    LeastSquares,
-    best_strength,
-    ridge,
-    token_stride,
-)
+from optimum_slicegpt.linalg.regression import LeastSquares, token_stride
+from optimum_slicegpt.linalg.ridge import FIRST_STRENGTH, STRENGTHS, best_strength, ridge, solutions_nearby
 
 
 def problem(tokens=4000, inputs=12, outputs=5, noise=0.1):
@@ -81,6 +75,34 @@ def test_the_strength_is_the_best_for_the_worst_group():
     best = min(losses, key=losses.get)
     assert best_strength(gram, cross, prior) == (best if losses[best] < 0 else None)
     assert best_strength(gram[[0, 1, 3]], cross[[0, 1, 3]], prior) is not None
+
+
+@pytest.mark.parametrize("shift", [-0.27, -0.2, 0.0, 0.7, 2.7])
+def test_one_factorisation_serves_other_strengths(shift):
+    """One input is a stranger to the others, and one column has nothing to find."""
+    gram = torch.block_diag(problem(inputs=40)[0].double().T.cov(), torch.ones(1, 1)).corrcoef().float()
+    gram += 0.3 * torch.eye(41)
+    right = torch.randn(41, 6, generator=torch.Generator().manual_seed(1)) * torch.tensor([1, 0, 1e-3, 1e3, 1, 1])
+    right[:, 5] = torch.eye(41)[40]
+    found = solutions_nearby(torch.linalg.cholesky(gram), right)(shift)
+    exact = torch.linalg.solve(gram.double() + shift * torch.eye(41), right.double())
+    assert ((found - exact).norm(dim=0) <= 0.03 * exact.norm(dim=0)).all()
+
+
+def test_an_mlp_takes_three_factorisations(monkeypatch):
+    """The search takes one as long as it stays near its start. Only the fit, whose weights are kept, is in float64."""
+    a, y, weight = problem(tokens=400, inputs=64, noise=30.0)
+    fitted, dtypes, cholesky = fit(a, y, batches=1), [], torch.linalg.cholesky
+
+    def counted(matrix, **options):
+        dtypes.append(matrix.dtype)
+        return cholesky(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "cholesky", counted)
+    found = fitted.solve(0.5 * weight)
+    fitted.delete_inputs(slice(0, 64), 20, found)
+    assert not torch.equal(found, 0.5 * weight)
+    assert dtypes == [torch.float32, torch.float64, torch.float32]
 
 
 def test_with_many_tokens_the_prior_does_not_matter():
@@ -171,7 +193,7 @@ def test_in_several_rounds_others_take_over_as_in_one_solution():
     gram = fitted.gram_and_cross()[0].sum(0)
     out = sorted(set(range(24)) - set(indices.tolist()))
     compensation = ridge(gram[indices][:, indices], gram[indices][:, out] @ weight[out], regression.COMPENSATION)
-    torch.testing.assert_close(left, weight[indices] + compensation)
+    torch.testing.assert_close(left, weight[indices] + compensation, rtol=1e-5, atol=1e-5)
 
 
 def test_others_take_over_what_a_copy_did(hardly_a_ridge):
