@@ -13,6 +13,7 @@ from ..linalg.regression import token_stride
 from ..modeling.decoder import Decoder
 from ..planning.sizes import most_inputs, product_size
 from ..planning.widths import SlicePlan
+from .methods.refine import STEP_TOKENS, number_of_steps
 from .statistics import AXES_TOKENS
 
 
@@ -129,6 +130,7 @@ class _Costs:
             sum(writer.weight.shape[-2] for writer in block.writers().values()) for block in self.dense.blocks()
         ]
         self.fits = list(self._fits()) if config.refit else []
+        self.steps = number_of_steps(config.refine, tokens) if config.refit and not self.dense.family.moe else 0
 
         stream, inputs = self.size * self.dtype.itemsize, max(self.inputs) * self.dtype.itemsize
         matrix = 8 * self.size**2
@@ -152,6 +154,14 @@ class _Costs:
             if not block.keeps_width:
                 yield inputs, self.width
         yield reader
+
+    @property
+    def _mlp_weights(self):
+        """Weights in all MLPs of the sliced model."""
+        dense = self.dense
+        readers = sum(reader.weight.numel() for reader in dense.mlp_readers(0))
+        kept = (self.plan.neurons or dense.num_neurons) / dense.num_neurons * self.width / self.size
+        return len(dense.layers) * kept * (readers + dense.mlp_writer(0).weight.numel())
 
     @property
     def weights_at_once(self):
@@ -178,6 +188,7 @@ class _Costs:
         moments = 2 * self.size**2 * self.sites
         moments *= self.measured_tokens * (1 + self.fisher) if self.measured else self.tokens
         forward += 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
+        forward += 6 * self.steps * STEP_TOKENS * self._mlp_weights
         most = most_inputs(self.dense)
         sums = self.tokens * sum(inputs**2 / token_stride(inputs, most) for inputs, _ in self.fits)
         solved = sum(inputs**3 / 3 + 2 * inputs**2 * outputs for inputs, outputs in self.fits)
