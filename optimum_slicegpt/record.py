@@ -173,7 +173,7 @@ def public_name(name_or_path: str) -> str:
         Hence a name with a slash is a Hub id.
     """
     cached = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", name_or_path)
-    if cached:
+    if cached and _is_repo_id(cached[1].replace("--", "/")):
         return cached[1].replace("--", "/")
     if not name_or_path or (_is_repo_id(name_or_path) and not os.path.exists(name_or_path)):
         return name_or_path
@@ -185,4 +185,4 @@ def _is_repo_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return True
+    return "\n" not in name  # which is taken for an end

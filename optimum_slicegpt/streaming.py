@@ -182,7 +182,6 @@ class StreamedRun:
             ValueError: the interrupted run was of another model, other settings or other data; a weight or an
                 activation is not finite.
         """
-        self.output.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.output):
             check_output(self.output)
             saved = self._saved_state()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 
@@ -199,6 +200,10 @@ def test_a_damaged_state_is_refused(interrupted):
     state = (folder / "state.json").read_text()
     (folder / "state.json").write_text(state[:-10])
     with pytest.raises(ValueError, match="state of the interrupted run is damaged; delete"):
+        compress_checkpoint(*interrupted, config_of("refit"), resume=True)
+    (folder.parent / "000001.bin").write_bytes(b"0" * 2**20)
+    (folder / "state.json").write_text(re.sub(r'"name": "(\d+.bin)"', r'"name": "../../000001.bin"', state))
+    with pytest.raises(ValueError, match="names '../../000001.bin', which is no tensor in .*do not trust it"):
         compress_checkpoint(*interrupted, config_of("refit"), resume=True)
     (folder / "state.json").write_text(state)
     for path in (folder / "tensors").iterdir():

@@ -1,5 +1,7 @@
 """Finds the teacher of a recovery, the dense model, and loads it if it is given by name."""
 
+import os
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -33,8 +35,8 @@ def find_teacher(
             raise ValueError("A teacher is given and distill=False; set distill=True, or leave the teacher out.")
         return None
     if teacher is None:
-        teacher = public_name((student.config.slicegpt or {}).get("base_model") or "")
-        if "/" not in teacher:
+        teacher = public_name(str((student.config.slicegpt or {}).get("base_model") or ""))
+        if "/" not in teacher or os.path.exists(teacher):  # A folder comes before the Hub, and nobody has named it.
             raise ValueError(
                 "The dense model is needed, and the record of this model names none on the Hub. Give teacher= "
                 "(--teacher), the dense model, its name or its path; or set distill=False (--no-distill), which makes "

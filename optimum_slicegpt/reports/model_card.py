@@ -13,7 +13,7 @@ from transformers.utils import is_matplotlib_available
 
 from ..modeling.checks import check_sliced
 from ..record import public_name
-from .text import list_settings, stream_sizes
+from .text import list_settings, plain_markdown, stream_sizes
 
 
 TAGS = ("slicegpt", "optimum-slicegpt", "compressed", "pruning", "arxiv:2401.15024")
@@ -60,7 +60,7 @@ def model_card(
     check_sliced(model, UNSLICED_REMEDY)
     config = model.config
     record = config.slicegpt or {}
-    base = public_name(record.get("base_model") or "")
+    base = public_name(str(record.get("base_model") or ""))
     on_hub = "/" in base
     head = type(model).__name__.partition("For")[2]
     hidden_size, widths = stream_sizes(config)
@@ -76,8 +76,10 @@ def model_card(
         data,
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         mark=CARD_MARK,
-        title=repo_id.rpartition("/")[2] if repo_id else f"{base.rpartition('/')[2] or config.model_type}, sliced",
-        base=f"[{base}](https://huggingface.co/{base})" if on_hub else base or "A language model",
+        title=plain_markdown(
+            repo_id.rpartition("/")[2] if repo_id else f"{base.rpartition('/')[2] or config.model_type}, sliced"
+        ),
+        base=f"[{base}](https://huggingface.co/{base})" if on_hub else plain_markdown(base) or "A language model",
         change=_parameter_change(record),
         perplexity=_perplexity(record),
         recovery=_recovery(record),
@@ -88,8 +90,8 @@ def model_card(
         narrow=record.get("embeddings") == "narrow",
         location=repo_id or "path/to/this/folder",
         picture=picture,
-        # A bar would end the table's cell, and the name of a file may hold one.
-        settings={name: value.replace("|", "\\|") for name, value in list_settings(config, record).items()},
+        # The record may be of somebody else, and the name of a file may hold a bar, which would end the table's cell.
+        settings={name: plain_markdown(value) for name, value in list_settings(config, record).items()},
     )
 
 
@@ -163,7 +165,7 @@ def _perplexity(record: dict[str, Any]) -> str | None:
     figures = [f"{known[when]:.2f} {when} slicing" for when in ("before", "after") if known.get(when) is not None]
     if not figures:
         return None
-    on = f" on {known['dataset']}" if known.get("dataset") else ""
+    on = f" on {plain_markdown(str(known['dataset']))}" if known.get("dataset") else ""
     return f"Perplexity{on}: {', '.join(figures)}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,22 @@ from transformers import PreTrainedConfig
 
 if TYPE_CHECKING:
     from ..planning.inspection import Inspection
+
+
+def one_line(text: str) -> str:
+    """Returns a text that others may have written in one line, without characters that steer a console."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).split())
+
+
+def plain_markdown(text: str) -> str:
+    """
+    Returns a text that others may have written so that Markdown shows it, and reads no headings, links or HTML in it.
+
+    Examples:
+        >>> print(plain_markdown("a|b\\n# <b>Free</b> [models](https://a.b)"))
+        a\\|b \\# \\<b>Free\\</b> \\[models\\](https://a.b)
+    """
+    return re.sub(r"([\\`\[\]<#|])", r"\\\1", one_line(text))
 
 
 def format_range(values: Sequence[float]) -> str:
@@ -36,8 +53,8 @@ def format_value(value: Any) -> str:
         separator = "; " if any(isinstance(inner, dict) for inner in value.values()) else ", "
         return separator.join(f"{name} {format_value(inner)}" for name, inner in value.items() if inner is not None)
     if isinstance(value, list):
-        return ", ".join(value) if value and isinstance(value[0], str) else format_range(value)
-    return f"{value:,}" if type(value) is int else str(value)
+        return one_line(", ".join(value)) if value and isinstance(value[0], str) else format_range(value)
+    return f"{value:,}" if type(value) is int else one_line(str(value))
 
 
 def flatten_record(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

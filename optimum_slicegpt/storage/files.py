@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,7 +26,6 @@ def check_output(output: Path) -> Path:
 
 def move_into_place(folder: Path, output: Path) -> None:
     """Renames a finished folder to `output`, which is absent or empty."""
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.exists():
         output.rmdir()
     folder.rename(output)
@@ -35,14 +34,15 @@ def move_into_place(folder: Path, output: Path) -> None:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """
-    Keeps other runs from writing to `output`, for the time of a computation.
+    Keeps other runs from writing to `output`, for the time of a computation, in which the folder around it exists.
 
     Raises:
         BlockingIOError: another run writes to it.
     """
-    nearest = next(parent for parent in output.parents if parent.exists())
-    lock = FileLock(nearest / f".{'.'.join(output.relative_to(nearest).parts)}.lock")
+    absent = [parent for parent in output.parents if not parent.exists()]
+    lock = FileLock(output.parent / f".{output.name}.lock")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(blocking=False)
         except Timeout as error:
@@ -55,6 +55,9 @@ def locked(output: Path) -> Iterator[None]:
             if os.name == "posix":  # other systems cannot delete a file that is open
                 os.unlink(lock.lock_file)
             lock.release()
+        for parent in absent:
+            with suppress(OSError):  # It is not empty.
+                parent.rmdir()
 
 
 @contextmanager
@@ -67,9 +70,8 @@ def written_aside(output: Path) -> Iterator[Path]:
         FileExistsError: `output` is something else than an empty folder.
     """
     output = check_output(output)
-    nearest = next(parent for parent in output.parents if parent.exists())
     # The name is known before the folder exists, so that an interruption at any moment leaves none.
-    aside = nearest / f".{output.name}.{secrets.token_hex(4)}"
+    aside = output.parent / f".{output.name}.{secrets.token_hex(4)}"
     with locked(output):
         try:
             aside.mkdir(mode=0o700)

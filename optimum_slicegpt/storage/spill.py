@@ -1,6 +1,7 @@
 """Tensors that wait for their use in memory, as far as a budget goes, and otherwise in files."""
 
 import os
+import re
 from itertools import count
 from pathlib import Path
 
@@ -40,7 +41,17 @@ class Spill:
         return KeptTensor(self, tensor.shape, tensor.dtype, tensor=tensor.detach().cpu().contiguous())
 
     def find(self, name: str, shape: list[int], dtype: str) -> "KeptTensor":
-        """Finds a tensor that an earlier run has saved; the arguments are what [`KeptTensor.save`] returned."""
+        """
+        Finds a tensor that an earlier run has saved; the arguments are what [`KeptTensor.save`] returned.
+
+        Raises:
+            ValueError: it is no file of the folder.
+        """
+        if not re.fullmatch(r"\d+\.bin", name):
+            raise ValueError(
+                f"The state of the interrupted run names {name!r}, which is no tensor in {str(self.folder)!r}; do not "
+                "trust it, delete that folder and start again."
+            )
         return KeptTensor(self, torch.Size(shape), getattr(torch, dtype), path=self.folder / name)
 
     def new_path(self) -> Path:

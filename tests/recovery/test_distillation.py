@@ -152,6 +152,16 @@ def test_no_teacher_is_known():
         find_teacher(None, sliced(), DISTILL, CPU)
 
 
+@pytest.mark.parametrize("name", ["models--evil--model/snapshots/0", "models--{}--evil--model/snapshots/0"])
+def test_no_record_has_a_folder_loaded(name, tmp_path, monkeypatch):
+    build("llama", torch.float32).save_pretrained(tmp_path / "evil" / "model")
+    monkeypatch.chdir(tmp_path)
+    student = sliced()
+    student.config.slicegpt["base_model"] = name.format(str(tmp_path).replace("/", "--"))
+    with pytest.raises(ValueError, match="names none on the Hub"):
+        find_teacher(None, student, DISTILL, CPU)
+
+
 @pytest.mark.parametrize("by_record", [True, False])
 def test_a_teacher_that_is_not_there(by_record, tmp_path):
     student, name = sliced(), "org/absent" if by_record else str(tmp_path / "absent")
