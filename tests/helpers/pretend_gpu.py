@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 
@@ -162,6 +162,11 @@ class Functions(TorchFunctionMode):
             gpu.note_wait()
         if func is torch.histc and not args[0].is_floating_point():  # CUDA has it, the CPU has not
             return func(args[0].float(), *args[1:], **kwargs)
+        if func is torch.nn.functional.one_hot:  # It makes its zeros where nobody sees on which device.
+            with _disable_current_modes():
+                result = func(*args, **kwargs)
+            gpu.place(result, gpu.device_of(args[0]))
+            return result
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self._to(func, *args, **kwargs)
         if kwargs.get("device") is None:
