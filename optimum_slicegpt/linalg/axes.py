@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 
+SEARCH_STEPS = 30
+"""Greatest number of times that a search for axes computes its loss."""
+
+
 def principal_axes(second_moment: Tensor) -> tuple[Tensor, Tensor]:
     """
     Computes the eigenvectors of C = Σ xᵀx, by decreasing eigenvalue (SliceGPT, equation 8): C = Q diag(energy) Qᵀ.
@@ -89,7 +93,7 @@ def shared_axes(
     second_moments: Sequence[Tensor],
     metrics: Sequence[Tensor] | Sequence[None],
     width: int,
-    steps: int = 30,
+    steps: int = SEARCH_STEPS,
     progress: Callable = iter,
 ) -> Tensor:
     """
@@ -105,7 +109,7 @@ def shared_axes(
         metrics (`Sequence[torch.Tensor]` of shape `(D, D)`, float64, or of `None`):
             M of every site: how deviations are weighted there.
         width (`int`): number of axes, k.
-        steps (`int`, defaults to 30): greatest number of times that the loss is computed.
+        steps (`int`, defaults to [`SEARCH_STEPS`]): greatest number of times that the loss is computed.
         progress (callable, *optional*): wraps the range of steps.
 
     Returns:

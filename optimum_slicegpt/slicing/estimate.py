@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..configuration import SliceGPTConfig
+from ..linalg.axes import SEARCH_STEPS
 from ..linalg.moments import ROWS_AT_ONCE
 from ..linalg.regression import token_stride
 from ..modeling.decoder import Decoder
@@ -194,6 +195,9 @@ class _Costs:
         solved = sum(inputs**3 / 3 + 2 * inputs**2 * outputs for inputs, outputs in self.fits)
         sums += sum(FACTORISATIONS * inputs**3 / 3 for inputs, _ in self.fits)
         axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)
+        if self.fisher and not self.plan.shortcuts:  # Axes that all sites share are searched for.
+            deleted = self.size - self.width
+            axes += SEARCH_STEPS * self.sites * (4 * self.size**2 * deleted + 8 * self.size * deleted**2)
         composed = 2 * self.size * self.dense.model.num_parameters() - head * self.size * (
             self.plan.embeddings == "tied"
         )
