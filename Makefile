@@ -11,7 +11,7 @@ help:
 	@echo "make demo      slice SmolLM2-135M and show what became of it"
 	@echo "make docs      build the documentation into site/"
 	@echo "make test      run the tests"
-	@echo "make test-all  run all of them on all families, which takes long"
+	@echo "make test-all  run all of them on all families, with more faults, which takes long"
 	@echo "make check     format and lint, changing nothing"
 	@echo "make format    format and lint, changing files"
 	@echo "make clients   run the model in vLLM, llama.cpp, MLX-LM, ...: [MODEL=folder BASE=folder] [ONLY=vllm,mlx]"

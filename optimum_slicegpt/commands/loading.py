@@ -98,7 +98,4 @@ def load_test_batches(
 
 
 def measure_perplexity(model: PreTrainedModel, batches: TokenBatches, device: str | None) -> Perplexity:
-    home = model.device
-    found = evaluate_perplexity(model, batches, device=device, progress=sys.stderr.isatty())
-    model.to(home)  # Slicing on a device needs the room there for one layer at a time.
-    return found
+    return evaluate_perplexity(model, batches, device=device, progress=sys.stderr.isatty())

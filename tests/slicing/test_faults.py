@@ -20,7 +20,7 @@ METHODS = {
     "energy": {"schedule": "energy", "mlp_sparsity": 0.3},
     "paper": {"rotation": "per_block", "refit": False, "orientation": "random"},
 }
-FAULTS = int(os.environ.get("SLICEGPT_FAULTS", 40))
+FAULTS = 300 if os.environ.get("SLICEGPT_TEST_ALL") else 40
 """Faults of all methods together, a tenth of them while streaming."""
 
 
