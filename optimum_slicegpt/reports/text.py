@@ -67,7 +67,7 @@ def flatten_record(record: dict[str, Any], prefix: str = "") -> list[tuple[str, 
     """
     rows = []
     for key, value in record.items():
-        name = f"{prefix}{key}".replace("_", " ")
+        name = one_line(f"{prefix}{key}".replace("_", " "))
         if isinstance(value, dict):
             rows += flatten_record(value, f"{name}, ")
         elif value is not None:

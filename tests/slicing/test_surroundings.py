@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
 from optimum_slicegpt.evaluation.spectrum import measure_spectrum
-from optimum_slicegpt.linalg.moments import float32_products_of
+from optimum_slicegpt.linalg.moments import FAST_PRODUCTS, float32_products_of
 from optimum_slicegpt.streaming import compress_checkpoint
 
 
@@ -48,7 +48,7 @@ def assert_same(found, expected):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("method, name", zip(["default", "fisher", "paper", "fisher"], SURROUNDINGS, strict=True))
+@pytest.mark.parametrize("method, name", [*zip(["default", "fisher", "paper", "fisher"], SURROUNDINGS, strict=True)])
 def test_slicing_is_the_same_in_any_surroundings(expected, method, name):
     model, config = build("opt", torch.float32), config_of(method)
     with SURROUNDINGS[name]():
@@ -87,25 +87,21 @@ def test_measuring_is_the_same_in_any_surroundings():
         assert all(torch.equal(found.energy[basis], rows) for basis, rows in spectrum.energy.items())
 
 
-def test_threads_leave_products_as_exact_as_they_were():
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch has no such switch")
+def test_one_thread_at_a_time_switches_how_exact_products_are():
     """The switch is one for all threads: who comes second would take the first one's setting for the original."""
-    before = precision()
+    entered = []
 
-    def switch():
-        for _ in range(200):
-            with float32_products_of(torch.bfloat16):
-                pass
+    def enter():
+        with float32_products_of(torch.bfloat16):
+            entered.append(1)
 
-    threads = [Thread(target=switch) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert precision() == before
-
-
-def precision():
-    return getattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision", None)
+    second = Thread(target=enter)
+    with float32_products_of(torch.bfloat16):
+        second.start()
+        assert FAST_PRODUCTS.locked() and not entered
+    second.join()
+    assert entered and not FAST_PRODUCTS.locked()
 
 
 MIXED = {
@@ -125,6 +121,13 @@ def test_a_model_of_two_dtypes_becomes_one_of_its_own_dtype(name):
     model.compress(SliceGPTConfig(**METHODS["default"], dataset=calibration()))
     assert_same(model.state_dict(), expected.state_dict())
     assert model(tokens()).logits.isfinite().all()
+
+
+def test_outputs_that_a_configuration_asks_for_are_left_out():
+    plain, asking = ({}, {"output_router_logits": True, "output_hidden_states": True, "return_dict": False})
+    models = [sliced("fisher", build("mixtral", torch.float32, **outputs)) for outputs in (plain, asking)]
+    assert_same(models[1].state_dict(), models[0].state_dict())
+    assert models[1].config.output_router_logits and not models[1].config.return_dict
 
 
 def test_padding_in_front_of_tokens_changes_nothing():
