@@ -92,7 +92,7 @@ def test_costs_are_what_neurons_add_to_the_stream(name):
     model = build(name)
     family = family_of(model.config)
     batch = calibration(1)[0] | {"attention_mask": torch.ones(2, 24, dtype=torch.long)}
-    batch["attention_mask"][0, :5] = 0
+    batch["attention_mask"][0, -5:] = 0
     real, active, after = batch["attention_mask"].bool(), [], []
     for layer in layers_of(model):
         read = layer.get_submodule(family.mlp_writer)
