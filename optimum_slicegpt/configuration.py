@@ -31,8 +31,8 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         sparsity (`float`, *optional*):
             Share of hidden dimensions to delete, in [0, 1): the paper's word. Shortcuts add weights, and tied
             embeddings may keep theirs, so the share of parameters is another; every run reports it.
-        widths (`list[int]`, *optional*):
-            Width at every site, instead of `sparsity`: before each attention, before each MLP, before the final norm.
+        widths (`int` or `list[int]`, *optional*):
+            Width at every site, instead of `sparsity`: before each attention, MLP and the final norm. One for all.
         parameter_reduction (`float`, *optional*):
             Share of all parameters to delete, in [0, 1), instead of `sparsity` and `widths`. Shortcuts, the head and
             the embedding count. 0.2 if none of the three is given.
@@ -107,7 +107,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
     """
 
     sparsity: float | None = None
-    widths: list[int] | None = None
+    widths: int | list[int] | None = None
     parameter_reduction: float | None = None
     mlp_sparsity: float | None = None
     schedule: str = "uniform"
@@ -189,12 +189,12 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             return
         if isinstance(self.widths, Iterable):
             self.widths = list(self.widths)
-        listed = isinstance(self.widths, list) and len(self.widths) > 0
-        holds = listed and all(is_int(width) and width >= 1 for width in self.widths)
+        widths = self.widths if isinstance(self.widths, list) else [self.widths]
+        holds = len(widths) > 0 and all(is_int(width) and width >= 1 for width in widths)
         self._require("widths", holds, "give one positive integer per site")
         self._require(
             "widths",
-            self.rotation == "per_block" or len(set(self.widths)) == 1,
+            self.rotation == "per_block" or len(set(widths)) == 1,
             f"with rotation={self.rotation!r} all sites must be equally wide; use rotation='per_block' for widths "
             "that differ",
         )

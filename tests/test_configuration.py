@@ -95,7 +95,7 @@ def test_deepcopy_keeps_data_and_tokenizer_by_reference():
         ({"schedule": "energy", "mlp_sparsity": 0}, "schedule='energy' shares out the neurons .*, and none are"),
         ({"schedule": "energy", "rotation": "per_block"}, "schedule='energy' with .*; use rotation='shared'"),
         ({"metric": "l2"}, "metric='l2'; choose one of none, fisher"),
-        ({"widths": 40}, "widths=40; give one positive integer per site"),
+        ({"widths": 0}, "widths=0; give one positive integer per site"),
         ({"widths": []}, r"widths=\[\]; give one positive integer per site"),
         ({"widths": [8, 0]}, r"widths=\[8, 0\]; give one positive integer per site"),
         ({"widths": [8, 2.5]}, r"widths=\[8, 2.5\]; give one positive integer per site"),

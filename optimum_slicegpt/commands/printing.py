@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from typing import Any
 
 import datasets
@@ -14,11 +15,21 @@ from ..reports.text import format_change, format_value, inspection_rows
 from ..slicing.estimate import RunEstimate
 
 
-def limit_progress_to_terminals() -> None:
-    """Keeps the progress bars of transformers, huggingface_hub and datasets out of files and pipes."""
-    if not sys.stderr.isatty():
+def set_verbosity(args: Namespace) -> None:
+    """
+    Sets what is told beside results, and keeps the progress bars of transformers, huggingface_hub and datasets out of
+    files and pipes.
+
+    Args:
+        args (`Namespace`): of any command: `quiet` leaves errors, `verbose` adds information.
+    """
+    if args.quiet or not sys.stderr.isatty():
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
+    if args.quiet or args.verbose:
+        level = logging.ERROR if args.quiet else logging.INFO
+        for library in ("transformers", "optimum_slicegpt"):
+            logging.get_logger(library).setLevel(level)
 
 
 def print_json(report: dict[str, Any]) -> None:

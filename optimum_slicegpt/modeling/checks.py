@@ -26,6 +26,22 @@ def is_sliced(config) -> bool:
     return getattr(config, "slicegpt", None) is not None or hasattr(config, "original_hidden_size")
 
 
+def check_dense(config) -> None:
+    """
+    Checks that a configuration is of a model that is not sliced yet.
+
+    Args:
+        config (`PreTrainedConfig`): of any model.
+
+    Raises:
+        ValueError: it is sliced.
+    """
+    if is_sliced(config):
+        record = getattr(config, "slicegpt", None) or {}
+        base = f", {record['base_model']}," if record.get("base_model") else ""
+        raise ValueError(f"This model is already sliced; slice the dense model{base} with the sparsity you want.")
+
+
 def check_sliceable(model: PreTrainedModel) -> None:
     """
     Checks that a model can be sliced.
@@ -38,8 +54,7 @@ def check_sliceable(model: PreTrainedModel) -> None:
             tensors of inference mode, is of an unsupported family, is not a causal language model, or has other
             modules than its configuration says.
     """
-    if is_sliced(model.config):
-        raise ValueError("This model is already sliced; slice the dense model with the sparsity you want.")
+    check_dense(model.config)
     weights = [parameter.data for parameter in model.parameters()]
     if any(type(weight) is not Tensor or weight.dtype not in FLOATS for weight in weights):
         raise ValueError("This model is quantized; slice the full-precision model first and quantize the result.")

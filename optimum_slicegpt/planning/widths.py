@@ -1,10 +1,11 @@
 """The width of the stream at every site and the number of neurons, determined before any weight is read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers.utils import logging
 
 from ..configuration import SliceGPTConfig
+from ..modeling.checks import check_dense
 from ..modeling.decoder import Decoder, empty_model
 from ..modeling.families import check_equal_widths, family_of, num_neurons
 from ..modeling.stock import stock_hidden_size
@@ -79,6 +80,9 @@ class SlicePlan:
             >>> SlicePlan.from_config(SliceGPTConfig(parameter_reduction=0.2, rotation="per_block"), dense).widths
             (408, 408, 408, 408, 576)
         """
+        check_dense(model_config)
+        if isinstance(config.widths, int):
+            config = replace(config, widths=[config.widths] * family_of(model_config).num_sites(model_config))
         check_experts(config, model_config)
         check_embeddings(config, model_config)
         if config.architecture != "sliced" and config.stock_obstacle() is None:

@@ -176,6 +176,11 @@ class Checkpoint:
                     "tie_word_embeddings to false in its config.json."
                 )
         missing = [name for name in expected if self._ties.get(name, name) not in self._sources]
+        if len(missing) == 1 and model.get_parameter_or_buffer(missing[0]) is model.get_output_embeddings().weight:
+            raise ValueError(
+                f"{self.name!r} has no head, as models that embed text have none; slice the causal language model "
+                "that it was made from."
+            )
         if missing:
             raise ValueError(f"{self.name!r} lacks {len(missing)} tensors, the first {missing[0]}; download it again.")
         for name in persistent_buffers(model):

@@ -10,7 +10,7 @@ from argparse import ArgumentParser
 import datasets
 import pytest
 import torch
-from command_line import run
+from command_line import fails, parse, run
 from forking import Program
 from optimum.commands.register.register_slicegpt import SliceGPTCommand
 from tiny import build, calibration
@@ -59,16 +59,43 @@ def test_json_is_all_there_is_and_nothing_moves_where_nobody_watches(name, every
     assert printed.err == ""
 
 
-def test_progress_bars_of_others_are_for_terminals(monkeypatch):
+@pytest.fixture
+def loggers():
+    """Returns the loggers of which commands set the level, and restores it afterwards."""
+    loggers = [logging.get_logger(name) for name in ("transformers", "optimum_slicegpt")]
+    before = [logger.level for logger in loggers]
+    yield loggers
+    for logger, value in zip(loggers, before, strict=True):
+        logger.setLevel(value)
+
+
+def test_progress_bars_of_others_are_for_terminals(monkeypatch, loggers):
     switched_off = []
     monkeypatch.setattr(logging, "disable_progress_bar", lambda: switched_off.append("transformers"))
     monkeypatch.setattr(datasets, "disable_progress_bars", lambda: switched_off.append("datasets"))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    printing.limit_progress_to_terminals()
+    args = parse("eval", "--model", "m")
+    printing.set_verbosity(args)
     assert not switched_off
+    printing.set_verbosity(parse("eval", "--model", "m", "--quiet"))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    printing.limit_progress_to_terminals()
-    assert switched_off == ["transformers", "datasets"]
+    printing.set_verbosity(args)
+    assert switched_off == ["transformers", "datasets"] * 2
+
+
+@pytest.mark.parametrize("flag, expected", [("--quiet", logging.ERROR), ("--verbose", logging.INFO)])
+def test_levels_of_the_console(flag, expected, loggers, monkeypatch):
+    monkeypatch.setattr(logging, "disable_progress_bar", lambda: None)
+    monkeypatch.setattr(datasets, "disable_progress_bars", lambda: None)
+    printing.set_verbosity(parse("eval", "--model", "m", flag))
+    assert [logger.level for logger in loggers] == [expected] * 2
+
+
+def test_verbose_shows_where_an_error_came_up(cli_files, capsys, loggers):
+    line = ("eval", "--model", cli_files / "dense", "--dataset", cli_files / "train.txt", "--device", "cuda:99")
+    with pytest.raises(ValueError, match="is not available here"):
+        run(*line, "--verbose")
+    assert fails(capsys, *line).startswith("error: device='cuda:99' is not available here")
 
 
 # How it ends
@@ -91,7 +118,7 @@ def test_an_interruption_ends_with_130_and_leaves_nothing(name, every_command, t
 
 SAVES_FOR_A_MINUTE = """
 import sys, time
-from command_line import run
+from command_line import fails, parse, run
 from forking import Program
 from transformers import PreTrainedModel
 

@@ -161,3 +161,16 @@ def test_configurations_without_shortcuts_have_one_width():
         sliced_config_class("llama")(
             **TINY["llama"], original_hidden_size=HIDDEN, widths=[48] * 4 + [40], shortcuts=False
         )
+
+
+def test_one_width_is_that_of_all_sites():
+    model_config = build("llama").config
+    one, all_sites = (SlicePlan.from_config(SliceGPTConfig(widths=widths), model_config) for widths in (32, [32] * 5))
+    assert one == all_sites
+
+
+def test_a_sliced_model_is_refused_by_what_it_is():
+    sliced = build("llama").compress(SliceGPTConfig(sparsity=0.25, dataset=calibration()))
+    sliced.config.slicegpt["base_model"] = "me/base"
+    with pytest.raises(ValueError, match="This model is already sliced; slice the dense model, me/base, with the"):
+        SlicePlan.from_config(SliceGPTConfig(parameter_reduction=0.5), sliced.config)

@@ -110,6 +110,12 @@ def missing_tensor(folder):
     return r"lacks 1 tensors, the first model.layers.0.self_attn.q_proj.weight; download it again"
 
 
+def without_a_head(folder):
+    for index in range(len(list_shards(folder))):
+        change_shard(folder, lambda tensors: tensors.pop("lm_head.weight", None), index)
+    return r"has no head, as models that embed text have none; slice the causal language model that it was made from"
+
+
 def other_shape(folder):
     change_shard(folder, lambda tensors: tensors.update({"model.embed_tokens.weight": torch.ones(3, 5)}))
     return r"model.embed_tokens.weight in .* has shape \(3, 5\), and by the configuration \(97, 48\)"
@@ -164,7 +170,7 @@ def quantized(folder):
     return r"is quantized; slice the full-precision model first"
 
 
-HOSTILE = [cut_short, no_safetensors_at_all, missing_file, missing_tensor, other_shape, damaged_index]
+HOSTILE = [cut_short, no_safetensors_at_all, missing_file, missing_tensor, other_shape, damaged_index, without_a_head]
 HOSTILE += [index_of_nothing, path_out_of_the_folder, absolute_path, pickle_in_the_index, link_out_of_the_folder]
 HOSTILE += [only_pickle, quantized]
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand
 
+from .parsing import Version, count, natural
+from .places import NAMES, check_places
+
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 ORIENTATIONS = ("pca", "random")
@@ -21,11 +24,20 @@ DATASETS = "pile-10k, wikitext2, ptb, c4, alpaca, python or python-docs"
 class SliceGPTSubcommand(BaseOptimumCLICommand):
     """A command that runs the module of its name in `optimum_slicegpt.commands`. Errors of its user take one line."""
 
+    def __init__(self, *args, from_defaults_factory: bool = False, **kwargs):
+        super().__init__(*args, from_defaults_factory=from_defaults_factory, **kwargs)
+        if not from_defaults_factory:
+            self.parser.allow_abbrev = False
+            add_manners(self.parser)
+
     def run(self):
         try:
-            import_module("optimum_slicegpt.commands.printing").limit_progress_to_terminals()
+            check_places(self.args)
+            import_module("optimum_slicegpt.commands.printing").set_verbosity(self.args)
             import_module(f"optimum_slicegpt.commands.{self.COMMAND.name}").run(self.args)
         except (ImportError, OSError, ValueError) as error:
+            if self.args.verbose:
+                raise
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
@@ -37,10 +49,15 @@ class Dataset(Action):
     """An action that reads one value as a name or a path, and several as names and paths, never as texts."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        from optimum_slicegpt.data.texts import NAMES
-
         several = [value if value in NAMES else Path(value) for value in values]
         setattr(namespace, self.dest, values[0] if len(values) == 1 else several)
+
+
+class Widths(Action):
+    """An action that reads one number as the width of all sites."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, values if len(values) > 1 else values[0])
 
 
 class Datasets(Dataset):
@@ -54,7 +71,18 @@ class Datasets(Dataset):
 
 def seed(text: str) -> int | None:
     """Reads a seed; `none` means no shuffling."""
-    return None if text == "none" else int(text)
+    return None if text == "none" else natural(text)
+
+
+def add_manners(parser: ArgumentParser) -> None:
+    """Adds the flags of every command that say how it behaves."""
+    manners = parser.add_argument_group("manners")
+    loud = manners.add_mutually_exclusive_group()
+    loud.add_argument("--quiet", action="store_true", default=False, help="no progress and no warnings")
+    loud.add_argument(
+        "--verbose", action="store_true", default=False, help="say more; show where in the code an error came up"
+    )
+    manners.add_argument("--version", action=Version, help="print the versions of what computes")
 
 
 def add_model_arguments(parser: ArgumentParser, tokenizer: bool = True) -> None:
@@ -97,17 +125,17 @@ def add_text_arguments(
     group.add_argument(
         "--text-column", metavar="NAME", help="column that holds the text (default: text, or the only one of strings)"
     )
-    group.add_argument("--nsamples", type=int, metavar="N", help="number of sequences (default: 128)")
+    group.add_argument("--nsamples", type=count, metavar="N", help="number of sequences (default: 128)")
     group.add_argument(
-        "--seqlen", type=int, metavar="N", help="tokens per sequence, at most what the model takes (default: 2048)"
+        "--seqlen", type=count, metavar="N", help="tokens per sequence, at most what the model takes (default: 2048)"
     )
 
 
 def add_rounding_arguments(group) -> None:
     default = "the largest power of two that divides the size, up to 1/16 of it and 256"
-    group.add_argument("--round-to", type=int, metavar="N", help=f"round widths to multiples of this ({default})")
+    group.add_argument("--round-to", type=count, metavar="N", help=f"round widths to multiples of this ({default})")
     group.add_argument(
-        "--round-neurons-to", type=int, metavar="N", help="round numbers of neurons to multiples of this (likewise)"
+        "--round-neurons-to", type=count, metavar="N", help="round numbers of neurons to multiples of this (likewise)"
     )
 
 

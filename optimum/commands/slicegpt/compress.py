@@ -14,12 +14,14 @@ from .arguments import (
     SCHEDULES,
     Dataset,
     SliceGPTSubcommand,
+    Widths,
     add_model_arguments,
     add_output_argument,
     add_rounding_arguments,
     add_text_arguments,
     seed,
 )
+from .parsing import count, natural, share
 
 
 class CompressCommand(SliceGPTSubcommand):
@@ -81,24 +83,30 @@ class CompressCommand(SliceGPTSubcommand):
         )
 
         slicing = parser.add_argument_group("slicing")
-        slicing.add_argument(
+        size = slicing.add_mutually_exclusive_group()
+        size.add_argument(
             "--sparsity",
-            type=float,
+            type=share,
             metavar="S",
             help="share of hidden dimensions to delete, in [0, 1)",
         )
-        slicing.add_argument(
-            "--widths", type=int, nargs="+", metavar="K", help="width at every site, instead of --sparsity"
+        size.add_argument(
+            "--widths",
+            action=Widths,
+            type=count,
+            nargs="+",
+            metavar="K",
+            help="width at every site, instead of --sparsity; one number for all of them",
         )
-        slicing.add_argument(
+        size.add_argument(
             "--parameter-reduction",
-            type=float,
+            type=share,
             metavar="R",
             help="share of all parameters to delete, in [0, 1), instead of --sparsity and --widths (default: 0.2)",
         )
         slicing.add_argument(
             "--mlp-sparsity",
-            type=float,
+            type=share,
             metavar="S",
             help="share of the neurons in each MLP to delete, in [0, 1) (default: none, or with --parameter-reduction "
             "the share that goes best with the width)",
@@ -156,11 +164,11 @@ class CompressCommand(SliceGPTSubcommand):
         add_text_arguments(calibration, calibration=True)
         calibration.add_argument(
             "--own-tokens",
-            type=int,
+            type=natural,
             metavar="N",
             help="calibration tokens that the model writes itself, 0 for none (default: half of all, at most 65536)",
         )
-        calibration.add_argument("--batch-size", type=int, metavar="N", help="sequences per forward (default: 8)")
+        calibration.add_argument("--batch-size", type=count, metavar="N", help="sequences per forward (default: 8)")
         calibration.add_argument(
             "--seed",
             type=seed,
@@ -185,8 +193,8 @@ class CompressCommand(SliceGPTSubcommand):
             help="measure on the test split of this dataset, or on these files (default: do not measure)",
         )
         evaluation.add_argument(
-            "--eval-nsamples", type=int, metavar="N", default=128, help="the first N sequences (default: 128)"
+            "--eval-nsamples", type=count, metavar="N", default=128, help="the first N sequences (default: 128)"
         )
         evaluation.add_argument(
-            "--eval-seqlen", type=int, metavar="N", default=2048, help="tokens per sequence (default: 2048)"
+            "--eval-seqlen", type=count, metavar="N", default=2048, help="tokens per sequence (default: 2048)"
         )

@@ -13,6 +13,7 @@ from .arguments import (
     add_text_arguments,
     seed,
 )
+from .parsing import count
 
 
 class EvalCommand(SliceGPTSubcommand):
@@ -30,13 +31,13 @@ class EvalCommand(SliceGPTSubcommand):
         parser.set_defaults(nsamples=128, seqlen=2048)
         parser.add_argument(
             "--stride",
-            type=int,
+            type=count,
             metavar="N",
             help="read the text of all sequences in windows of --seqlen tokens, each N tokens after the last, and "
             "predict each token once (default: separate sequences)",
         )
         parser.add_argument(
-            "--batch-size", type=int, metavar="N", default=1, help="sequences or windows per forward (default: 1)"
+            "--batch-size", type=count, metavar="N", default=1, help="sequences or windows per forward (default: 1)"
         )
         parser.add_argument("--split", default="test", help="train or test, of a named dataset (default: test)")
         parser.add_argument(

@@ -12,6 +12,7 @@ from .arguments import (
     add_text_arguments,
     seed,
 )
+from .parsing import count, share
 
 
 class InspectCommand(SliceGPTSubcommand):
@@ -28,7 +29,7 @@ class InspectCommand(SliceGPTSubcommand):
         add_model_arguments(parser)
         parser.add_argument(
             "--sparsity",
-            type=float,
+            type=share,
             nargs="*",
             metavar="S",
             default=[0.1, 0.2, 0.25, 0.3],
@@ -36,7 +37,7 @@ class InspectCommand(SliceGPTSubcommand):
         )
         parser.add_argument(
             "--parameter-reduction",
-            type=float,
+            type=share,
             nargs="+",
             metavar="R",
             default=[],
@@ -52,7 +53,7 @@ class InspectCommand(SliceGPTSubcommand):
         energy = parser.add_argument_group("energy of the stream, measured where a dataset is given")
         energy.argument_default = SUPPRESS  # Only flags that were given are then refused without a dataset.
         add_text_arguments(energy, default="none, and nothing is measured", calibration=True)
-        energy.add_argument("--batch-size", type=int, metavar="N", help="sequences per forward (default: 8)")
+        energy.add_argument("--batch-size", type=count, metavar="N", help="sequences per forward (default: 8)")
         energy.add_argument(
             "--seed", type=seed, metavar="N", help="picks sequences; none takes the first ones (default: 0)"
         )

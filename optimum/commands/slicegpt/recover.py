@@ -13,6 +13,7 @@ from .arguments import (
     add_model_arguments,
     add_output_argument,
 )
+from .parsing import count, natural
 
 
 class RecoverCommand(SliceGPTSubcommand):
@@ -58,7 +59,7 @@ class RecoverCommand(SliceGPTSubcommand):
         )
         data.add_argument(
             "--own-tokens",
-            type=int,
+            type=natural,
             metavar="N",
             help="tokens that the dense model writes (default: half of all, and none with --no-distill)",
         )
@@ -70,9 +71,12 @@ class RecoverCommand(SliceGPTSubcommand):
             action=BooleanOptionalAction,
             help="with --no-distill, learn only the answers of conversations (default: yes)",
         )
-        data.add_argument("--nsamples", type=int, metavar="N", help="sequences, held-out ones included (default: 768)")
+        data.add_argument("--nsamples", type=count, metavar="N", help="sequences, held-out ones, too (default: 768)")
         data.add_argument(
-            "--seqlen", type=int, metavar="N", help="tokens per sequence, at most what the model takes (default: 512)"
+            "--seqlen",
+            type=count,
+            metavar="N",
+            help="tokens per sequence, at most the model's (default: 512)",
         )
         data.add_argument(
             "--held-out",
@@ -83,7 +87,7 @@ class RecoverCommand(SliceGPTSubcommand):
 
         lora = parser.add_argument_group("what is trained")
         lora.add_argument("--full", action="store_true", help="all parameters; needs float32 weights")
-        lora.add_argument("--lora-rank", type=int, metavar="R", help="rank of LoRA (default: 64)")
+        lora.add_argument("--lora-rank", type=count, metavar="R", help="rank of LoRA (default: 64)")
         lora.add_argument("--lora-alpha", type=number, metavar="A", help="scales LoRA by A / R (default: the rank)")
         lora.add_argument("--lora-dropout", type=float, metavar="P", help="dropout before LoRA (default: 0.0)")
         lora.add_argument("--shortcuts", action="store_true", help="LoRA on the linear layers that slicing added, too")
@@ -93,11 +97,13 @@ class RecoverCommand(SliceGPTSubcommand):
             "--learning-rate", type=float, metavar="X", help="at its highest (default: 1e-3, and 2e-5 with --full)"
         )
         training.add_argument("--epochs", type=number, metavar="X", help="passes over the sequences (default: 1)")
-        training.add_argument("--max-steps", type=int, metavar="N", help="number of steps, instead of --epochs")
+        training.add_argument("--max-steps", type=count, metavar="N", help="number of steps, instead of --epochs")
         training.add_argument(
-            "--batch-size", type=int, metavar="N", help="sequences per process and forward (default: 4)"
+            "--batch-size", type=count, metavar="N", help="sequences per process and forward (default: 4)"
         )
-        training.add_argument("--gradient-accumulation", type=int, metavar="N", help="forwards per step (default: 1)")
+        training.add_argument(
+            "--gradient-accumulation", type=count, metavar="N", help="forwards per step (default: 1)"
+        )
         training.add_argument(
             "--eval-steps",
             type=number,
@@ -116,7 +122,7 @@ class RecoverCommand(SliceGPTSubcommand):
         training.add_argument(
             "--use-cpu", action="store_true", help="train on the CPU even if there is an accelerator"
         )
-        training.add_argument("--seed", type=int, metavar="N", help="of data, adapter and dropout (default: 0)")
+        training.add_argument("--seed", type=natural, metavar="N", help="of data, adapter and dropout (default: 0)")
 
         distillation = parser.add_argument_group("distillation")
         distillation.add_argument(

@@ -5,6 +5,7 @@ from argparse import ArgumentParser
 from optimum.commands.base import CommandInfo
 
 from .arguments import SliceGPTSubcommand, add_dtype_argument, add_model_arguments, seed
+from .parsing import count, natural
 
 
 class WriteCommand(SliceGPTSubcommand):
@@ -18,11 +19,11 @@ class WriteCommand(SliceGPTSubcommand):
         )
         add_model_arguments(parser)
         parser.add_argument(
-            "--tokens", type=int, metavar="N", default=65_536, help="this many are there afterwards (default: 65536)"
+            "--tokens", type=count, metavar="N", default=65_536, help="this many are there afterwards (default: 65536)"
         )
         parser.add_argument(
             "--seqlen",
-            type=int,
+            type=count,
             metavar="N",
             default=512,
             help="tokens per sequence, at most what the model takes (default: 512)",
@@ -31,5 +32,5 @@ class WriteCommand(SliceGPTSubcommand):
         parser.add_argument("--device", help="write here (default: cpu)")
         add_dtype_argument(parser)
         parser.add_argument(
-            "--print", type=int, metavar="N", default=0, help="print the first N sequences as text (default: 0)"
+            "--print", type=natural, metavar="N", default=0, help="print the first N sequences as text (default: 0)"
         )

@@ -1,0 +1,209 @@
+"""Wrong command lines: the flag that was meant, a line or two, within a moment, and nothing is written."""
+
+import re
+import sys
+
+import pytest
+from command_line import parse, run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optimum.commands.register.register_slicegpt import SliceGPTCommand
+from optimum.commands.slicegpt import arguments, places
+
+from optimum_slicegpt import __main__
+from optimum_slicegpt.data import texts
+
+
+def refused(capsys, *line):
+    """Returns the status and what is printed where a line is refused before the package is imported."""
+    with pytest.raises(SystemExit) as exit:
+        run(*line)
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Traceback" not in printed.err and len(printed.err.splitlines()) <= 2
+    assert exit.value.code == (2 if "All flags: " in printed.err else 1)
+    return printed.err
+
+
+@pytest.fixture
+def light(monkeypatch):
+    """Fails where a command begins to work."""
+    monkeypatch.setattr(arguments, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+
+
+# Flags
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("compress --sparcity 0.2", "error: unknown flag --sparcity; did you mean --sparsity?"),
+        (
+            "compress --parameter_reduction 0.2",
+            "unknown flag --parameter_reduction; did you mean --parameter-",
+        ),
+        ("compress --param 0.2", "unknown flag --param; did you mean --parameter-reduction?"),
+        ("compress --sparcity=0.2", "unknown flag --sparcity; did you mean --sparsity?"),
+        ("recover --learning-rat 1", "unknown flag --learning-rat; did you mean --learning-rate?"),
+        ("FULL stray", "unknown value stray"),
+        (
+            "compres",
+            "'compres' is none of compress, write, inspect, recover, eval, benchmark, export; did you mean",
+        ),
+        ("compress --model m", "the following arguments are required: --output"),
+        (
+            "compress --model m --output o --rotation perblock",
+            "--rotation: 'perblock' is none of per_block, shared; did",
+        ),
+        (
+            "compress --model m --output o --sparsity 20",
+            "--sparsity: '20' is more than all; 20 percent are 20% or 0.2",
+        ),
+        ("FULL --sparsity 1", "--sparsity: '1' is no share in [0, 1), such as 0.2 or 20%"),
+        ("FULL --sparsity -20%", "--sparsity: expected one argument"),
+        ("FULL --sparsity many", "--sparsity: 'many' is not a share, such as 0.2 or 20%"),
+        ("FULL --sparsity nan", "--sparsity: 'nan' is not a share"),
+        ("FULL --nsamples 0", "--nsamples: '0' is no whole number of at least 1"),
+        ("FULL --nsamples 1.5", "--nsamples: '1.5' is no whole number of at least 1"),
+        ("FULL --seed first", "--seed: 'first' is not a whole number"),
+        ("FULL --sparsity 0.1 --widths 8", "--widths: not allowed with argument --sparsity"),
+        ("eval --model m --quiet --verbose", "--verbose: not allowed with argument --quiet"),
+    ],
+)
+def test_flags(line, message, light, capsys):
+    printed = refused(capsys, *line.replace("FULL", "compress --model m --output o").split())
+    assert message in printed and "All flags: optimum-cli slicegpt" in printed
+
+
+@pytest.mark.parametrize(
+    "given, expected", [("0.2", 0.2), ("20%", 0.2), ("20 %", 0.2), ("12.5%", 0.125), ("0", 0.0), ("0%", 0.0)]
+)
+def test_shares(given, expected):
+    args = parse("compress", "--model", "m", "--output", "o", "--parameter-reduction", given)
+    assert args.parameter_reduction == expected
+
+
+def test_one_width_is_that_of_all_sites():
+    assert parse("compress", "--model", "m", "--output", "o", "--widths", 8).widths == 8
+    assert parse("compress", "--model", "m", "--output", "o", "--widths", 8, 9).widths == [8, 9]
+
+
+@pytest.mark.parametrize("command", [[], *([command.name] for command in SliceGPTCommand.SUBCOMMANDS)], ids=str)
+def test_every_command_tells_its_version(command, light, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run(*command, "--version")
+    assert exit.value.code == 0
+    assert capsys.readouterr().out.startswith("optimum-slicegpt 0.")
+
+
+def test_names_of_datasets_are_those_of_the_package():
+    assert set(places.NAMES) == set(texts.NAMES) and set(places.FILES) == set(texts._EXTENSIONS)
+
+
+# Places
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Returns the present folder, with a model, a text and a file in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("model/config.json", "texts/a.txt", "text.txt", "full/kept.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    return tmp_path
+
+
+COMPRESS = "compress --output new --model"
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (f"{COMPRESS} model/config.json", "--model model/config.json is a file; give the folder that it is in"),
+        (f"{COMPRESS} .", "--model . holds no model: there is no config.json. Perhaps one of model."),
+        (
+            f"{COMPRESS} texts",
+            "--model texts holds no model: there is no config.json. Give the folder",
+        ),
+        (f"{COMPRESS} ./modle", "There is no folder --model ./modle"),
+        (f"{COMPRESS} modle", "--model modle is no folder here and not in the Hub's cache, .*; did you mean model?"),
+        (
+            f"{COMPRESS} me/modle",
+            "--model me/modle is no folder here and not in the Hub's cache, and the Hub",
+        ),
+        (
+            f"{COMPRESS} model --dataset texts",
+            "--dataset texts is a folder; give the files in it, such as",
+        ),
+        (
+            f"{COMPRESS} model --dataset text.tx",
+            "--dataset text.tx: no dataset has that name, .*; did you mean text.t",
+        ),
+        (f"{COMPRESS} model --dataset python tx", "--dataset tx: no dataset has that name, and no such file is there"),
+        (
+            f"{COMPRESS} model --eval-dataset wikitext3",
+            "--eval-dataset wikitext3: no dataset .* mean wikitext2?",
+        ),
+        ("compress --model model --output full", "'full' is there already; give a place that is absent or empty"),
+        (
+            "compress --model model --output text.txt/new",
+            "--output text.txt/new would be inside of .*text.txt, wh",
+        ),
+        ("eval --model model --baseline no/such/model", "There is no folder --baseline no/such/model."),
+        ("inspect --model model --report text.txt", "Output 'text.txt' is there already"),
+    ],
+)
+def test_places(line, message, folder, light, capsys):
+    before = sorted(folder.rglob("*"))
+    printed = refused(capsys, *line.split())
+    assert re.search(message.replace("?", r"\?"), printed), printed
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_folders_that_cannot_be_written_to(folder, light, capsys, monkeypatch):
+    monkeypatch.setattr(places.os, "access", lambda path, mode: False)
+    assert "is read-only for you, or full; write elsewhere" in refused(capsys, *COMPRESS.split(), "model")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(folder, light, capsys, monkeypatch):
+    from huggingface_hub import constants
+
+    asked = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(places, "hub_answers", lambda: bool(asked.append(1)))
+    assert "the Hub cannot be asked" in refused(capsys, *COMPRESS.split(), "me/model")
+    assert asked == [1] and constants.HF_HUB_OFFLINE is True
+
+
+# Anything
+
+
+WORDS = st.sampled_from(
+    "0 1 -1 0.2 20% 20 nan inf 1e9 none auto per_block python wikitext3 text.txt model . .. / full me/model ~ '' %s "
+    "--json --sparsity --widths --dataset --model --output --nsamples --rotation --refit --no-refit --seed --sparcity "
+    "--resume --stream --device --max-shard-size --parameter-reduction --eval-dataset --config -h- -x = --=".split()
+)
+LINES = st.tuples(st.sampled_from(["compress", "eval", "inspect", "recover", "slice"]), st.lists(WORDS, max_size=7))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(line=LINES)
+def test_any_wrong_line(line, folder, capsys, monkeypatch):
+    reached = []
+    monkeypatch.setattr(arguments, "import_module", lambda name: reached.append(name) or exit(1))
+    before = sorted(folder.rglob("*"))
+    command, words = line
+    with pytest.raises(SystemExit) as end:
+        run(command, *words)
+    printed = capsys.readouterr()
+    assert end.value.code in (1, 2)
+    assert reached or printed.err.startswith("error: ")
+    assert len(printed.err.splitlines()) <= 12 and printed.out == ""
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_the_package_is_a_program(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["optimum_slicegpt", "compress", "--sparcity", "0.2"])
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unknown flag --sparcity; did you mean --sparsity?")
