@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
@@ -51,6 +51,7 @@ class PretendGPU:
     def __init__(self):
         self.transfers, self.moves, self.waits, self.peak = Counter(), Counter(), Counter(), 0
         self.target = None  # where the result of the next operation is, if its caller says so
+        self.inside = False  # whether a function of something on the GPU runs, which makes its own tensors there
         self._on_gpu = 0
         self._tags = {}  # A weak reference keeps the address of a storage from being used again.
 
@@ -134,7 +135,7 @@ class Operations(TorchDispatchMode):
             raise DeviceMismatch(f"{func}: a generator on the CPU for a tensor on the GPU at {line_of_package()}")
         results = func(*args, **kwargs)
         storages = {each.untyped_storage()._cdata for each in tensors}
-        here = target or next(iter(wide or devices), CPU)
+        here = target or next(iter(wide or devices), CUDA if gpu.inside else CPU)
         for each in tree_leaves(results):
             if isinstance(each, Tensor) and not each.is_meta:
                 if each.untyped_storage()._cdata not in storages:  # Views are where their bases are.
@@ -162,14 +163,10 @@ class Functions(TorchFunctionMode):
             gpu.note_wait()
         if func is torch.histc and not args[0].is_floating_point():  # CUDA has it, the CPU has not
             return func(args[0].float(), *args[1:], **kwargs)
-        if func is torch.nn.functional.one_hot:  # It makes its zeros where nobody sees on which device.
-            with _disable_current_modes():
-                result = func(*args, **kwargs)
-            gpu.place(result, gpu.device_of(args[0]))
-            return result
         if func in (Tensor.to, Tensor.cpu, Tensor.cuda):
             return self._to(func, *args, **kwargs)
         if kwargs.get("device") is None:
+            gpu.inside = any(isinstance(each, Tensor) and gpu.device_of(each) == CUDA for each in args)
             return func(*args, **kwargs)
         gpu.target = plain_device(kwargs["device"])
         if gpu.target == CUDA:

@@ -6,13 +6,16 @@ from itertools import cycle, product
 
 import pytest
 import torch
+from interruptions import hash_files
 from pretend_gpu import in_loops, pretend_gpu
 from tiny import TINY, build, calibration, tokens
 from transformers.models.llama import modeling_llama
 
-from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt import SliceGPTConfig, load_batches
+from optimum_slicegpt.evaluation.spectrum import measure_spectrum
 from optimum_slicegpt.modeling.families import family_of
 from optimum_slicegpt.slicing.methods import refine
+from optimum_slicegpt.streaming import compress_checkpoint
 
 
 METHODS = {
@@ -73,6 +76,34 @@ def test_no_loop_over_batches_waits_for_the_gpu_or_moves_anything(method):
     # Of each sequence transformers asks whether it is several in a row, before the layers, which are not computed.
     assert functions(in_loops(*waits)) <= {"first_stream", "loss_gradient"}
     assert functions(in_loops(*moves)) == {"first_stream"}
+
+
+def test_a_model_on_the_gpu_stays_there():
+    expected = slice_(build("gpt2", torch.float32), "default", calibration(batches=2)).state_dict()
+    model = build("gpt2", torch.float32)
+    with pretend_gpu():
+        found = slice_(model.to("cuda"), "default", calibration(batches=2)).state_dict()
+        assert {each.device.type for each in found.values()} == {"cuda"}
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_streaming_to_a_gpu_ends_in_the_same_bytes(tmp_path):
+    build("llama", torch.float32).save_pretrained(tmp_path / "dense")
+    settings = METHODS["fisher"] | {"dataset": padded(calibration(batches=2))}
+    compress_checkpoint(tmp_path / "dense", tmp_path / "expected", SliceGPTConfig(**settings))
+    with pretend_gpu() as gpu:
+        config = SliceGPTConfig(**settings, device="cuda")
+        compress_checkpoint(tmp_path / "dense", tmp_path / "found", config, max_memory=2**14)
+    assert gpu.peak > 0 and hash_files(tmp_path / "found") == hash_files(tmp_path / "expected")
+
+
+def test_a_spectrum_measured_on_a_gpu():
+    model, batches = build("opt", torch.float32), load_batches(padded(calibration(batches=2)))
+    expected = measure_spectrum(model, batches)
+    with pretend_gpu():
+        found = measure_spectrum(model, batches, device="cuda")
+        assert {rows.device.type for rows in found.energy.values()} == {"cpu"}
+    assert all(torch.equal(found.energy[basis], rows) for basis, rows in expected.energy.items())
 
 
 def test_masks_are_made_where_layers_compute(monkeypatch):
