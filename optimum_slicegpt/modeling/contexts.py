@@ -33,12 +33,12 @@ def undisturbed() -> Iterator[None]:
 
 
 PLAIN_OUTPUTS = {
-    "output_attentions": False,
+    "_output_attentions": False,  # Its setter refuses some values that are there.
     "output_hidden_states": False,
     "output_router_logits": False,
     "return_dict": True,
 }
-"""Config keys that say what a model puts out, with the values at which it is logits alone."""
+"""Attributes of configurations that say what models put out, with the values at which it is logits alone."""
 
 
 @contextmanager
@@ -48,17 +48,16 @@ def evaluating(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     mode again, and the configuration its own outputs.
     """
     training = [module for module in model.modules() if module.training]
-    outputs = {key: getattr(model.config, key) for key in PLAIN_OUTPUTS if hasattr(model.config, key)}
+    config = vars(model.config)
+    outputs = {key: config[key] for key in PLAIN_OUTPUTS.keys() & config.keys()}
     try:
         model.eval()
-        for key in outputs:
-            setattr(model.config, key, PLAIN_OUTPUTS[key])
+        config.update((key, PLAIN_OUTPUTS[key]) for key in outputs)
         yield model
     finally:
         for module in training:
             module.training = True
-        for key, value in outputs.items():
-            setattr(model.config, key, value)
+        config.update(outputs)
 
 
 @contextmanager
