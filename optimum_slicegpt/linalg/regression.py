@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .moments import add_products_, mirror_, wide
-from .ridge import best_strength, energies, factorise, ridge
+from .ridge import best_strength, energies, factorise
 
 
 TOKENS_AT_ONCE = 4096
@@ -128,7 +128,7 @@ class LeastSquares:
         n² are the inputs' [`energies`], so the ridge does not depend on the unit of an input, and the weights of
         inputs of little energy are as free to change as all others. [`best_strength`] chooses the strength s. Where no
         strength serves the held-out tokens better than the prior, the prior is returned, so that too few tokens cannot
-        do harm.
+        do harm. Afterwards, the sums tell held-out tokens apart no more.
 
         Args:
             prior (`torch.Tensor` of shape `(inputs, outputs)`, float64): the weights that the ridge leads to.
@@ -140,7 +140,11 @@ class LeastSquares:
         strength = best_strength(gram, cross, prior)
         if strength is None:
             return prior
-        return ridge(gram.sum(0), cross.sum(0), strength, prior)
+        gram, cross = self._over_all_tokens()
+        unit = energies(gram).sqrt()
+        missing = (cross - gram @ prior) / unit[:, None]
+        change = torch.cholesky_solve(missing.float(), factorise(gram, unit, strength))
+        return prior + change.double() / unit[:, None]
 
     def delete_inputs(self, candidates: slice, count: int, weight: Tensor) -> tuple[Tensor, Tensor]:
         """
@@ -162,7 +166,7 @@ class LeastSquares:
         Returns:
             `tuple`: weights of the remaining inputs, `(inputs - count, outputs)`, and their indices, ascending.
         """
-        gram = self.gram_and_cross()[0].sum(0)
+        gram, _ = self._over_all_tokens()
         unit = energies(gram).sqrt()
         inverse = torch.cholesky_inverse(factorise(gram, unit, COMPENSATION))
         scaled = weight * unit[:, None]
@@ -181,6 +185,15 @@ class LeastSquares:
             left = scaled[rest] - (compensation @ scaled[deleted].float()).double()
             diagonal = inverse.diagonal()[rest] - (compensation * inverse_dr.T).sum(1)
         return left / unit[rest, None], rest
+
+    def _over_all_tokens(self):
+        """Adds the sums over held-out tokens to the others, and frees them. Returns Σ aᵀa and Σ aᵀy."""
+        gram, cross = self.gram_and_cross()
+        if len(gram) > 1:
+            del gram, cross
+            self._sums = self._sums.sum(0, keepdim=True)
+            gram, cross = self.gram_and_cross()
+        return gram[0], cross[0]
 
 
 def token_stride(inputs: int, most_inputs: int) -> int:

@@ -1,5 +1,5 @@
 """
-The ridge of a regression: solving with it, and choosing its strength.
+The ridge of a regression, and the choice of its strength.
 
 G is Σ aᵀa over the tokens, n² its diagonal ([`energies`]). In units of each input's norm n, numbers are alike enough
 for float32, and the ridge `s diag(n²)` is s times the identity.
@@ -115,24 +115,6 @@ def solutions_nearby(factor: Tensor, right: Tensor) -> Callable[[float], Tensor]
     return solution
 
 
-def ridge(gram: Tensor, cross: Tensor, strength: float, prior: Tensor | float = 0.0) -> Tensor:
-    """
-    Solves `(G + s diag(n²)) W = cross + s diag(n²) prior` for W, n² the inputs' [`energies`].
-
-    Args:
-        gram (`torch.Tensor` of shape `(n, n)`, float64): G.
-        cross (`torch.Tensor` of shape `(n, k)`, float64): Σ aᵀy.
-        strength (`float`): s, more than 0.
-        prior (`torch.Tensor` of shape `(n, k)`, float64, or `float`): the weights that the ridge leads to.
-
-    Returns:
-        `torch.Tensor` of shape `(n, k)`, float64.
-    """
-    damping, damped = strength * energies(gram), gram.clone()
-    damped.diagonal().add_(damping)
-    return torch.cholesky_solve(cross + damping[:, None] * prior, cholesky_(damped))
-
-
 def energies(gram: Tensor) -> Tensor:
     """Returns each input's sum of squares `(n,)`, the diagonal of G, raised to at least [`ROUNDING`] of the mean."""
     own = gram.diagonal()
@@ -149,9 +131,4 @@ def factorise(gram: Tensor, unit: Tensor, strength: float) -> Tensor:
     """Returns Cholesky's factor of `G + s diag(n²)` in units n of the inputs, float32."""
     damped = in_units(gram, unit)
     damped.diagonal().add_(strength)
-    return cholesky_(damped)
-
-
-def cholesky_(matrix: Tensor) -> Tensor:
-    """Returns Cholesky's factor of a symmetric matrix, in the place of the matrix, where LAPACK's order keeps it."""
-    return torch.linalg.cholesky(matrix.mT, out=matrix.mT)
+    return torch.linalg.cholesky(damped.mT, out=damped.mT)  # in its place: LAPACK goes down the columns

@@ -21,10 +21,10 @@ from .statistics import AXES_TOKENS
 LIBRARIES = 500 * 2**20
 """Bytes of resident memory once everything is imported."""
 
-FACTORISATIONS = 4
+FACTORISATIONS = 5
 """
-Factorisations in float32 for a regression, or what takes as long: one or two for the strength of its ridge, one for
-the costs of neurons, and an inverse. One in float64 comes on top.
+Factorisations for a regression, or what takes as long: one or two for the strength of its ridge, one for the fit, one
+for the costs of neurons, and an inverse.
 """
 
 PROBE = 1024
@@ -175,9 +175,11 @@ class _Costs:
     def matrices(self):
         axes = 7 * self.size**2
         rows = ROWS_AT_ONCE * (self.size + self.width) + 2 * self.size**2
-        # A regression keeps sums over the tokens that are fitted, and over the held-out ones of each kind.
-        fits = (inputs * ((4 + self.groups) * inputs + (3 + self.groups) * outputs) for inputs, outputs in self.fits)
-        return 8 * max(axes, rows, *fits, 0)
+        # A regression keeps sums over the tokens that are fitted, and over the held-out ones of each kind. While it
+        # chooses the strength of its ridge, it has copies of half the size as well; then all sums become one.
+        sums = 1 + self.groups
+        fits = (inputs * (1.5 * sums * inputs + (2 + sums) * outputs) for inputs, outputs in self.fits)
+        return int(8 * max(axes, rows, *fits, 0))
 
     def flops(self) -> dict[str, float]:
         head = 2 * self.dense.config.vocab_size * self.size
@@ -192,8 +194,8 @@ class _Costs:
         forward += 6 * self.steps * STEP_TOKENS * self._mlp_weights
         most = most_inputs(self.dense)
         sums = self.tokens * sum(inputs**2 / token_stride(inputs, most) for inputs, _ in self.fits)
-        solved = sum(inputs**3 / 3 + 2 * inputs**2 * outputs for inputs, outputs in self.fits)
-        sums += sum(FACTORISATIONS * inputs**3 / 3 for inputs, _ in self.fits)
+        sums += sum(FACTORISATIONS * inputs**3 / 3 + 2 * inputs**2 * outputs for inputs, outputs in self.fits)
+        solved = sum(2 * inputs**2 * outputs for inputs, outputs in self.fits)
         axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)
         if self.fisher and not self.plan.shortcuts:  # Axes that all sites share are searched for.
             deleted = self.size - self.width

@@ -5,7 +5,7 @@ import torch
 
 from optimum_slicegpt.linalg import regression
 from optimum_slicegpt.linalg.regression import LeastSquares, token_stride
-from optimum_slicegpt.linalg.ridge import FIRST_STRENGTH, STRENGTHS, best_strength, ridge, solutions_nearby
+from optimum_slicegpt.linalg.ridge import FIRST_STRENGTH, STRENGTHS, best_strength, energies, solutions_nearby
 
 
 def problem(tokens=4000, inputs=12, outputs=5, noise=0.1):
@@ -22,6 +22,10 @@ def fit(a, y, batches=4):
         numbers = torch.arange(len(part[0]))
         fitted.add(*part, held_out=numbers * 8 // len(numbers) == 7)
     return fitted
+
+
+def ridge(gram, cross, strength):
+    return torch.linalg.solve(gram + strength * energies(gram).diag(), cross)
 
 
 def test_sums_over_batches_are_those_of_all_tokens():
@@ -90,7 +94,7 @@ def test_one_factorisation_serves_other_strengths(shift):
 
 
 def test_an_mlp_takes_three_factorisations(monkeypatch):
-    """The search takes one as long as it stays near its start. Only the fit, whose weights are kept, is in float64."""
+    """In float32: one for the search, as long as it stays near its start, one for the fit and one for the neurons."""
     a, y, weight = problem(tokens=400, inputs=64, noise=30.0)
     fitted, dtypes, cholesky = fit(a, y, batches=1), [], torch.linalg.cholesky
 
@@ -102,7 +106,7 @@ def test_an_mlp_takes_three_factorisations(monkeypatch):
     found = fitted.solve(0.5 * weight)
     fitted.delete_inputs(slice(0, 64), 20, found)
     assert not torch.equal(found, 0.5 * weight)
-    assert dtypes == [torch.float32, torch.float64, torch.float32]
+    assert dtypes == [torch.float32] * 3
 
 
 def test_with_many_tokens_the_prior_does_not_matter():
@@ -131,12 +135,21 @@ def test_noise_is_not_fitted():
     assert error(found) < 0.3 < error(unguarded)
 
 
-def test_a_ridge_leads_to_the_prior():
+@pytest.mark.parametrize("strength", STRENGTHS[::3])
+def test_float32_factors_serve_a_float64_solution(monkeypatch, strength):
+    a, y, weight = problem(tokens=400, inputs=64, noise=30.0)
+    gram, cross = (each.sum(0) for each in fit(a, y).gram_and_cross())
+    monkeypatch.setattr(regression, "best_strength", lambda *_: strength)
+    expected = 0.5 * weight + ridge(gram, cross - gram @ (0.5 * weight), strength)
+    assert ((fit(a, y).solve(0.5 * weight) - expected).norm() < 1e-5 * expected.norm()).item()
+
+
+@pytest.mark.parametrize("strength, far", [(1e-4, 1.0), (1e9, 0.0)])
+def test_a_ridge_leads_to_the_prior(monkeypatch, strength, far):
     a, y, weight = problem()
-    gram, cross = a.double().T @ a.double(), a.double().T @ y.double()
-    weak, strong = ridge(gram, cross, 1e-12), ridge(gram, cross, 1e9)
-    torch.testing.assert_close(weak, torch.linalg.lstsq(a.double(), y.double()).solution, rtol=1e-4, atol=1e-4)
-    assert strong.abs().max() < 1e-6
+    prior, alone = 2 * weight, torch.linalg.lstsq(a.double(), y.double()).solution
+    monkeypatch.setattr(regression, "best_strength", lambda *_: strength)
+    torch.testing.assert_close(fit(a, y).solve(prior), torch.lerp(prior, alone, far), rtol=0, atol=0.05)
 
 
 def test_units_of_an_input_do_not_matter():
