@@ -29,7 +29,8 @@ A family is a `model_type` of transformers, as `config.json` of a checkpoint nam
 - **Norm**: a LayerNorm becomes an RMSNorm, exactly; an RMSNorm stays one. Gains and biases move into the weights that
   read the norm.
 - **Blocks**: a sequential layer has two sites, one before attention and one before the MLP. A parallel layer has one,
-  where both read the residual stream, through one norm or a norm each. The final norm is one more site.
+  where both read the residual stream, through one norm or a norm each. The final norm is one more site. Where norms
+  are behind the blocks, their gains are fitted: exactly what the dense model computes if nothing is deleted.
 - **Stock form**: the class of a result that needs no code of this package. Every family has one where the stream keeps
   its width and neurons alone are deleted: its own class. Other widths have one as the table says; the class then has
   an explicit `head_dim`. Where some tools divide the hidden size by the heads instead, the table names those that do
@@ -42,7 +43,7 @@ A family is a `model_type` of transformers, as `config.json` of a checkpoint nam
 
 {refused}
 
-Any other family is refused because no row describes it. A family whose layers read the residual stream through a norm,
+Any other family is refused because no row describes it. A family whose layers read the residual stream,
 and add the output of attention and of an MLP to it, needs a row: see [Adding a family](adding_a_family.md).
 """
 
@@ -52,7 +53,11 @@ def blocks(family: Family) -> str:
     kinds = []
     for variant in (family, *(replace(family, **changes) for _, _, changes in family.variants)):
         norms = "one norm" if variant.mlp_norm is None else "two norms"
-        kinds.append(f"parallel, {norms}" if variant.parallel else "sequential")
+        if variant.post_norms:
+            norms = "norms behind blocks" if variant.attn_norm is None else "norms on both sides of blocks"
+            kinds.append(f"sequential, {norms}")
+        else:
+            kinds.append(f"parallel, {norms}" if variant.parallel else "sequential")
     return "; ".join(dict.fromkeys(kinds))
 
 
@@ -60,6 +65,8 @@ def limits(family: Family) -> str:
     """Lists the limits that `families.family_of` and `families.check_equal_widths` check."""
     needed = by_reason((f"`{key}={value!r}`", reason) for key, value, reason in family.requires)
     found = [f"only with {keys}: otherwise {reason}" for keys, reason in needed]
+    if family.post_norms:
+        found.append("only with the default `rotation`, `refit` and `orientation`")
     if family.moe:
         found.append(f"equal widths before and after an MLP: {EXPERTS_KEEP_WIDTH}")
     if family.ends_meet:

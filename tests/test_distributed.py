@@ -48,6 +48,7 @@ CASES = {
     "energy": ("llama", torch.float64, {"schedule": "energy", "metric": "fisher"}, UNEVEN),
     "experts": ("mixtral", torch.float64, {}, UNEVEN),
     "sliced": ("llama", torch.float64, {"architecture": "sliced"}, UNEVEN),
+    "norms behind": ("olmo2", torch.float64, {"sparsity": 0.25, "mlp_sparsity": 0.25}, UNEVEN),
     "narrow": ("gemma", torch.float64, {"sparsity": 0.3}, UNEVEN),
     "self": ("llama", torch.float64, {"dataset": "self", "nsamples": 7, "seqlen": 20, "batch_size": 2}, None),
 }

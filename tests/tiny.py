@@ -3,7 +3,7 @@
 import os
 
 import torch
-from more_families import MORE
+from more_families import MORE, POST_NORM
 from shapes import COMMON, GPT, GRANITE, GROUPED, HIDDEN, VOCAB, WHOLE
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -48,12 +48,12 @@ TINY = {
 }
 """
 Test name -> arguments of the family's configuration. A name is a model_type, and after a dash perhaps a variant. Tests
-of every kind run on these; on the others of `ALL`, `tests/modeling/test_every_family.py` alone does, unless
-`make test-all` says otherwise.
+of every kind run on these; on `MORE`, `tests/modeling/test_every_family.py` alone does unless `make test-all` says
+otherwise, and on `POST_NORM` `tests/slicing/test_post_norms.py`, as no rotation commutes with them.
 """
-ALL = TINY | MORE
 if os.environ.get("SLICEGPT_TEST_ALL"):
-    TINY = ALL
+    TINY = TINY | MORE
+ALL = TINY | MORE | POST_NORM
 
 
 def paper(**kwargs):

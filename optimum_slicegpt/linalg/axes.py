@@ -142,6 +142,36 @@ def shared_axes(
     return torch.linalg.qr(deleted, mode="complete")[0][:, size - width :]
 
 
+def aligned_axes(axes: Tensor) -> Tensor:
+    """
+    Turns axes within their span until they lie as near as they can to k of the D coordinates.
+
+    The coordinates are chosen one after another: always the one of which most is in the span, without the part that
+    the ones before explain (Cholesky decomposition of `Q Qᵀ` with pivoting). With S these k, and `U Σ Vᵀ` the singular
+    value decomposition of the rows S of Q, transposed, the axes are `Q U Vᵀ` (orthogonal Procrustes problem).
+
+    Args:
+        axes (`torch.Tensor` of shape `(D, k)`, float64): Q, orthonormal columns.
+
+    Returns:
+        `torch.Tensor` of shape `(D, k)`, float64, orthonormal columns.
+
+    Examples:
+        >>> axes = torch.linalg.qr(torch.tensor([[0.9, 0.2], [0.1, 0.3], [0.1, 0.8]], dtype=torch.float64))[0]
+        >>> aligned_axes(axes).abs().argmax(0).tolist()
+        [0, 2]
+    """
+    rows, chosen = axes.clone(), []
+    for _ in range(axes.shape[1]):
+        left = rows.square().sum(1)
+        left[chosen] = -1
+        chosen.append(left.argmax().item())
+        direction = rows[chosen[-1]] / rows[chosen[-1]].norm()
+        rows -= torch.outer(rows @ direction, direction)
+    u, _, vh = torch.linalg.svd(axes[sorted(chosen)].T)
+    return axes @ (u @ vh)
+
+
 def diagonalising_axes(matrix: Tensor, axes: Tensor) -> Tensor:
     """Computes axes `(D, n)` of the same span as `axes` along which a symmetric matrix `(D, D)` is diagonal."""
     return axes @ torch.linalg.eigh(axes.T @ matrix @ axes)[1]

@@ -101,19 +101,20 @@ def float32_products_of(dtype: torch.dtype) -> Iterator[None]:
             backend.fp32_precision = before
 
 
-def root_mean_square(stream: Tensor) -> Tensor:
+def root_mean_square(stream: Tensor, eps: float = 1e-6) -> Tensor:
     """
-    Computes the root mean square of each token, by which norms divide: `√(mean(x²) + 1e-6)`.
+    Computes the root mean square of each token, by which norms divide: `√(mean(x²) + eps)`.
 
     Args:
         stream (`torch.Tensor` of shape `(..., D)`): in any dtype.
+        eps (`float`, defaults to 1e-6): of the norm.
 
     Returns:
         `torch.Tensor` of shape `(..., 1)`, in float32 at least; more than 0.
     """
     if stream.dtype in (torch.float16, torch.bfloat16):
         stream = stream.float()
-    return (stream.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    return (stream.square().mean(-1, keepdim=True) + eps).sqrt()
 
 
 def compose(weight: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:

@@ -116,6 +116,17 @@ def inputs_recorded(modules: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor
         yield inputs
 
 
+@contextmanager
+def inputs_seen(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Yields a mapping that receives the input of each module, once it has computed. The modules stay as they are."""
+    inputs = {}
+    with ExitStack() as stack:
+        for module in modules:
+            hook = module.register_forward_pre_hook(lambda module, given: inputs.update({module: given[0]}))
+            stack.callback(hook.remove)
+        yield inputs
+
+
 def layers_replaced(decoder: Decoder, forward: Callable) -> AbstractContextManager[None]:
     """Lets every decoder layer of a model call `forward` instead of its own."""
     return forwards_replaced(decoder.layers, lambda layer: forward)

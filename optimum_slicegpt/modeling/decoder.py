@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .contexts import inputs_seen
 from .families import family_of, num_neurons
 from .family import Block, Family
 from .weights import Reader, Writer
@@ -60,10 +61,25 @@ class DecoderBlock:
         """The first module of the layer's MLP."""
         return getattr(self.layer, self.family.mlp[0])
 
-    def norms(self) -> Iterator[tuple[str, nn.Module, dict[str, Reader]]]:
-        """Yields each norm's name and module, with the weights that read its output, by name."""
+    @property
+    def post_norm(self) -> nn.Module | None:
+        """The norm of the writers' output, if the family has one."""
+        name = self.names.post_norm
+        return None if name is None else self.layer.get_submodule(name)
+
+    @property
+    def post_gain(self) -> Tensor | None:
+        """What the norm of the writers' output multiplies by `(width,)`, float64, if the family has such a norm."""
+        return None if self.post_norm is None else self.post_norm.weight.double() + self.family.gain_offset
+
+    def norms(self) -> Iterator[tuple[str | None, nn.Module | None, dict[str, Reader]]]:
+        """
+        Yields each norm's name and module, with the weights that read its output, by name. Name and module are `None`
+        where they read the stream itself.
+        """
         for norm, readers in self.names.reads:
-            yield norm, self.layer.get_submodule(norm), {name: Reader(self.layer, name) for name in readers}
+            module = None if norm is None else self.layer.get_submodule(norm)
+            yield norm, module, {name: Reader(self.layer, name) for name in readers}
 
     def readers(self) -> dict[str, Reader]:
         """Returns the weights that read the stream, by name."""
@@ -159,20 +175,27 @@ class Decoder:
         names = [name for name, _ in self.body.named_children() if name != self.family.layers]
         return [f"{self._prefix}.{name}" for name in names]
 
-    def names_on_stream(self) -> tuple[list[tuple[str, tuple[str, ...]]], list[str]]:
+    def names_on_stream(self) -> tuple[list[tuple[str | None, tuple[str, ...]]], list[str]]:
         """
-        Returns the names of all norms, readers and writers, head and tables included.
+        Returns the names of all norms in front of readers, of all readers and writers, head and tables included.
 
         Returns:
-            `tuple`: pairs of a norm and its readers, first the final norm and the head; the writers, first the tables.
+            `tuple`: pairs of a norm, `None` for none, and its readers, first the final norm and the head; the writers,
+            first the tables.
         """
         reads, writers = [(self.final_norm_name, (self.head_name,))], self.table_names
         for block in self.blocks():
             layer = self.layer_name(block.index)
             for norm, readers in block.names.reads:
-                reads.append((f"{layer}.{norm}", tuple(f"{layer}.{name}" for name in readers)))
+                reads.append((norm and f"{layer}.{norm}", tuple(f"{layer}.{name}" for name in readers)))
             writers += [f"{layer}.{name}" for name in block.names.writers]
         return reads, writers
+
+    @property
+    def post_norm_names(self) -> list[str]:
+        """Names of the norms behind the blocks."""
+        named = (block for block in self.blocks() if block.names.post_norm)
+        return [f"{self.layer_name(block.index)}.{block.names.post_norm}" for block in named]
 
     # Modules and weights
 
@@ -215,16 +238,12 @@ class Decoder:
         Returns:
             `list[torch.Tensor]`: one for every block.
         """
-        layer, streams, hook = self.layers[index], [], None
-        if not self.family.parallel:  # In sequential layers the second norm reads the stream between the blocks.
-            norm = layer.get_submodule(self.family.mlp_norm)
-            hook = norm.register_forward_pre_hook(lambda _, args: streams.append(args[0]))
-        try:
+        layer, between = self.layers[index], []
+        if not self.family.parallel:  # In sequential layers the second norm, or the MLP, reads the stream in between.
+            between = [layer.get_submodule(self.family.mlp_norm or self.family.mlp[0])]
+        with inputs_seen(between) as seen:
             output = layer(stream, **kwargs)
-        finally:
-            if hook is not None:
-                hook.remove()
-        return [*streams, output[0] if isinstance(output, tuple) else output]
+        return [*seen.values(), output[0] if isinstance(output, tuple) else output]
 
     def site_streams(self, streams: list[Tensor], like: Tensor) -> list[Tensor]:
         """

@@ -10,19 +10,24 @@ from dataclasses import replace
 
 from .families_experts import EXPERTS
 from .families_layer_norm import LAYER_NORM
+from .families_post_norm import POST_NORM
 from .families_rms_norm import RMS_NORM
 from .family import Family
 
 
-FAMILIES: dict[str, Family] = RMS_NORM | EXPERTS | LAYER_NORM
+FAMILIES: dict[str, Family] = RMS_NORM | POST_NORM | EXPERTS | LAYER_NORM
 """Rows of the families that can be sliced, by `model_type`."""
 
-POST_NORM = "its post-norms act in the original basis of the residual stream, which does not commute with a rotation"
+POST_LAYER_NORM = "its norms act on the residual stream itself, so that no connection leads around them"
+PER_LAYER = "its layers read embeddings of their own beside the residual stream"
+EXPERTS_BEHIND = "the norms behind its experts need writers that are fitted, and experts are not fitted"
+VISION = "it is a model of images and text; load its text model, and slice that"
 PER_CHANNEL = "it scales the residual stream channel by channel, which does not commute with a rotation"
 NOT_SLICEABLE: dict[str, str] = {
-    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text"), POST_NORM),
-    **dict.fromkeys(("gemma4", "gemma4_text", "olmo2", "olmo3", "flex_olmo", "glm4", "exaone4"), POST_NORM),
-    "openai-gpt": POST_NORM,
+    "gemma3": VISION,
+    **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), PER_LAYER),
+    "flex_olmo": EXPERTS_BEHIND,
+    "openai-gpt": POST_LAYER_NORM,
     "doge": PER_CHANNEL,
 }
 """Families that computational invariance excludes, and the reasons."""

@@ -17,12 +17,14 @@ class Block:
 
     kind: str
     """`"attn"`, `"mlp"`, or `"parallel"` where one residual connection spans both."""
-    reads: tuple[tuple[str, tuple[str, ...]], ...]
-    """Pairs of a norm and the weights that read its output."""
+    reads: tuple[tuple[str | None, tuple[str, ...]], ...]
+    """Pairs of a norm and the weights that read its output; `None` where they read the stream itself."""
     writers: tuple[str, ...]
     """Weights whose outputs are added to the stream."""
     shortcut: str
     """The linear layer on the residual connection of a sliced layer, where sites differ in their basis."""
+    post_norm: str | None = None
+    """A norm of the writers' output, whose own output is added to the stream."""
     keeps_width: bool = False
     """Whether the site after the block must be as wide as the site before it."""
 
@@ -67,19 +69,23 @@ class Family:
     head: str = "lm_head"
 
     attn: str = "self_attn"
-    attn_norm: str = "input_layernorm"
+    attn_norm: str | None = "input_layernorm"
+    """`None` where attention reads the stream itself."""
     attn_readers: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     attn_writer: str = "self_attn.o_proj"
     attn_dropout: str | None = None
     """A module, or a number on the layer: the dropout of the block's output."""
+    attn_post_norm: str | None = None
+    """A norm of the block's output, behind the block. Families have it behind both blocks, or behind neither."""
 
     mlp: tuple[str, ...] = ("mlp",)
     """Modules that are applied one after another."""
     mlp_norm: str | None = "post_attention_layernorm"
-    """`None` where attention and MLP read the same norm."""
+    """`None` where attention and MLP read the same norm or, in a sequential layer, the MLP reads the stream itself."""
     mlp_readers: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     mlp_writer: str = "mlp.down_proj"
     mlp_dropout: str | None = None
+    mlp_post_norm: str | None = None
 
     layer_norm: bool = False
     """Whether norms subtract the mean. They become RMSNorms once the writers are centred."""
@@ -120,14 +126,19 @@ class Family:
         if not self.parallel:
             mlp = (self.mlp_norm, self.mlp_readers)
             return (
-                Block("attn", (attn,), (self.attn_writer,), "attn_shortcut"),
-                Block("mlp", (mlp,), (self.mlp_writer,), "mlp_shortcut", keeps_width=self.moe),
+                Block("attn", (attn,), (self.attn_writer,), "attn_shortcut", self.attn_post_norm),
+                Block("mlp", (mlp,), (self.mlp_writer,), "mlp_shortcut", self.mlp_post_norm, keeps_width=self.moe),
             )
         if self.mlp_norm is None:
             reads = ((self.attn_norm, self.attn_readers + self.mlp_readers),)
         else:
             reads = (attn, (self.mlp_norm, self.mlp_readers))
         return (Block("parallel", reads, (self.attn_writer, self.mlp_writer), "attn_shortcut"),)
+
+    @property
+    def post_norms(self) -> bool:
+        """Whether there are norms behind the blocks. Their gains act along the dimensions of the dense stream."""
+        return self.attn_post_norm is not None
 
     def num_sites(self, config) -> int:
         """Returns the number of norms that read the stream: one before every block, one before the head."""

@@ -9,8 +9,8 @@ class SlicedLayerMixin:
     """
     The forward of a decoder layer, the same for every family. It comes before the family's own layer class.
 
-    A block reads the stream through its norm. Its output is added to the stream or, where the next site has another
-    basis, to the product of the stream and the shortcut (SliceGPT, section 3.3).
+    A block reads the stream, mostly through a norm. Its output is added to the stream or, where the next site has
+    another basis, to the product of the stream and the shortcut (SliceGPT, section 3.3).
     """
 
     _family: Family
@@ -20,8 +20,10 @@ class SlicedLayerMixin:
     _argument_names: tuple[str, ...]
     """Arguments of the family's forward after `hidden_states`: some models pass them to their layers by position."""
 
-    def _drop_out_and_scale(self, output, dropout):
-        """Applies a block's dropout, and the family's multiplier, to its output."""
+    def _finish(self, output, post_norm, dropout):
+        """Applies the norm behind a block, the block's dropout, and the family's multiplier, to its output."""
+        if post_norm is not None:
+            output = getattr(self, post_norm)(output)
         dropout = getattr(self, dropout) if dropout else 0.0
         if isinstance(dropout, nn.Module):
             output = dropout(output)
@@ -33,17 +35,21 @@ class SlicedLayerMixin:
     def _attn(self, normed, kwargs):
         """Returns the output of attention, and its weights or `None`."""
         output, weights, *_ = getattr(self, self._family.attn)(hidden_states=normed, **kwargs)
-        return self._drop_out_and_scale(output, self._family.attn_dropout), weights
+        return self._finish(output, self._family.attn_post_norm, self._family.attn_dropout), weights
 
     def _mlp(self, normed):
         """Returns the output of the MLP."""
         for name in self._family.mlp:
             normed = getattr(self, name)(normed)
-        return self._drop_out_and_scale(normed, self._family.mlp_dropout)
+        return self._finish(normed, self._family.mlp_post_norm, self._family.mlp_dropout)
+
+    def _normed(self, stream, norm):
+        """Returns what a block reads: the stream behind a norm, or the stream itself."""
+        return stream if norm is None else getattr(self, norm)(stream)
 
     def mlp_output(self, stream):
         """Computes what the MLP adds to the stream `(..., width)`, in a block of its own or beside attention."""
-        return self._mlp(getattr(self, self._family.mlp_norm or self._family.attn_norm)(stream))
+        return self._mlp(self._normed(stream, self._family.mlp_norm or self._family.attn_norm))
 
     def block_output(self, kind, stream, kwargs):
         """
@@ -64,12 +70,12 @@ class SlicedLayerMixin:
         family = self._family
         if kind == "mlp":
             return self.mlp_output(stream), None
-        normed = getattr(self, family.attn_norm)(stream)
+        normed = self._normed(stream, family.attn_norm)
         output, weights = self._attn(normed, kwargs)
         if kind == "attn":
             return output, weights
         if family.mlp_norm is not None:
-            normed = getattr(self, family.mlp_norm)(stream)
+            normed = self._normed(stream, family.mlp_norm)
         return output + self._mlp(normed), weights
 
     def forward(self, hidden_states, *args, **kwargs):

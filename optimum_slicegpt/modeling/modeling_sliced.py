@@ -24,7 +24,7 @@ from .configuration_sliced import SLICED_CONFIG_NAMES, sliced_config_class
 from .families import family_of
 from .family import Block
 from .layer_sliced import SlicedLayerMixin
-from .weights import Reader, Writer, has_bias, resize_mlp
+from .weights import Reader, Writer, eps_of, has_bias, resize_mlp
 
 
 class ProjectedNorm(nn.RMSNorm):
@@ -43,8 +43,7 @@ def _resize_norm(parent, name, width, family, like, out_features=None):
     old = getattr(parent, name)
     # The stream is scaled by sqrt(width / D), so that an RMSNorm over `width` dimensions divides exactly as the dense
     # norm does over D, eps included. Gains and biases are in the readers.
-    eps = family.norm_eps or getattr(old, "variance_epsilon", None) or old.eps
-    placement = {"eps": eps, "device": like.device, "dtype": like.dtype}
+    placement = {"eps": eps_of(old, family), "device": like.device, "dtype": like.dtype}
     if out_features is None:
         new = nn.RMSNorm(width, **placement)
     else:
@@ -114,10 +113,14 @@ class SlicedModelMixin:
         """Resizes a block's readers and norms to the width before it, its writers to the width after it."""
         for norm, readers in block.reads:
             for reader in readers:
-                Reader(layer, reader).resize(width_in, has_bias(getattr(layer, norm)))
-            _resize_norm(layer, norm, width_in, layer._family, like)
+                Reader(layer, reader).resize(width_in, norm is not None and has_bias(getattr(layer, norm)))
+            if norm is not None:
+                _resize_norm(layer, norm, width_in, layer._family, like)
         for writer in block.writers:
             Writer(layer, writer).resize(width_out)
+        if block.post_norm is not None:  # It keeps its gains, in the family's own form.
+            norm = getattr(layer, block.post_norm)
+            norm.weight = nn.Parameter(norm.weight.new_empty(width_out))
 
     def get_correct_experts_implementation(self, requested_experts):
         # Grouped products need rows that are multiples of 16 bytes, 8 numbers in half precision. The model may be

@@ -126,8 +126,13 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in saved}
 
 
-def has_bias(norm: nn.Module) -> bool:
+def has_bias(norm: nn.Module | None) -> bool:
     return getattr(norm, "bias", None) is not None
+
+
+def eps_of(norm: nn.Module, family: Family) -> float:
+    """Returns the eps that a norm adds to the mean square."""
+    return family.norm_eps or getattr(norm, "variance_epsilon", None) or norm.eps
 
 
 def resize_mlp(layer: nn.Module, family: Family, neurons: int) -> None:

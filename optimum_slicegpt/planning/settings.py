@@ -53,6 +53,23 @@ def check_experts(config: SliceGPTConfig, model_config) -> None:
             )
 
 
+def check_post_norms(config: SliceGPTConfig, model_config) -> None:
+    """
+    Checks that a method leaves axes near to the dimensions along which norms behind the blocks have their gains.
+
+    Raises:
+        ValueError: it does not, by `rotation`, `refit` or `orientation`.
+    """
+    needed = {"rotation": "shared", "refit": True, "orientation": "pca"}
+    for key, value in needed.items():
+        if getattr(config, key) != value and family_of(model_config).post_norms:
+            raise ValueError(
+                f"{key}={getattr(config, key)!r}, but a {model_config.model_type} model has norms behind its blocks, "
+                "whose gains no rotation commutes with: they are fitted, along shared axes that lie near to the dense "
+                f"dimensions; use {key}={value!r}."
+            )
+
+
 def remaining_neurons(config: SliceGPTConfig, model_config) -> int | None:
     """
     Computes the number of neurons that `mlp_sparsity` leaves in each MLP.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..modeling.weights import Reader, StreamWeight, has_bias
+from ..modeling.weights import Reader, StreamWeight, Writer, has_bias
 
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def parameter_size(dense: Decoder, embeddings: str, stock: bool = False) -> Size
         size.add(-weight.weight.numel())
         size.add(weight.weight.shape[:-1].numel(), site, of_neurons)
 
-    def replace_reader(reader: Reader, site: int, norm: nn.Module, of_neurons: bool = False):
+    def replace_reader(reader: Reader, site: int, norm: nn.Module | None, of_neurons: bool = False):
         replace_weight(reader, site, of_neurons)
         outputs = reader.weight.shape[-2]
         if reader.bias is not None:
@@ -120,11 +120,14 @@ def parameter_size(dense: Decoder, embeddings: str, stock: bool = False) -> Size
 
     for block in dense.blocks():
         for _, norm, _ in block.norms():
-            replace_norm(norm, block.site)
+            if norm is not None:
+                replace_norm(norm, block.site)
+        if block.post_norm is not None:
+            replace_norm(block.post_norm, block.site + 1)
         if stock and any(dict(found.changes).get("attention_bias") for found in dense.family.narrower):
             size.narrower_rows += block.kind == "attn"  # Llama has a bias where Qwen2's attention writes, too.
     for site, weight, norm, of_neurons in _block_weights(dense):
-        if norm is None:
+        if isinstance(weight, Writer):
             replace_writer(weight, site, of_neurons)
         else:
             replace_reader(weight, site, norm, of_neurons)
@@ -172,7 +175,7 @@ def product_size(decoder: Decoder, embeddings: str) -> Size:
 
 def _block_weights(decoder: Decoder) -> Iterator[tuple[int, StreamWeight, nn.Module | None, bool]]:
     """
-    Yields every weight of the blocks: its site, the weight, the norm before it or `None` for a writer, and whether its
+    Yields every weight of the blocks: its site, the weight, the norm before a reader, if there is one, and whether its
     rows are proportional to the number of neurons.
     """
     family = decoder.family

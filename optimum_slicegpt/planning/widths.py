@@ -13,6 +13,7 @@ from .rounding import SMALLEST_STEP, round_down
 from .settings import (
     check_embeddings,
     check_experts,
+    check_post_norms,
     check_stock_size,
     check_widths,
     choose_embeddings,
@@ -85,6 +86,7 @@ class SlicePlan:
             config = replace(config, widths=[config.widths] * family_of(model_config).num_sites(model_config))
         check_experts(config, model_config)
         check_embeddings(config, model_config)
+        check_post_norms(config, model_config)
         if config.architecture != "sliced" and config.stock_obstacle() is None:
             try:
                 return cls._stock(config, model_config)

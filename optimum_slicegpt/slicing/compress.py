@@ -93,7 +93,7 @@ def compress(
                     x.advance(block)  # the dense stream, one block on
                     z.enter(block, here)  # up to the writers' inputs, or in all D dimensions for the paper's axes
                     there = axes.find(block.site + 1, here, x, z)  # equation 8; k of D axes, equation 9
-                    write_writers(run, block, there)  # equations 5 and 6
+                    write_writers(run, block, there, x)  # equations 5 and 6
                     shortcut = write_shortcut(run, block, here, there)  # figure 4
                     fitted = fit.writers(block, there, shortcut, x, z)  # they follow x; fewer neurons
                     z.leave(block, here, there, shortcut, fitted)

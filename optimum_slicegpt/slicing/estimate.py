@@ -138,6 +138,7 @@ class _Costs:
         self.state = tokens * stream * (2 if config.refit else 1) + 3 * matrix
         # A refit keeps both streams, the dense one before a layer and after its blocks, and later what writers read.
         self.activations = tokens * (max(4 * stream, 3 * stream + inputs) if config.refit else stream)
+        self.activations += tokens * 2 * stream * self.dense.family.post_norms  # What goes into the norms behind them.
         self.activations += self.measured_tokens * stream * (model.config.num_hidden_layers if self.fisher else 1)
         self.moments = self.sites * matrix * (self.measured + self.fisher)
         self.batch = tokens_per_batch * (2 * inputs + 4 * stream)

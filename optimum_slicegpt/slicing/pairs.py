@@ -22,14 +22,14 @@ class NormPair:
 
     Args:
         site (`int`): where it reads the stream.
-        dense (`nn.Module`): of the dense model.
-        sliced (`nn.Module`): the RMSNorm that it becomes.
+        dense (`nn.Module`, *optional*): of the dense model; `None` where readers read the stream itself.
+        sliced (`nn.Module`, *optional*): the RMSNorm that it becomes.
         readers (`list[tuple[Reader, Reader]]`): the weights that read its output, dense and sliced.
     """
 
     site: int
-    dense: nn.Module
-    sliced: nn.Module
+    dense: nn.Module | None
+    sliced: nn.Module | None
     readers: list[tuple[Reader, Reader]]
 
 

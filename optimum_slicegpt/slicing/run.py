@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..distributed import Processes
-from ..linalg.axes import random_orthogonal
+from ..linalg.axes import aligned_axes, random_orthogonal
 from ..modeling.contexts import placed
 from ..modeling.decoder import Decoder
 from ..storage.base import release_freed_memory
@@ -279,9 +279,12 @@ class Run(Computation):
 
     def orient(self, axes: Tensor) -> Tensor:
         """
-        Returns axes `(D, k)` of the same span: turned at random if the settings say so, or where head and embedding
-        share a narrow matrix, so that the gains of the final norm are a diagonal matrix along them.
+        Returns axes `(D, k)` of the same span: near to dimensions where norms are behind the blocks, turned at random
+        if the settings say so, or, where head and embedding share a narrow matrix, such that the gains of the final
+        norm are a diagonal matrix along them.
         """
+        if self.dense.family.post_norms:
+            return aligned_axes(axes)
         if self.config.orientation == "random":
             return axes @ random_orthogonal(axes.shape[1], self.state.generator).to(axes)
         if self.plan.embeddings == "narrow":

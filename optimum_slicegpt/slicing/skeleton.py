@@ -77,6 +77,7 @@ def adopt_untouched(dense: Decoder, sliced: Decoder, names: Iterable[str] = ("",
     reads, writers = dense.names_on_stream()
     (final_norm, head), *reads = reads
     touched = {final_norm, *writers, *(name for norm, readers in reads for name in (norm, *readers))}
+    touched.update(dense.post_norm_names)
     if sliced.config.embedding_size is None:
         touched.update(head)
     else:

@@ -7,8 +7,7 @@ tokens whose activations are massive would outweigh all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg.moments import add_second_moment_, mirror_, root_mean_square
-from ..modeling.contexts import injected, placed
+from ..modeling.contexts import injected, inputs_seen, placed
 
 
 if TYPE_CHECKING:
@@ -120,21 +119,22 @@ class DensePass:
     def forward(self, index: int) -> None:
         """Computes the stream after a layer, and second moments after each block, before the first layer as well."""
         run, statistics, layer = self.run, self.statistics, self.run.dense.layers[index]
-        family = run.dense.family
+        family, mlp = run.dense.family, run.dense.blocks_of(index)[-1]
+        watched = [layer.get_submodule(family.mlp_writer), mlp.post_norm] if self._costs else []
         first = [new_moment(run)] if index == 0 else []
         moments = [*first, *(new_moment(run) for _ in family.blocks)]
         after, energies = [], []
         with run.loaded(run.dense.layer_name(index)), self._phase(), placed(layer, run.device, run.dtype):
             for batch, count, value in zip(self._batches, self._counts, statistics.streams[-1], strict=True):
                 stream = value.to(run.device)
-                with self._neurons_recorded(layer) as active:
+                with inputs_seen([each for each in watched if each is not None]) as seen:
                     streams = run.dense.layer_streams(index, stream, batch.layer_kwargs[index])
                 streams = [stream] * len(first) + run.dense.site_streams(streams, stream)
-                for neurons in active:
-                    neurons, after_layer = (
-                        batch.tokens(each)[:count] for each in (neurons.view(*stream.shape[:2], -1), streams[-1])
-                    )
-                    neurons = neurons.float() * batch.place.weight / root_mean_square(after_layer)
+                if self._costs:
+                    neurons, *divided = (each.view(*stream.shape[:2], -1) for each in (*seen.values(), streams[-1]))
+                    neurons = batch.tokens(neurons)[:count].float() * batch.place.weight
+                    for each in divided:  # by a norm behind the MLP, and by those that read the stream
+                        neurons = neurons / root_mean_square(batch.tokens(each)[:count])
                     energies.append(neurons.double().square().sum(0))
                 for moment, each in zip(moments, streams, strict=True):
                     tokens = batch.tokens(each)[:count]
@@ -142,7 +142,8 @@ class DensePass:
                 after.append(run.keep(streams[-1]))
             sum_moments(run, moments, len(statistics.moments))
             if self._costs:
-                rows = run.dense.mlp_writer(index).weight.double()
+                rows, gain = run.dense.mlp_writer(index).weight.double(), mlp.post_gain
+                rows = rows if gain is None else rows * gain.to(rows)
                 costs = sum(energies) * rows.square().sum(-1)
                 run.sum_(costs, len(statistics.moments) + len(moments) - 1)
                 statistics.costs.append(run.keep(costs))
@@ -195,20 +196,6 @@ class DensePass:
     def _add_gradient(self, moment, batch, count, gradient, stream):
         gradient, stream = (batch.tokens(each)[:count] for each in (gradient, stream))
         add_second_moment_(moment, gradient, batch.place.weight * root_mean_square(stream))
-
-    @contextmanager
-    def _neurons_recorded(self, layer: nn.Module) -> Iterator[list[Tensor]]:
-        """Records what the writer of a layer's MLP reads, for the time of a computation, if costs are needed."""
-        seen = []
-        if not self._costs:
-            yield seen
-            return
-        writer = layer.get_submodule(self.run.dense.family.mlp_writer)
-        hook = writer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            yield seen
-        finally:
-            hook.remove()
 
     def _phase(self):
         return self.run.phase("gradients" if self._gradients else "second moments")

@@ -59,7 +59,7 @@ class StockForm:
         ours, theirs = self._sliced.model, self.model
         (final, *reads), writers = self._sliced.names_on_stream()
         for name, readers in reads if self._tied else [final, *reads]:
-            if not ours.get_submodule(name).weight.is_meta:
+            if not Reader(ours, readers[0]).weight.is_meta:
                 self._set_readers(name, [(Reader(ours, each), Reader(theirs, each)) for each in readers])
         for name in writers:
             if not Writer(ours, name).weight.is_meta:
@@ -86,9 +86,9 @@ class StockForm:
             if getattr(norm, key, None) is not None:
                 setattr(norm, key, nn.Parameter(value.to(like.device, like.dtype)))
 
-    def _set_readers(self, name: str, pairs: list[tuple[Reader, Reader]]) -> None:
+    def _set_readers(self, name: str | None, pairs: list[tuple[Reader, Reader]]) -> None:
         """
-        Sets a norm, and the stock weights that read it.
+        Sets a norm, if there is one, and the stock weights that read it.
 
         A sliced reader may hold a bias that came from its norm, and the stock reader may have none. Its bias then
         becomes one more input: along the axis of ones, which is otherwise empty, the stock reader reads a norm bias of
@@ -108,6 +108,8 @@ class StockForm:
                 weight = torch.cat([weight, ours.bias[:, None]], 1)
                 matrix = torch.cat([matrix, torch.full_like(matrix[:1], 1 / size)])
             theirs.set(_map_stream(weight, matrix), None if lacks else ours.bias, like=ours.weight)
+        if name is None:
+            return
         gain = torch.ones(size, device=pairs[0][1].weight.device)
         if getattr(self.model.get_submodule(name), "weight", None) is not None:
             gain = balancing_gain([theirs.weight for _, theirs in pairs])
@@ -154,7 +156,7 @@ def _empty_stock(decoder: Decoder, hidden_size: int) -> PreTrainedModel:
 
 
 def _parameters_off_stream(sliced: Decoder) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yields the parameters that neither read nor write the stream, and belong to no norm on it."""
+    """Yields the parameters that neither read nor write the stream, and belong to no norm that readers read."""
     reads, writers = sliced.names_on_stream()
     stream = {*writers, *(name for norm, readers in reads for name in (norm, *readers))}
     for name, parameter in sliced.model.named_parameters():

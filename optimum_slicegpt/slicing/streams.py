@@ -10,7 +10,9 @@ import torch
 from accelerate.utils import recursively_apply, send_to_device
 from torch import Tensor
 
-from ..modeling.contexts import layers_replaced, placed
+from ..linalg.moments import root_mean_square
+from ..modeling.contexts import inputs_seen, layers_replaced, placed
+from ..modeling.weights import eps_of
 from .parts import timed
 from .places import Place
 from .state import Basis
@@ -115,6 +117,25 @@ def _clamp_to_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype)
 
 
+@dataclass
+class Outputs:
+    """
+    What the writers of a dense block put out, y, where a norm is behind them.
+
+    Args:
+        values (`list`): a tensor `(B, T, D)` for each batch, as `run.keep` has it.
+        energy (`torch.Tensor` of shape `(D,)`, float64): mean over tokens of `y² / r²`, r the root mean square of y.
+    """
+
+    values: list
+    energy: Tensor
+
+    @classmethod
+    def none(cls, run: Run) -> Outputs:
+        """Returns outputs of no batch, on the device that computes."""
+        return cls([], torch.zeros(run.dense.config.hidden_size, dtype=torch.float64, device=run.device))
+
+
 class DenseStream:
     """
     The dense stream x: `values` holds a tensor `(B, T, D)` for each batch, as `run.keep` has it.
@@ -122,10 +143,13 @@ class DenseStream:
     Args:
         run ([`run.Run`]): whose state holds the values.
         followed (`bool`): whether any part depends on the stream after the first site. If none does, it is forgotten.
+
+    Attributes:
+        outputs ([`Outputs`], *optional*): of the last block, if a norm is behind it.
     """
 
     def __init__(self, run: Run, followed: bool):
-        self.run, self._followed, self._after_blocks = run, followed, []
+        self.run, self._followed, self._after_blocks, self.outputs = run, followed, [], None
 
     @property
     def values(self) -> list:
@@ -138,18 +162,29 @@ class DenseStream:
             return
         if block.is_first:
             self._after_blocks = self._through_layer(block)
-        self.run.state.x = self._after_blocks.pop(0)
+        self.run.state.x, self.outputs = self._after_blocks.pop(0)
 
     @timed("forward")
-    def _through_layer(self, block: BlockPair) -> list[list]:
+    def _through_layer(self, block: BlockPair) -> list[tuple[list, Outputs | None]]:
+        """Computes the stream after each block of a layer, and the block's outputs if a norm is behind them."""
         run, dense, index = self.run, self.run.dense, block.index
-        after = [[] for _ in dense.blocks_of(index)]
-        with placed(block.dense.layer, run.device, run.dtype):
+        blocks = dense.blocks_of(index)
+        after = [([], None if each.post_norm is None else Outputs.none(run)) for each in blocks]
+        behind = [(each.post_norm, outputs) for each, (_, outputs) in zip(blocks, after, strict=True) if outputs]
+        with placed(block.dense.layer, run.device, run.dtype), inputs_seen([norm for norm, _ in behind]) as seen:
             for batch, value in zip(run.batches, self.values, strict=True):
                 stream = value.to(run.device)
                 streams = dense.layer_streams(index, stream, batch.layer_kwargs[index])
-                for values, each in zip(after, dense.site_streams(streams, stream), strict=True):
+                for (values, _), each in zip(after, dense.site_streams(streams, stream), strict=True):
                     values.append(run.keep(each))
+                for norm, outputs in behind:
+                    outputs.values.append(run.keep(seen[norm]))
+                    tokens = batch.tokens(seen[norm])
+                    tokens = tokens * (batch.place.weight / root_mean_square(tokens, eps_of(norm, dense.family)))
+                    outputs.energy += tokens.double().square().sum(0) / run.num_tokens
+        for each, (_, outputs) in zip(blocks, after, strict=True):
+            if outputs is not None:
+                run.sum_(outputs.energy, each.site + 1)
         return after
 
 

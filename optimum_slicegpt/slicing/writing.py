@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..linalg.moments import compose
 from ..modeling.weights import Reader, Writer, has_bias
+from .post_norms import PostNorm, set_post_gain
 
 
 if TYPE_CHECKING:
@@ -49,15 +50,23 @@ def write_readers(run: Run, norm: NormPair, matrix: Tensor) -> None:
         norm ([`NormPair`]): becomes an RMSNorm of unit gain.
         matrix (`torch.Tensor` of shape `(D, k)`, float64): Q / c, or what was fitted instead.
     """
-    set_norm(run, norm, matrix.shape[1])
+    if norm.dense is not None:
+        set_norm(run, norm, matrix.shape[1])
     set_readers(run, norm, matrix)
 
 
-def write_writers(run: Run, block: BlockPair, there: Basis) -> None:
-    """Writes a block's writers, `(D, in)` -> `(k, in)`: `writeᵀ W`, and `writeᵀ b` (equations 5 and 6)."""
+def write_writers(run: Run, block: BlockPair, there: Basis, x: DenseStream) -> None:
+    """
+    Writes a block's writers, `(D, in)` -> `(k, in)`: `writeᵀ W`, and `writeᵀ b` (equations 5 and 6), and the norm
+    behind them, if there is one.
+    """
     with run.phase("compose"):
+        matrix, post_norm = writer_map(run, there), PostNorm.behind(block, there, x)
+        if post_norm is not None:
+            matrix = post_norm.write
+            set_post_gain(run, block, post_norm.gain)
         for source, target in block.writers():
-            set_writer(target, source, writer_map(run, there), like=run.at_rest)
+            set_writer(target, source, matrix, like=run.at_rest)
 
 
 def write_shortcut(run: Run, block: BlockPair, here: Basis, there: Basis) -> Tensor | None:
@@ -140,12 +149,12 @@ def set_linear(run: Run, target: nn.Linear, weight: Tensor, bias: Tensor | None 
         target.bias = nn.Parameter(bias.to(run.at_rest, copy=True))
 
 
-def reader_map(norm: nn.Module, gain_offset: float, matrix: Tensor) -> Tensor:
+def reader_map(norm: nn.Module | None, gain_offset: float, matrix: Tensor) -> Tensor:
     """
     Returns the matrix that right-multiplies a reader's weight: `diag(gain) @ matrix`.
 
     Args:
-        norm (`torch.nn.Module`): the norm that the reader reads. Its gain is its weight, if it has one.
+        norm (`torch.nn.Module`, *optional*): that the reader reads, if any. Its gain is its weight, if it has one.
         gain_offset (`float`): what the norm adds to its weight, see [`families.Family`].
         matrix (`torch.Tensor` of shape `(D, k)`, float64): from the sliced norm's output to the dense one's.
 
@@ -156,7 +165,7 @@ def reader_map(norm: nn.Module, gain_offset: float, matrix: Tensor) -> Tensor:
     return matrix if gain is None else (gain.to(matrix) + gain_offset)[:, None] * matrix
 
 
-def reader_bias(reader: Reader, norm: nn.Module) -> Tensor | None:
+def reader_bias(reader: Reader, norm: nn.Module | None) -> Tensor | None:
     """
     Returns a reader's bias once it has taken in the norm's: `b + W @ beta`.
 

@@ -28,7 +28,8 @@ def to_diff_dict(self: PreTrainedConfig) -> dict[str, Any]:
 def add_older_keys(keys: dict[str, Any]) -> None:
     """
     Adds to the keys of a `config.json` those by which older readers know the same: `torch_dtype` for `dtype`;
-    `rope_theta`, `partial_rotary_factor` and `rope_scaling` for `rope_parameters`; `num_experts` of Qwen3-MoE.
+    `rope_theta`, `rope_local_base_freq`, `partial_rotary_factor` and `rope_scaling` for `rope_parameters`;
+    `num_experts` of Qwen3-MoE.
     """
     model_type = keys["model_type"]
     if "dtype" in keys:
@@ -38,6 +39,9 @@ def add_older_keys(keys: dict[str, Any]) -> None:
     rope = keys.get("rope_parameters")
     if not rope:
         return
+    if "full_attention" in rope:  # Layers with a window have rotations of their own.
+        keys["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
     keys.update({names.get(model_type, key): rope[key] for key, names in ROPE_KEYS.items() if key in rope})
     keys["rope_scaling"] = None
     if rope["rope_type"] != "default":

@@ -1,4 +1,4 @@
-"""Tiny configurations of families whose code resembles that of another one."""
+"""Tiny configurations of further families, as in `tiny.TINY`."""
 
 from shapes import COMMON, GPT, GRANITE, GROUPED, MLA, WHOLE
 
@@ -41,4 +41,14 @@ MORE = {
     | {"intermediate_size": 40},
     "biogpt": WHOLE,
 }
-"""As `tiny.TINY`."""
+"""Families whose code resembles that of another one."""
+
+POST_NORM = {
+    "gemma2": GROUPED | {"sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": GROUPED | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "olmo2": GROUPED | {"attention_bias": True},
+    "olmo3": GROUPED | {"sliding_window": 8},
+    "exaone4": GROUPED | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "glm4": GROUPED,
+}
+"""Families with norms behind their blocks, with which no rotation commutes."""

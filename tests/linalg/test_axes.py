@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensors import generator, random
 
-from optimum_slicegpt.linalg.axes import principal_axes, random_orthogonal, shared_axes, weighted_axes
+from optimum_slicegpt.linalg.axes import aligned_axes, principal_axes, random_orthogonal, shared_axes, weighted_axes
 
 
 def test_principal_axes_diagonalise_most_energetic_first():
@@ -128,3 +128,13 @@ def test_shared_axes_of_few_tokens(rank):
 
 def test_all_axes_are_left_as_they_are():
     assert torch.equal(shared_axes([positive(4, 0)], [None], 4), torch.eye(4, dtype=torch.float64))
+
+
+def test_aligned_axes_span_the_same_and_find_coordinates():
+    coordinates = torch.eye(12, dtype=torch.float64)[:, [1, 4, 5, 9]]
+    turned = coordinates @ random_orthogonal(4, generator())
+    assert torch.allclose(aligned_axes(turned), coordinates)
+    axes = random_orthogonal(12, generator())[:, :7]
+    aligned = aligned_axes(axes)
+    assert torch.allclose(aligned @ aligned.T, axes @ axes.T)
+    assert aligned.square().max(0).values.mean() > 1.5 * axes.square().max(0).values.mean()

@@ -238,3 +238,25 @@ def test_float16_holds_what_its_sums_do_not():
     a, y = a.double(), y.double()
     torch.testing.assert_close(gram[0], 1e10 * a.T @ a + 100 * 8e4**2, rtol=1e-4, atol=1e6)
     torch.testing.assert_close(cross[0], 1e10 * a.T @ y + 100 * 8e4**2, rtol=1e-4, atol=1e6)
+
+
+def test_positive_weights_are_the_best_ones_that_are_positive():
+    """Without the bound, some would be negative."""
+    generator = torch.Generator().manual_seed(1)
+    a = torch.rand(4000, 6, generator=generator)
+    weight = torch.tensor([2.0, 0.0, 0.5, -0.7, 1.5, 0.1])
+    y = (a @ weight[:, None] + 0.01 * torch.randn(4000, 1, generator=generator)).clamp_min(0)
+    found = fit(a, y).solve_positive().float()
+
+    def loss(w):
+        return (a @ w - y[:, 0]).square().sum().item()
+
+    assert found.shape == (6,) and (found > 0).all() and torch.linalg.lstsq(a, y).solution.min() < -0.1
+    nudged = [(found + step * axis).clamp_min(0) for axis in torch.eye(6) for step in (-0.03, 0.03)]
+    assert all(loss(found) < 1.002 * loss(each) for each in nudged)
+
+
+def test_positive_weights_stay_ones_where_nothing_is_better():
+    a = torch.rand(800, 5, generator=torch.Generator().manual_seed(0))
+    found = fit(a, a.sum(1, keepdim=True)).solve_positive()
+    torch.testing.assert_close(found, torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)

@@ -1,6 +1,7 @@
 import re
 
 import pytest
+from more_families import POST_NORM
 from tiny import ALL, HIDDEN, TINY, build
 from transformers import AutoConfig
 
@@ -12,7 +13,7 @@ def test_every_family_has_a_tiny_model():
     assert {name.split("-")[0] for name in ALL} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY | POST_NORM)
 def test_table_names_every_weight_on_the_stream_exactly_once(name):
     """No other size of a tiny model equals the hidden size, so each weight that has it touches the stream."""
     model = build(name, intermediate_size=40, tie_word_embeddings=False)
@@ -24,7 +25,8 @@ def test_table_names_every_weight_on_the_stream_exactly_once(name):
         for block in family.blocks:
             named += [Writer(layer, writer).weight for writer in block.writers]
             named += [Reader(layer, reader).weight for _, readers in block.reads for reader in readers]
-            norms += [layer.get_submodule(norm) for norm, _ in block.reads]
+            names = [norm for norm, _ in block.reads] + [block.post_norm]
+            norms += [layer.get_submodule(norm) for norm in names if norm is not None]
     named += [norm.weight for norm in norms if hasattr(norm, "weight")]
     assert all(weight.shape[-1] == HIDDEN for weight in named)
     places = [weight.data_ptr() for weight in named]

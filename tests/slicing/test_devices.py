@@ -27,6 +27,7 @@ METHODS = {
     "offloaded": {"parameter_reduction": 0.2, "offload_activations": True},
 }
 EVERY_CASE = list(product(TINY, METHODS)) if os.environ.get("SLICEGPT_TEST_ALL") else list(zip(TINY, cycle(METHODS)))
+EVERY_CASE += [("gemma2", "default"), ("olmo2", "energy")]
 
 
 @pytest.fixture(autouse=True)
@@ -62,13 +63,15 @@ def test_a_gpu_computes_what_the_cpu_does(name, method):
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"offloaded"}))
-def test_no_loop_over_batches_waits_for_the_gpu_or_moves_anything(method):
+@pytest.mark.parametrize(
+    "name, method", [("gemma2", "default"), *product(["llama"], sorted(METHODS.keys() - {"offloaded"}))]
+)
+def test_no_loop_over_batches_waits_for_the_gpu_or_moves_anything(name, method):
     """Batches reach the device where the run starts, and nowhere else."""
     waits, moves = [], []
     for count, length in ((2, 48), (6, 16)):
         batches = padded([{"input_ids": tokens(1, length, seed=seed)} for seed in range(count)])
-        model = build("llama", torch.float32)
+        model = build(name, torch.float32)
         with pretend_gpu() as gpu:
             slice_(model, method, batches, device="cuda")
         waits.append(gpu.waits)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from configurations import tiny_config
 from sliced_models import sliced_model
 from tiny import TINY, build, tokens
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,8 +20,8 @@ CASES += [(name, rope) for name in ("llama", "mistral", "qwen2", "stablelm", "gp
 
 def result(name="llama", rope=None, dtype=torch.float32):
     """Builds a model of a stock class with a record, and a base of its rotations that is no default."""
-    config = AutoConfig.for_model(name.split("-")[0], **TINY[name])
-    if getattr(config, "rope_parameters", None):
+    config = tiny_config(name)
+    if "rope_type" in (getattr(config, "rope_parameters", None) or {}):
         rope = config.rope_parameters | {"rope_theta": 500.0} | (rope or {})
     model = build(name, dtype, **{} if rope is None else {"rope_parameters": rope})
     model.config.slicegpt = {"base_model": "org/base"}
@@ -64,6 +65,16 @@ def test_no_older_key_is_stale(tmp_path):
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     keys = read(tmp_path)
     assert (keys["rope_theta"], keys["rope_scaling"], keys["torch_dtype"]) == (700.0, None, "bfloat16")
+
+
+def test_rotations_of_layers_with_a_window(tmp_path):
+    model = result("gemma3_text")
+    model.config.rope_parameters["sliding_attention"]["rope_theta"] = 300.0
+    model.save_pretrained(tmp_path)
+    keys = read(tmp_path)
+    assert (keys["rope_theta"], keys["rope_local_base_freq"], keys["rope_scaling"]) == (1e6, 300.0, None)
+    older = AutoConfig.for_model(**{key: value for key, value in keys.items() if key != "rope_parameters"})
+    assert older.rope_parameters == model.config.rope_parameters
 
 
 def test_names_of_families(tmp_path):

@@ -1,11 +1,12 @@
 """
-`refine=steps`: once its writer is fitted, each MLP is trained for some steps to write what its writer was fitted to.
+`refine=steps`: once its writer is fitted, each MLP is trained for some steps to add to the stream what is missing.
 
 The regression of `refit.py` finds the best writer. What stands before the nonlinearity, the readers, it cannot change
-for the neurons that are gone. With z the sliced stream before the MLP and y what its writer was fitted to, both
-divided by the root mean square of the dense stream,
+for the neurons that are gone. With z the sliced stream before the MLP and y what is missing behind it,
 
-    min over readers and writer of  Σ |y - mlp(norm(z))|²,    Adam from the weights of the regression.
+    min over readers and writer of  Σ |y - mlp(norm(z))|²,    Adam from the weights of the regression,
+
+where errors are divided by the root mean square of the dense stream. A norm behind the MLP is part of it, and stays.
 
 A token costs one pass through one MLP, forward and backward, instead of one through the whole model. What has been
 trained is kept if it serves the held-out tokens of every kind of text better.

@@ -21,66 +21,17 @@ from torch import Tensor, nn
 
 from ...linalg.moments import root_mean_square
 from ...linalg.regression import LeastSquares, token_stride
-from ...modeling.contexts import inputs_recorded, placed
+from ...modeling.contexts import placed
+from ...modeling.weights import eps_of
 from ...planning.sizes import most_inputs
 from ..parts import Fit, timed
-from ..streams import SlicedStream
-from ..writing import writer_map
+from ..post_norms import PostNorm, set_post_gain
+from .fitted_stream import FittedStream, residual
 from .refine import STEP_TOKENS, Goal, Refinement, number_of_steps
 
 
-class FittedStream(SlicedStream):
-    """
-    The sliced stream, with the inputs of each block's writers.
-
-    Attributes:
-        inputs (`list`): for each batch, what the writers of the block read `(B, T, inputs)`, side by side, followed by
-            a one if they have a bias.
-    """
-
-    @timed("forward")
-    def start(self, x, basis) -> None:
-        run = self.run
-        matrix = writer_map(run, basis).to(run.dtype)
-        run.state.z = [run.keep(value.to(run.device) @ matrix) for value in x.values]
-
-    def enter(self, block, here) -> None:
-        self.inputs = [] if block.keeps_width else self._inputs_of(block)
-
-    @timed("forward")
-    def _inputs_of(self, block):
-        run, sliced = self.run, block.sliced
-        writers = sliced.writers()
-        modules, factor = [writer.module for writer in writers.values()], block.sliced.multiplier
-        ones = any(writer.bias is not None for writer in writers.values())
-        inputs = []
-        with placed(sliced.layer, run.device, run.dtype), inputs_recorded(modules) as seen:
-            for batch, value in zip(run.batches, self.values, strict=True):
-                stream = value.to(run.device)
-                block.output(stream, batch)
-                parts = [seen[module] for module in modules] + [torch.ones_like(stream[..., :1])] * ones
-                if factor is not None:
-                    parts = [part * factor for part in parts]
-                inputs.append(run.keep(torch.cat(parts, -1) if len(parts) > 1 else parts[0]))
-        return inputs
-
-    @timed("forward")
-    def leave(self, block, here, there, shortcut, fitted) -> None:
-        run = self.run
-        if fitted is None:
-            with placed(block.sliced.layer, run.device, run.dtype):
-                for position, (batch, value) in enumerate(zip(run.batches, self.values, strict=True)):
-                    stream = value.to(run.device)
-                    self.values[position] = run.keep(block.output(stream, batch) + residual(stream, shortcut))
-            return
-        weights, remaining = fitted
-        matrix = weights.to(run.dtype)
-        for position, (value, given) in enumerate(zip(self.values, self.inputs, strict=True)):
-            given = given.to(run.device)
-            added = (given if remaining is None else given[..., remaining]) @ matrix
-            added += residual(value.to(run.device), shortcut)
-            self.values[position] = run.keep(added)
-        self.inputs = []
+LEAST_GROWTH = 1e-4
+"""Least growth of an output in front of a norm, squared: the gain behind it becomes at most 100 times as large."""
 
 
 class Refit(Fit):
@@ -105,11 +56,15 @@ class Refit(Fit):
     @timed("regression")
     def _add_readers(self, regression, norm, x, z):
         run, stride = self.run, token_stride(regression.num_inputs, self._most_inputs)
-        eps = getattr(norm.dense, "variance_epsilon", getattr(norm.dense, "eps", run.dense.family.norm_eps))
         for batch, dense, sliced in zip(run.batches, x.values, z.values, strict=True):
             pair, sample = self._sample_tokens(batch, stride, sliced, dense)
-            pair = [nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair]
-            regression.add(*pair, weight=batch.place.weight, **sample)
+            weight = batch.place.weight
+            if norm.dense is None:
+                weight = weight / root_mean_square(pair[1])
+            else:
+                eps = eps_of(norm.dense, run.dense.family)
+                pair = [nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair]
+            regression.add(*pair, weight=weight, **sample)
         run.sum_(regression.sums, norm.site)
 
     @timed("solve")
@@ -135,10 +90,12 @@ class Refit(Fit):
         biases = [writer.bias for writer in writers.values() if writer.bias is not None]
         if biases:
             rows.append(sum(biases)[None].to(there.dual))
-        sizes = [len(each) for each in rows]
+        sizes, scale, post_norm = [len(each) for each in rows], 1.0, PostNorm.behind(block, there, x)
+        if post_norm is not None:
+            scale = post_norm.scale
         regression = LeastSquares(sum(sizes), there.width, run.device, run.num_groups)
-        self._add_writers(regression, block.site + 1, there, shortcut, x, z)
-        fitted = self._solve(regression, torch.cat(rows))
+        self._add_writers(regression, block, there, shortcut, post_norm, x, z)
+        fitted = self._solve(regression, torch.cat(rows) * scale)
         kept, mlp_writer, remaining = run.state.neurons[block.index], run.dense.family.mlp_writer, None
         if kept is not None and mlp_writer in writers:
             position = list(writers).index(mlp_writer)
@@ -146,6 +103,11 @@ class Refit(Fit):
             fitted, remaining = self._delete_inputs(regression, slice(first, first + count), count - kept, fitted)
             sizes[position] = kept
             self._keep_neurons(block, remaining[first : first + kept] - first, count)
+        fitted = fitted / scale
+        if post_norm is not None:
+            growth = self._divisor_growth(block, post_norm, fitted, remaining, x, z)
+            set_post_gain(run, block, post_norm.gain / growth)
+            fitted = fitted * growth
         parts = fitted.split(sizes)
         bias = parts[-1][0] if biases else None
         for writer, weight in zip(writers.values(), parts, strict=False):
@@ -160,13 +122,17 @@ class Refit(Fit):
         return fitted, remaining
 
     @timed("regression")
-    def _add_writers(self, regression, site, there, shortcut, x, z):
+    def _add_writers(self, regression, block, there, shortcut, post_norm, x, z):
         run, stride = self.run, token_stride(regression.num_inputs, self._most_inputs)
         matrix = there.write.to(run.dtype)
-        for batch, *streams in zip(run.batches, z.inputs, z.values, x.values, strict=True):
-            (given, sliced, dense), sample = self._sample_tokens(batch, stride, *streams)
-            regression.add(given, **_goal(batch, dense @ matrix, dense, sliced, shortcut), **sample)
-        run.sum_(regression.sums, site)
+        outputs = [] if post_norm is None else [x.outputs.values]
+        for batch, *streams in zip(run.batches, z.inputs, z.values, x.values, *outputs, strict=True):
+            (given, sliced, dense, *outputs), sample = self._sample_tokens(batch, stride, *streams)
+            goal = _goal(batch, dense @ matrix, dense, sliced, shortcut)
+            if post_norm is not None:
+                goal = post_norm.goal(goal["y"], goal["weight"], *outputs)
+            regression.add(given, **goal, **sample)
+        run.sum_(regression.sums, block.site + 1)
 
     @timed("refine")
     def _refine(self, block, there, shortcut, x, z):
@@ -181,6 +147,27 @@ class Refit(Fit):
                 (sliced, dense, wanted), sample = self._sample_tokens(batch, stride, *streams, wanted)
                 goals.append(Goal(sliced, **_goal(batch, wanted, dense, sliced, shortcut), **sample))
         return Refinement(run, block, goals).train(self._steps)
+
+    @timed("regression")
+    def _divisor_growth(self, block, post_norm, fitted, remaining, x, z) -> Tensor:
+        """
+        Fits by how much each output of the writers has to grow, so that the norm behind them divides as it does in the
+        dense model: `√ξ` for `r² - eps ≈ Σ ξ_j y'_j² / k`.
+
+        Returns:
+            `torch.Tensor` of shape `(k,)`, float64.
+        """
+        run, matrix, width = self.run, fitted.to(self.run.dtype), fitted.shape[1]
+        stride = token_stride(width, self._most_inputs)
+        regression = LeastSquares(width, 1, run.device, run.num_groups)
+        for batch, *values in zip(run.batches, z.inputs, x.values, x.outputs.values, strict=True):
+            (given, dense, outputs), sample = self._sample_tokens(batch, stride, *values)
+            divisor = post_norm.divisor(outputs)
+            shares = ((given if remaining is None else given[:, remaining]) @ matrix / divisor).square() / width
+            weight = batch.place.weight / root_mean_square(dense)
+            regression.add(shares, 1 - post_norm.eps / divisor.square(), weight=weight, **sample)
+        run.sum_(regression.sums, block.site + 1)
+        return run.agreed(regression.solve_positive()).clamp_min(LEAST_GROWTH).sqrt()
 
     @timed("solve")
     def _delete_inputs(self, regression, candidates, count, fitted):
@@ -208,8 +195,3 @@ def _goal(batch, wanted, dense, sliced, shortcut) -> dict:
     """Returns what a block should write, `y` `(tokens, k')`, and the `weight` of each token `(tokens, 1)`."""
     y = wanted.float() - residual(sliced, shortcut)
     return {"y": y, "weight": batch.place.weight / root_mean_square(dense)}
-
-
-def residual(stream: Tensor, shortcut: Tensor | None) -> Tensor:
-    """Returns what the residual connection makes of a stream: `stream @ shortcut`, or the stream itself."""
-    return stream if shortcut is None else stream @ shortcut.to(stream)

@@ -31,7 +31,7 @@ def error(model, dense):
         return (model(tokens(16, 48, seed=7)).logits - dense(tokens(16, 48, seed=7)).logits).square().mean().item()
 
 
-@pytest.mark.parametrize("name", ["gemma", "phi3", "falcon-two_norms", "gpt2"])
+@pytest.mark.parametrize("name", ["gemma", "phi3", "falcon-two_norms", "gpt2", "gemma2", "exaone4"])
 def test_a_trained_mlp_follows_the_dense_model_better(name):
     dense = build(name)
     before, after, longer = (error(sliced(name, refine=steps), dense) for steps in (0, 10, 30))
