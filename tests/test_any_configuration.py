@@ -20,7 +20,7 @@ from optimum_slicegpt.configuration import (
 from optimum_slicegpt.validation import DTYPES
 
 
-FAMILIES = ("llama", "gpt_neox", "gpt2", "opt", "mixtral", "phi3", "cohere")
+FAMILIES = ("llama", "gpt_neox", "gpt2", "opt", "mixtral", "phi3", "cohere", "gemma3_text")
 DENSE = {
     (name, tied): tiny.build(name, torch.float32, tie_word_embeddings=tied)
     for name in FAMILIES
