@@ -3,12 +3,17 @@ Weights on the residual stream, with one layout for all modules that hold them: 
 of GPT-2, a router, a table of embeddings, or a bare tensor of experts.
 """
 
+from __future__ import annotations
+
 from itertools import product
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .family import Family
+
+if TYPE_CHECKING:
+    from .family import Family
 
 
 class StreamWeight:

@@ -1,8 +1,11 @@
 """Estimates what a run will take before it starts: memory, disk, passes over the weights, and roughly its time."""
 
+from __future__ import annotations
+
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -13,9 +16,12 @@ from ..linalg.moments import ROWS_AT_ONCE
 from ..linalg.regression import token_stride
 from ..modeling.decoder import Decoder
 from ..planning.sizes import most_inputs, product_size
-from ..planning.widths import SlicePlan
 from .methods.refine import STEP_TOKENS, number_of_steps
 from .statistics import AXES_TOKENS
+
+
+if TYPE_CHECKING:
+    from ..planning.widths import SlicePlan
 
 
 LIBRARIES = 500 * 2**20
@@ -90,7 +96,6 @@ def estimate_run(
     streaming, dense = max_memory is not None, sum(each.nbytes for each in model.parameters())
     after = plan.num_parameters(model)
     written = after * model.dtype.itemsize
-    kept = costs.activations + costs.moments
     if streaming:
         weights = {"weights of a layer or a table": costs.weights_at_once}
     else:
@@ -107,7 +112,7 @@ def estimate_run(
         memory={
             "libraries": LIBRARIES,
             **weights,
-            "activations and moments": min(kept, max_memory) if streaming else kept,
+            "activations and moments": min(costs.kept, max_memory) if streaming else costs.kept,
             "a batch in a layer": costs.batch,
             "matrices of a step": costs.matrices,
         },
@@ -139,8 +144,11 @@ class _Costs:
         # A refit keeps both streams, the dense one before a layer and after its blocks, and later what writers read.
         self.activations = tokens * (max(4 * stream, 3 * stream + inputs) if config.refit else stream)
         self.activations += tokens * 2 * stream * self.dense.family.post_norms  # What goes into the norms behind them.
-        self.activations += self.measured_tokens * stream * (model.config.num_hidden_layers if self.fisher else 1)
         self.moments = self.sites * matrix * (self.measured + self.fisher)
+        measuring = self.moments + tokens * stream
+        measuring += self.measured_tokens * stream * (model.config.num_hidden_layers if self.fisher else 1)
+        # Of axes that all sites share, second moments are forgotten; per block, and of gradients, they stay.
+        self.kept = max(measuring, self.activations + self.sites * matrix * (self.fisher * (1 + plan.shortcuts)))
         self.batch = tokens_per_batch * (2 * inputs + 4 * stream)
 
     @property

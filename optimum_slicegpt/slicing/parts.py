@@ -97,8 +97,8 @@ class Axes(Part):
 
     def find(self, site: int, here: Basis | None, x: DenseStream, z: SlicedStream) -> Basis:
         """
-        Finds the basis of a site, and records the energy that it keeps, see [`Axes.record_energy`]. The sites come in
-        order. Both streams are at that site, if a part depends on them.
+        Finds the basis of a site. The energy that it keeps is recorded here or by [`Part.decide`], see
+        [`Axes.record_energy`]. The sites come in order. Both streams are at that site, if a part depends on them.
 
         Args:
             site (`int`): from 0, before the first layer, to the one before the head.
@@ -108,24 +108,20 @@ class Axes(Part):
         """
         raise NotImplementedError
 
-    def basis(self, axes: Tensor, moment: Tensor, metric: Tensor | None = None) -> Basis:
+    def basis(self, axes: Tensor, metric: Tensor | None = None) -> Basis:
         """
-        Returns the basis along some axes, and records the energy that they keep.
+        Returns the basis along some axes.
 
         Args:
             axes (`torch.Tensor` of shape `(D, k)`, float64): orthonormal, the same in all processes.
-            moment (`torch.Tensor` of shape `(D, D)`, float64): second moment of the site's stream.
             metric (`torch.Tensor` of shape `(D, D)`, float64, *optional*): of the site.
         """
         basis = Basis.from_axes(axes, metric)
-        if metric is not None:
-            basis = replace(basis, metric_dual=self.run.agreed(basis.metric_dual))
-        self.record_energy((axes.T @ moment @ axes).trace() / moment.trace())
-        return basis
+        return basis if metric is None else replace(basis, metric_dual=self.run.agreed(basis.metric_dual))
 
-    def record_energy(self, share: Tensor) -> None:
-        """Records the share `()` of a site's energy that its axes keep: once for every site."""
-        self.run.state.energy_kept.append(share.item())
+    def record_energy(self, axes: Tensor, moment: Tensor) -> None:
+        """Records the share of a site's energy that its axes keep, once for every site, from its second moment."""
+        self.run.state.energy_kept.append(((axes.T @ moment @ axes).trace() / moment.trace()).item())
 
 
 class Fit(Part):

@@ -11,6 +11,7 @@ from optimum_slicegpt.planning import inspection
 from optimum_slicegpt.reports.text import inspection_rows
 from optimum_slicegpt.slicing import compress
 from optimum_slicegpt.slicing.parts import Axes, Neurons
+from optimum_slicegpt.slicing.run import Run
 
 
 class CoordinateAxes(Axes):
@@ -26,7 +27,8 @@ class CoordinateAxes(Axes):
         state.axes = torch.eye(len(energy), dtype=torch.float64)[:, kept]
 
     def find(self, site, here, x, z):
-        return self.basis(self.run.state.axes, self.run.state.statistics.moments[site], self.metric.at(site))
+        self.record_energy(self.run.state.axes, self.run.state.statistics.moments[site])
+        return self.basis(self.run.state.axes, self.metric.at(site))
 
 
 class GrowingNeurons(Neurons):
@@ -101,3 +103,14 @@ def test_every_name_in_the_configuration_has_its_line():
     assert tuple(compress.AXES) == configuration.ROTATIONS
     assert tuple(compress.NEURONS) == configuration.SCHEDULES
     assert tuple(compress.METRICS) == configuration.METRICS
+
+
+def test_second_moments_are_forgotten_once_axes_are_found(monkeypatch):
+    held, layer = [], Run.layer
+    monkeypatch.setattr(
+        Run, "layer", lambda run, index: held.append(len(run.state.statistics.moments)) or layer(run, index)
+    )
+    model = build("llama")
+    model.compress(SliceGPTConfig(sparsity=0.25, dataset=calibration()))
+    assert held == [0, 0]
+    assert len(model.config.slicegpt["energy_kept"]) == 5 and min(model.config.slicegpt["energy_kept"]) > 0.75

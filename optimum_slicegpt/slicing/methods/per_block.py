@@ -55,8 +55,9 @@ class DenseAxes(Axes):
     @timed("axes")
     def _find(self, site, moment):
         run, metric = self.run, self.metric.at(site)
-        axes = weighted_axes(moment, metric)[:, : run.plan.widths[site]]
-        return self.basis(run.agreed(run.orient(axes)), moment, metric)
+        axes = run.agreed(run.orient(weighted_axes(moment, metric)[:, : run.plan.widths[site]]))
+        self.record_energy(axes, moment)
+        return self.basis(axes, metric)
 
 
 class WideStream(SlicedStream):
@@ -134,7 +135,7 @@ class PaperAxes(Axes):
 
     @timed("axes")
     def _principal_axes(self, moment, width):
-        energy, axes = principal_axes(moment)
+        axes = principal_axes(moment)[1]
         axes[:, :width] = self.run.orient(axes[:, :width])
-        self.record_energy(energy[:width].sum() / energy.sum())
+        self.record_energy(axes[:, :width], moment)
         return self.run.agreed(axes)

@@ -30,13 +30,15 @@ class SharedAxes(Axes):
         progress, width = partial(run.progress, description="Axes"), run.plan.widths[0]
         if width == run.plan.hidden_size == run.plan.stock_size and run.config.orientation == "pca":
             run.state.axes = torch.eye(width, dtype=torch.float64, device=run.device)  # LayerNorms keep their mean.
-            return
-        run.state.axes = run.agreed(run.orient(shared_axes(moments, metrics, width, progress=progress)))
+        else:
+            run.state.axes = run.agreed(run.orient(shared_axes(moments, metrics, width, progress=progress)))
+        for moment in moments:
+            self.record_energy(run.state.axes, moment)
+        run.state.statistics.moments = []  # Those of all sites of a 70B take 86 GB, and no step needs them any more.
 
     @timed("axes")
     def find(self, site, here, x, z) -> Basis:
-        moment = self.run.state.statistics.moments[site].to(self.run.device)
-        return self.basis(self.run.state.axes, moment, self.metric.at(site))
+        return self.basis(self.run.state.axes, self.metric.at(site))
 
 
 class LazySequence(Sequence):
