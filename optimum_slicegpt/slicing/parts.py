@@ -138,6 +138,18 @@ class Fit(Part):
         """
         return here.read
 
+    def final_gain(self, norm: NormPair, here: Basis, prior: Tensor, x: DenseStream, z: SlicedStream) -> Tensor:
+        """
+        Returns the gains `(k,)`, float64, of the final norm before a head that shares the embedding's narrow matrix.
+
+        Args:
+            norm ([`NormPair`]): the final norm, and the head.
+            here ([`Basis`]): of the last site.
+            prior (`torch.Tensor` of shape `(k,)`, float64): what the basis makes of the dense gains.
+            x ([`streams.DenseStream`]), z ([`streams.SlicedStream`]): both streams at that site.
+        """
+        return prior
+
     def writers(self, block: BlockPair, there: Basis, shortcut: Tensor | None, x: DenseStream, z: SlicedStream) -> Any:
         """
         Fits the writers of a block, which hold what the basis makes of the dense ones, and may delete neurons.

@@ -89,7 +89,7 @@ def write_head(run: Run, norm: NormPair, basis: Basis, fit: Fit, x: DenseStream,
     dense, embeddings = run.dense, run.plan.embeddings
     with run.loaded(dense.final_norm_name, *([] if embeddings == "tied" else [dense.head_name])):
         if embeddings == "narrow":
-            write_final_gain(run, norm, basis)
+            write_final_gain(run, norm, basis, fit, x, z)
             return
         matrix = fit.readers(norm, basis, x, z) * head_factor(run)
         if embeddings == "sliced":
@@ -101,15 +101,16 @@ def write_head(run: Run, norm: NormPair, basis: Basis, fit: Fit, x: DenseStream,
             set_linear(run, norm.sliced.projection, matrix, getattr(norm.dense, "bias", None))
 
 
-def write_final_gain(run: Run, norm: NormPair, basis: Basis) -> None:
+def write_final_gain(run: Run, norm: NormPair, basis: Basis, fit: Fit, x: DenseStream, z: SlicedStream) -> None:
     """
     Writes the gains of the final norm before a head that shares the embedding's narrow matrix E Q c.
 
     The dense logits are E G norm(x), G the diagonal of the dense gains; the sliced ones, with z = norm_k(Qᵀx), are
-    E Q c Γ z. With E ≈ E Q Qᵀ they are the same for Γ = QᵀGQ / c², which is diagonal along the shared axes.
+    E Q c Γ z. With E ≈ E Q Qᵀ they are the same for Γ = QᵀGQ / c², which is diagonal along the shared axes unless they
+    lie near to dimensions.
     """
     gain = (basis.axes * reader_map(norm.dense, run.dense.family.gain_offset, basis.axes)).sum(0) / basis.scale**2
-    gain *= head_factor(run)
+    gain = fit.final_gain(norm, basis, gain, x, z) * head_factor(run)
     norm.sliced.weight = nn.Parameter(gain.to(run.at_rest))
     if has_bias(norm.dense):  # The stream keeps its width then, and the stock norm its bias.
         norm.sliced.bias = nn.Parameter(norm.dense.bias.to(run.at_rest, copy=True))

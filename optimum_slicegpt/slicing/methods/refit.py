@@ -21,15 +21,16 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from ...linalg.moments import root_mean_square
+from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, mirror_, root_mean_square
 from ...linalg.regression import LeastSquares, token_stride
 from ...modeling.contexts import inputs_recorded, placed
 from ...modeling.weights import eps_of
 from ...planning.sizes import most_inputs
 from ..parts import Fit, timed
 from ..post_norms import PostNorm, set_post_gain
+from ..statistics import new_moment
 from ..streams import SlicedStream
-from ..writing import writer_map
+from ..writing import reader_map, writer_map
 from .refine import STEP_TOKENS, Goal, Refinement, number_of_steps
 
 
@@ -125,6 +126,33 @@ class Refit(Fit):
             regression.add(*pair, weight=weight, **sample)
         run.sum_(regression.sums, norm.site)
 
+    def final_gain(self, norm, here, prior, x, z) -> Tensor:
+        """
+        Fits the gains where the basis makes no diagonal matrix of the dense ones, so that logits are nearest to the
+        dense ones: with n and m the outputs of the dense and the sliced norm, G the dense gains, E the shared matrix
+        and P its map to k columns, `Σ |E G n - E P diag(γ) m|²` takes no more than the sums of a regression of n on m.
+        """
+        run = self.run
+        if not run.dense.family.post_norms:
+            return prior
+        regression = LeastSquares(*here.write.T.shape, run.device, run.num_groups)
+        self._add_readers(regression, norm, x, z)
+        gram, cross = regression.gram_and_cross()
+        gains = reader_map(norm.dense, run.dense.family.gain_offset, torch.ones_like(here.axes[:, :1]))[:, 0]
+        seen = here.write.T @ self._table_moment()
+        of_gains = LeastSquares(here.width, 1, run.device, run.num_groups)
+        of_gains.sums.add_(torch.cat([gram * (seen @ here.write), (seen * gains * cross).sum(-1, keepdim=True)], -1))
+        return self._solve(of_gains, prior[:, None])[:, 0]
+
+    @timed("regression")
+    def _table_moment(self):
+        """Returns the second moment `(D, D)` of the matrix that embedding and head share."""
+        moment = new_moment(self.run)
+        for rows in self.run.dense.head.weight.split(ROWS_AT_ONCE):
+            add_second_moment_(moment, rows.to(self.run.device))
+        mirror_(moment)
+        return moment
+
     @timed("solve")
     def _solve(self, regression, prior):
         return self.run.agreed(regression.solve(prior))
@@ -185,10 +213,10 @@ class Refit(Fit):
         matrix = there.write.to(run.dtype)
         outputs = [] if post_norm is None else [x.outputs.values]
         for batch, *streams in zip(run.batches, z.inputs, z.values, x.values, *outputs, strict=True):
-            (given, sliced, dense, *outputs), sample = self._sample_tokens(batch, stride, *streams)
+            (given, sliced, dense, *y), sample = self._sample_tokens(batch, stride, *streams)
             goal = _goal(batch, dense @ matrix, dense, sliced, shortcut)
             if post_norm is not None:
-                goal = post_norm.goal(goal["y"], goal["weight"], *outputs)
+                goal = post_norm.goal(goal["y"], goal["weight"], *y)
             regression.add(given, **goal, **sample)
         run.sum_(regression.sums, block.site + 1)
 
