@@ -164,7 +164,7 @@ class LeastSquares:
         strength = best_strength(gram, cross, weight)
         if strength is None:
             return weight.squeeze(1)
-        gram, cross = gram.sum(0), cross.sum(0)
+        gram, cross = self._over_all_tokens()
         pull = strength * energies(gram)[:, None]
         for _ in range(POSITIVE_STEPS):
             weight = weight * (cross + pull) / (gram @ weight + pull * weight)

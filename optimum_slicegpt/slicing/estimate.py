@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from ..configuration import SliceGPTConfig
 from ..linalg.axes import SEARCH_STEPS
 from ..linalg.moments import ROWS_AT_ONCE
-from ..linalg.regression import token_stride
+from ..linalg.regression import POSITIVE_STEPS, token_stride
+from ..linalg.ridge import JUDGED_OUTPUTS
 from ..modeling.decoder import Decoder
 from ..planning.sizes import most_inputs, product_size
 from .methods.refine import STEP_TOKENS, number_of_steps
@@ -163,15 +164,19 @@ class _Costs:
             yield from [reader] * len(block.names.reads)
             if not block.keeps_width:
                 yield inputs, self.width
+            if self.dense.family.post_norms:
+                yield self.width, 1
         yield reader
 
     @property
     def _mlp_weights(self):
         """Weights in all MLPs of the sliced model."""
-        dense = self.dense
+        dense, widths = self.dense, self.plan.widths
         readers = sum(reader.weight.numel() for reader in dense.mlp_readers(0))
-        kept = (self.plan.neurons or dense.num_neurons) / dense.num_neurons * self.width / self.size
-        return len(dense.layers) * kept * (readers + dense.mlp_writer(0).weight.numel())
+        writer = dense.mlp_writer(0).weight.numel()
+        kept = (self.plan.neurons or dense.num_neurons) / dense.num_neurons / self.size
+        sites = [block.site for block in dense.blocks() if dense.family.mlp_writer in block.names.writers]
+        return kept * sum(readers * widths[site] + writer * widths[site + 1] for site in sites)
 
     @property
     def weights_at_once(self):
@@ -199,12 +204,18 @@ class _Costs:
         forward += self.measured_tokens * (4 * dense + 3 * head if self.fisher else dense)
         moments = 2 * self.size**2 * self.sites
         moments *= self.measured_tokens * (1 + self.fisher) if self.measured else self.tokens
+        if self.dense.family.post_norms and self.plan.embeddings == "narrow":  # The table is measured, too.
+            moments += head * self.size
         forward += 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
         forward += 6 * self.steps * STEP_TOKENS * self._mlp_weights
         most = most_inputs(self.dense)
         sums = self.tokens * sum(inputs**2 / token_stride(inputs, most) for inputs, _ in self.fits)
         sums += sum(FACTORISATIONS * inputs**3 / 3 + 2 * inputs**2 * outputs for inputs, outputs in self.fits)
-        solved = sum(2 * inputs**2 * outputs for inputs, outputs in self.fits)
+        solved = sum(
+            2 * inputs**2 * (outputs + (1 + self.groups) * min(outputs, JUDGED_OUTPUTS))
+            for inputs, outputs in self.fits
+        )
+        solved += sum(POSITIVE_STEPS * 2 * inputs**2 for inputs, outputs in self.fits if outputs == 1)
         axes = 12 * self.size**3 * (self.sites if self.plan.shortcuts else 1)
         if self.fisher and not self.plan.shortcuts:  # Axes that all sites share are searched for.
             deleted = self.size - self.width

@@ -16,10 +16,11 @@ SIZES = {"hidden_size": 96, "intermediate_size": 320, "head_dim": 24}
 """Large enough that matrices count for more than what is small beside them."""
 
 METHODS = {
-    "default": {"parameter_reduction": 0.2},
-    "fisher": {"sparsity": 0.25, "mlp_sparsity": 0.25, "metric": "fisher"},
-    "paper": {"sparsity": 0.3, "rotation": "per_block", "refit": False},
-    "refit per block": {"sparsity": 0.3, "rotation": "per_block"},
+    "default": ("llama", {"parameter_reduction": 0.2}),
+    "fisher": ("llama", {"sparsity": 0.25, "mlp_sparsity": 0.25, "metric": "fisher"}),
+    "paper": ("llama", {"sparsity": 0.3, "rotation": "per_block", "refit": False}),
+    "refit per block": ("llama", {"sparsity": 0.3, "rotation": "per_block"}),
+    "norms behind": ("gemma2", {"sparsity": 0.25, "mlp_sparsity": 0.25}),
 }
 
 
@@ -42,8 +43,9 @@ class Products(TorchDispatchMode):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_class_of_products_is_in_the_plan(method):
     """Factorizations, which a plan counts beside the products, are not seen here."""
-    model, batches = build("llama", torch.float32, **SIZES), [{"input_ids": tokens(4, 64, seed=i)} for i in range(8)]
-    config = SliceGPTConfig(**METHODS[method], dataset=batches)
+    name, settings = METHODS[method]
+    model, batches = build(name, torch.float32, **SIZES), [{"input_ids": tokens(4, 64, seed=i)} for i in range(8)]
+    config = SliceGPTConfig(**settings, dataset=batches)
     plan = SlicePlan.from_config(config, model.config)
     planned = estimate_run(model, plan, config, tokens=8 * 4 * 64, tokens_per_batch=4 * 64).flops
     with Products() as found:
