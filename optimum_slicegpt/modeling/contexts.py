@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed(gradients: bool = False) -> Iterator[None]:
     """
     Computes as torch does by itself, whatever a caller has set: without autocast, which would round sums, without
-    inference mode, whose tensors could never be trained, without gradients, and with new tensors on the CPU.
+    inference mode, whose tensors could never be trained, with new tensors on the CPU, and without gradients unless
+    they are asked for.
     """
     devices = {"cpu", getattr(torch.accelerator.current_accelerator(), "type", "cpu")}
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.set_grad_enabled(gradients))
         for device in filter(torch.is_autocast_enabled, devices):
             stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":

@@ -15,7 +15,7 @@ from transformers.trainer_utils import set_seed
 
 from ..distributed import join_processes
 from ..modeling.checks import check_sliced, check_without_adapters
-from ..modeling.contexts import evaluating
+from ..modeling.contexts import evaluating, undisturbed
 from ..modeling.decoder import Decoder
 from ..record import public_name
 from .adapters import lora_config, remove_adapters
@@ -28,6 +28,7 @@ from .trainer import uses_cpu
 from .training import Training, restored, seeded, train
 
 
+@undisturbed(gradients=True)
 def recover(
     model: PreTrainedModel,
     tokenizer: Any = None,
