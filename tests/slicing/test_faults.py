@@ -16,12 +16,12 @@ from optimum_slicegpt.streaming import compress_checkpoint
 
 METHODS = {
     "default": {"dtype": "bfloat16"},  # so that layers are converted
-    "fisher": {"metric": "fisher"},
-    "energy": {"schedule": "energy", "mlp_sparsity": 0.3},
+    "fisher": {"metric": "fisher", "refine": 0},
+    "energy": {"schedule": "energy", "mlp_sparsity": 0.3, "refine": 0},
     "paper": {"rotation": "per_block", "refit": False, "orientation": "random"},
 }
 FAULTS = 300 if os.environ.get("SLICEGPT_TEST_ALL") else 40
-"""Faults of all methods together, a tenth of them while streaming."""
+"""Faults of all methods together, and a twentieth of as many while streaming."""
 
 
 def config_of(method):
@@ -31,7 +31,7 @@ def config_of(method):
 def condition(model):
     """Returns all that a run could leave behind: on a model, and in the process."""
     tensors = {name: (each.data_ptr(), each.dtype) for name, each in model.state_dict(keep_vars=True).items()}
-    modules = {name: {key: repr(value) for key, value in vars(module).items()} for name, module in children(model)}
+    modules = {name: {key: outline(value) for key, value in vars(module).items()} for name, module in children(model)}
     process = (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -41,6 +41,11 @@ def condition(model):
         FAST_PRODUCTS.locked(),
     )
     return type(model), model.training, model.config.to_dict(), tensors, modules, process
+
+
+def outline(value):
+    """Returns what can be compared of an attribute: of hooks, and of tensors, which of them there are."""
+    return list(value) if isinstance(value, dict) else None if isinstance(value, torch.Tensor) else repr(value)
 
 
 def children(model):
@@ -66,7 +71,7 @@ def test_a_fault_at_any_operation_leaves_the_dense_model(method):
     model.config.output_hidden_states = True
     before, values = condition(model), values_of(model)
     twin = copy.deepcopy(model)
-    for at in places(method, FAULTS * 9 // 40, lambda: twin.compress(config_of(method))):
+    for at in places(method, FAULTS // 4, lambda: twin.compress(config_of(method))):
         with pytest.raises(torch.OutOfMemoryError), Fault(at):
             model.compress(config_of(method))
         assert condition(model) == before, f"after operation {at}"
@@ -76,7 +81,7 @@ def test_a_fault_at_any_operation_leaves_the_dense_model(method):
 def test_a_streamed_run_resumes_after_a_fault_at_any_operation(tmp_path):
     dense, expected = tmp_path / "dense", tmp_path / "expected"
     build("llama", torch.float32).save_pretrained(dense)
-    counted = places("streaming", FAULTS // 10, lambda: compress_checkpoint(dense, expected, config_of("default")))
+    counted = places("streaming", FAULTS // 20, lambda: compress_checkpoint(dense, expected, config_of("default")))
     for at in counted:
         output = tmp_path / f"after-{at}"
         with pytest.raises(torch.OutOfMemoryError), Fault(at):
