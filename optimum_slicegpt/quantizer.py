@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .configuration import SliceGPTConfig
 from .data.calibration import calibration_batches
+from .evaluation.check import Check
 from .modeling.checks import check_sliceable
 from .modeling.contexts import undisturbed
 from .planning.widths import SlicePlan
@@ -35,7 +36,14 @@ class SliceGPTQuantizer:
         return cls(SliceGPTConfig.from_dict(config_dict))
 
     @undisturbed()
-    def quantize_model(self, model: PreTrainedModel, tokenizer: Any = None) -> PreTrainedModel:
+    def quantize_model(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        check: bool = False,
+        refuse_above: float | None = None,
+    ) -> PreTrainedModel:
         """
         Slices a model in place: the object becomes an instance of its family's sliced class.
 
@@ -47,6 +55,10 @@ class SliceGPTQuantizer:
             model (`PreTrainedModel`): a dense causal language model of a supported family.
             tokenizer (`str` or tokenizer, *optional*):
                 For calibration data that is text. By default `config.tokenizer`, then `model.name_or_path`.
+            check (`bool`): compare the result with the dense model, see [`Check`]; `config.slicegpt` gets `check`.
+            refuse_above (`float`, *optional*):
+                Nats per token that the model may lose, on the mean of the kinds of text. If it loses more, it stays
+                dense. Implies `check`.
 
         Returns:
             `PreTrainedModel`: `model` itself.
@@ -54,14 +66,17 @@ class SliceGPTQuantizer:
         Raises:
             ConnectionError: another process has failed.
             ValueError: the model, the widths or the calibration data cannot be used; activations are not finite;
-                processes were given different things.
+                processes were given different things; the model lost more than `refuse_above`.
         """
         check_sliceable(model)
         dense = stock_twin(model)
         plan = SlicePlan.from_config(self.config, dense.config)
         batches = calibration_batches(dense, self.config, tokenizer)
+        comparison = Check(dense, self.config, tokenizer) if check or refuse_above is not None else None
         result = compress(dense, plan, batches, self.config)
         record_run(dense, result.model, plan, self.config, batches, result.energy_kept, result.seconds)
+        if comparison is not None:
+            comparison.compare(result.model, refuse_above)
         return replace_in_place(model, result.model)
 
     def save(self, model: PreTrainedModel, save_dir: str | os.PathLike, **kwargs) -> None:

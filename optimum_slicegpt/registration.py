@@ -62,7 +62,13 @@ class SliceGPTHfQuantizer(HfQuantizer):
 
 
 def compress(
-    self: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = None, *, recover: RecoveryConfig | None = None
+    self: PreTrainedModel,
+    config: SliceGPTConfig,
+    tokenizer: Any = None,
+    *,
+    recover: RecoveryConfig | None = None,
+    check: bool = False,
+    refuse_above: float | None = None,
 ) -> PreTrainedModel:
     """
     Slices this model in place, with [`SliceGPTQuantizer.quantize_model`]. This is the `compress` of every
@@ -74,19 +80,20 @@ def compress(
         recover ([`RecoveryConfig`], *optional*):
             Recover the sliced model right away, see [`recover`]. By default it is left as slicing made it. With
             `distill` the weights of the dense model stay in memory until that is done: it is the teacher.
+        check (`bool`), refuse_above (`float`, *optional*): see [`SliceGPTQuantizer.quantize_model`].
 
     Returns:
         `PreTrainedModel`: the model itself; with `keep_adapter` a `PeftModel` around it.
     """
     quantizer = SliceGPTQuantizer(config)
     if recover is None:
-        return quantizer.quantize_model(self, tokenizer)
+        return quantizer.quantize_model(self, tokenizer, check=check, refuse_above=refuse_above)
     from .recovery.fine_tuning import check_dtype  # loads transformers' Trainer
     from .recovery.fine_tuning import recover as fine_tune
 
     check_dtype(self, recover)
     teacher = copy.copy(self) if recover.distill else None  # It keeps the modules, of which this model gets others.
-    quantizer.quantize_model(self, tokenizer)
+    quantizer.quantize_model(self, tokenizer, check=check, refuse_above=refuse_above)
     if teacher:
         shared = {parameter.untyped_storage().data_ptr() for parameter in teacher.parameters()}
         for parameter in self.parameters():

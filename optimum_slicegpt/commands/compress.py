@@ -101,7 +101,11 @@ def stream(args: Namespace, config: SliceGPTConfig) -> None:
     Raises:
         OSError, ValueError: [`StreamedRun`] refuses the run; an option needs the whole model in memory.
     """
-    remedies = {"eval_dataset": "optimum-cli slicegpt eval", "push_to_hub": "hf upload"}
+    remedies = {
+        "refuse_above": "optimum-cli slicegpt eval --baseline",
+        "eval_dataset": "optimum-cli slicegpt eval",
+        "push_to_hub": "hf upload",
+    }
     for name, remedy in (remedies | {"recover": "optimum-cli slicegpt recover"}).items():
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} needs the whole model in memory; use {remedy} afterwards.")
@@ -140,7 +144,8 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
         model = load_model(args, args.model_dtype)
         size_before = sum(parameter.nbytes for parameter in model.parameters())
         before = test and measure_perplexity(model, test, config.device)
-        model.compress(config, tokenizer, recover=recovery_config() if args.recover else None)
+        recovery = recovery_config() if args.recover else None
+        model.compress(config, tokenizer, recover=recovery, check=args.check, refuse_above=args.refuse_above)
         if not processes.is_first:
             return
         after = test and measure_perplexity(model, test, config.device)

@@ -11,7 +11,7 @@ from transformers.utils import logging
 from ..evaluation.benchmark import Benchmark
 from ..evaluation.speed import Spread
 from ..planning.inspection import Inspection
-from ..reports.text import format_change, format_value, inspection_rows
+from ..reports.text import format_change, format_loss, format_value, inspection_rows
 from ..slicing.estimate import RunEstimate
 
 
@@ -60,6 +60,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         texts = (f"{figure:.2f}" for figure in figures)
         rows.append((f"perplexity on {summary['perplexity_on']}", *texts, format_change(*figures)))
     print_table(rows)
+    print_check(record.get("check"))
     print("Size before is of the parameters in memory, size after of the weight files on disk.")
     share = counts[1] / counts[0] - 1
     verb, more = ("grew", "more") if share > 0 else ("shrank", "fewer")
@@ -70,6 +71,22 @@ def print_summary(summary: dict[str, Any]) -> None:
     code = "no code of this package" if record["architecture"] == "stock" else "this package or trust_remote_code=True"
     print(f"It is a {summary['architecture']} and needs {code}.")
     print(f"Saved in {summary['output']}")
+
+
+def print_check(check: dict[str, Any] | None) -> None:
+    """Prints what a model lost on each kind of text, and what it answers before and after, as [`Check`] found it."""
+    if check is None:
+        return
+    rows = [("loss, nats per token", "tokens", "dense", "sliced", "more")]
+    for kind, text in check["texts"].items():
+        figures = [format_value(text[key]) for key in ("dense", "sliced")]
+        rows.append((kind, f"{text['tokens']:,}", *figures, format_loss(text["loss"], text["stderr"])))
+    if len(check["texts"]) > 1:
+        rows.append(("mean", "", "", "", format_loss(check["loss"])))
+    if check["texts"]:
+        print_table(rows)
+    for prompt, answers in check["answers"].items():
+        print(f"{prompt}\n  dense:  {answers['dense']}\n  sliced: {answers['sliced']}")
 
 
 def print_estimate(estimate: RunEstimate) -> None:

@@ -80,6 +80,7 @@ def load_batches(
     batch_size: int = 8,
     seed: int | None = 0,
     vocab_size: int | None = None,
+    held_out: int = 0,
 ) -> TokenBatches:
     """
     Loads a dataset as fixed token batches. Joins its documents by blank lines, tokenises them once without special
@@ -107,6 +108,9 @@ def load_batches(
             Draws the chunks, and the documents where there are many more than needed. None takes the first ones.
         vocab_size (`int`, *optional*):
             Number of embeddings of the model. All token ids must be below it.
+        held_out (`int`, defaults to 0):
+            With a number, at most so many of the chunks that the same call without it does not return. Where it
+            returns all, there is none. Text only.
 
     Returns:
         `TokenBatches`: the same ones for the same arguments.
@@ -139,8 +143,9 @@ def load_batches(
         documents, source = load_texts(named, split=split, text_column=text_column)
         # A token has about 4 characters, so these are about four times as many tokens as needed.
         documents = _sample_documents(documents, 16 * nsamples * seqlen, seed)
-        chunks = _cut_chunks("\n\n".join(documents), tokenizer, nsamples, seqlen, seed, source)
-        batches, groups = [{"input_ids": input_ids} for input_ids in chunks.split(batch_size)], None
+        chunks = _cut_chunks("\n\n".join(documents), tokenizer, nsamples, seqlen, seed, source, held_out)
+        batches = [{"input_ids": input_ids} for input_ids in chunks.split(batch_size) if len(input_ids)]
+        groups = None
     else:
         source, groups = "tokens", [0] * len(items)
         if isinstance(dataset, TokenBatches):
@@ -150,7 +155,7 @@ def load_batches(
             logger.warning(f"{len(items) - len(kept)} of {len(items)} tokenised batches have no tokens: left out.")
             items, groups = [items[index] for index in kept], [groups[index] for index in kept]
         batches = [_token_batch(item) for item in items]
-    if vocab_size is not None:
+    if vocab_size is not None and batches:
         ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
         if ids.min() < 0 or ids.max() >= vocab_size:
             raise ValueError(
@@ -199,20 +204,28 @@ def _sample_documents(documents: list[str], characters: int, seed: int | None) -
     return [documents[index] for index in sorted(drawn)]
 
 
-def _cut_chunks(text: str, tokenizer: Any, nsamples: int, seqlen: int, seed: int | None, source: str) -> torch.Tensor:
-    """Tokenises a text and cuts it into at most `nsamples` chunks: `(N, seqlen)`, or `(1, T)` of a short text."""
+def _cut_chunks(
+    text: str, tokenizer: Any, nsamples: int, seqlen: int, seed: int | None, source: str, held_out: int
+) -> torch.Tensor:
+    """
+    Tokenises a text and cuts it into at most `nsamples` chunks, `(N, seqlen)`, or `(1, T)` of a short text; or returns
+    `held_out` of those that are left.
+    """
     # The text may be longer than the model's context, of which tokenizers warn unless verbose=False.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < 2:
         raise ValueError(f"No tokens to use in dataset {source!r}: its text has {len(ids)}, and 2 are needed.")
     count = max(len(ids) // seqlen, 1)
-    if len(ids) < nsamples * seqlen:
+    if len(ids) < nsamples * seqlen and not held_out:
         used = f"{count} of {min(len(ids), seqlen)}"
         logger.warning(f"Dataset {source!r} is too short for {nsamples} chunks of {seqlen} tokens: using {used}.")
-    chunks = torch.tensor(ids[: count * seqlen], device="cpu").view(count, -1)
-    if seed is None or count <= nsamples:
-        return chunks[:nsamples]
-    return chunks[sorted(random.Random(seed).sample(range(count), nsamples))]
+    chunks, drawn = (
+        torch.tensor(ids[: count * seqlen], device="cpu").view(count, -1),
+        list(range(min(count, nsamples))),
+    )
+    if seed is not None and count > nsamples:
+        drawn = sorted(random.Random(seed).sample(range(count), nsamples))
+    return chunks[[index for index in range(count) if index not in {*drawn}][:held_out] if held_out else drawn]
 
 
 def _is_blank(item: Any) -> bool:

@@ -18,6 +18,9 @@ from .texts import NAMES, is_generated
 
 logger = logging.get_logger(__name__)
 
+HELD_OUT = 4096
+"""About as many tokens of each kind of text are measured on."""
+
 
 def calibration_batches(
     model: PreTrainedModel,
@@ -54,16 +57,7 @@ def calibration_batches(
             something that is no name or path, or has fewer sequences than sources; `"self"` is among the datasets, and
             the cache of a model on `meta` has too little.
     """
-    given = config.dataset
-    if not isinstance(given, str | os.PathLike | TokenBatches):
-        given = list_items(given)  # It may be read once only.
-    sources = list_sources(given)
-    if config.nsamples < len(sources):
-        raise ValueError(f"nsamples={config.nsamples} is less than the number of datasets to mix, {len(sources)}.")
-    tokenizer = tokenizer or config.tokenizer or model.name_or_path
-    seqlen = limit_to_positions(config.seqlen, model.config)
-    own_tokens = _count_own_tokens(config, sources, seqlen)
-    own = {"length": min(OWN_LENGTH, seqlen), "seed": config.seed}
+    sources, tokenizer, seqlen, own_tokens, own = _choose_sources(model, config, tokenizer)
     if own_tokens and weights is not None:
         cached = OwnText.of_model(model, _found(tokenizer), weights=weights, **own)
         if not _is_written(cached, own_tokens, model, required=any(map(is_generated, sources))):
@@ -86,6 +80,55 @@ def calibration_batches(
     return batches
 
 
+def held_out_batches(model: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = None) -> list[TokenBatches]:
+    """
+    Builds batches to measure on, of every kind of text that a run calibrates on: `HELD_OUT` tokens that it does not
+    see. Of tokens, and of a text that is calibrated on as a whole, there are none.
+
+    Args:
+        model (`PreTrainedModel`): a dense causal language model, which writes what its cache lacks.
+        config ([`SliceGPTConfig`]), tokenizer (`str` or tokenizer, *optional*): those of [`calibration_batches`].
+
+    Returns:
+        `list[TokenBatches]`: one for each kind, with its name.
+
+    Raises:
+        ConnectionError, FileNotFoundError, ValueError: see [`calibration_batches`].
+    """
+    sources, tokenizer, seqlen, own_tokens, own = _choose_sources(model, config, tokenizer)
+    parts = []
+    if all(map(_is_text, sources)):
+        held_out = count_sequences(HELD_OUT, seqlen)
+        parts += _load_others(sources, model, config, tokenizer, seqlen, own_tokens, held_out).values()
+    if own_tokens:
+        seen, count = (count_sequences(tokens, own["length"]) for tokens in (own_tokens, HELD_OUT))
+        tokens = (seen + count) * own["length"]
+        ids = own_text(model, _found(tokenizer), tokens=tokens, device=config.device, **own)[seen:]
+        parts.append(TokenBatches([{"input_ids": part} for part in ids.split(config.batch_size)], "self"))
+    return [part for part in parts if part.ntokens]
+
+
+def _choose_sources(model, config, tokenizer):
+    """
+    Returns the sources of the data, the tokenizer, the length of sequences, the number of tokens that the model
+    writes, and the settings of what it writes.
+
+    Raises:
+        ValueError: there are fewer sequences than sources.
+    """
+    given = config.dataset
+    if not isinstance(given, str | os.PathLike | TokenBatches):
+        given = list_items(given)  # It may be read once only.
+    sources = list_sources(given)
+    if config.nsamples < len(sources):
+        raise ValueError(f"nsamples={config.nsamples} is less than the number of datasets to mix, {len(sources)}.")
+    tokenizer = tokenizer or config.tokenizer or model.name_or_path
+    seqlen = limit_to_positions(config.seqlen, model.config)
+    own_tokens = _count_own_tokens(config, sources, seqlen)
+    own = {"length": min(OWN_LENGTH, seqlen), "seed": config.seed}
+    return sources, tokenizer, seqlen, own_tokens, own
+
+
 def _count_own_tokens(config: SliceGPTConfig, sources: list[Any], seqlen: int) -> int:
     """Returns how many tokens the model writes: what is asked for, its share of a mixture, or half beside text."""
     generated = sum(map(is_generated, sources))
@@ -98,7 +141,7 @@ def _count_own_tokens(config: SliceGPTConfig, sources: list[Any], seqlen: int) -
     return min(config.nsamples * seqlen // 2, OWN_TOKENS, (config.nsamples - len(sources)) * seqlen)
 
 
-def _load_others(sources, model, config, tokenizer, seqlen, own_tokens) -> dict[int, TokenBatches]:
+def _load_others(sources, model, config, tokenizer, seqlen, own_tokens, held_out=0) -> dict[int, TokenBatches]:
     """Loads the sources that the model does not write: they share what own text leaves of `nsamples`."""
     others = {index: source for index, source in enumerate(sources) if not is_generated(source)}
     nsamples = config.nsamples - round(own_tokens / seqlen)
@@ -110,7 +153,7 @@ def _load_others(sources, model, config, tokenizer, seqlen, own_tokens) -> dict[
             )
         nsamples = 1  # Tokens are used as they are.
     settings = {"text_column": config.text_column, "vocab_size": model.config.vocab_size, "seqlen": seqlen}
-    settings |= {"batch_size": config.batch_size, "seed": config.seed}
+    settings |= {"batch_size": config.batch_size, "seed": config.seed, "held_out": held_out}
     shares = (len(range(turn, nsamples, len(others))) for turn in range(len(others)))
     return {
         index: load_batches(source, tokenizer, nsamples=share, **settings)

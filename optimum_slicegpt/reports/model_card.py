@@ -13,7 +13,7 @@ from transformers.utils import is_matplotlib_available
 
 from ..modeling.checks import check_sliced
 from ..record import public_name
-from .text import list_settings, plain_markdown, stream_sizes
+from .text import format_loss, list_settings, plain_markdown, stream_sizes
 
 
 TAGS = ("slicegpt", "optimum-slicegpt", "compressed", "pruning", "arxiv:2401.15024")
@@ -82,6 +82,7 @@ def model_card(
         base=f"[{base}](https://huggingface.co/{base})" if on_hub else plain_markdown(base) or "A language model",
         change=_parameter_change(record),
         perplexity=_perplexity(record),
+        loss=_loss(record),
         recovery=_recovery(record),
         auto_class=f"AutoModelFor{head}" if head else "AutoModel",
         architecture=type(model).__name__,
@@ -167,6 +168,14 @@ def _perplexity(record: dict[str, Any]) -> str | None:
         return None
     on = f" on {plain_markdown(str(known['dataset']))}" if known.get("dataset") else ""
     return f"Perplexity{on}: {', '.join(figures)}."
+
+
+def _loss(record: dict[str, Any]) -> str | None:
+    texts = (record.get("check") or {}).get("texts")
+    if not texts:
+        return None
+    kinds = (f"{format_loss(text['loss'], text['stderr'])} on {kind}" for kind, text in texts.items())
+    return f"Loss on text that it was not calibrated on, sliced less dense, in nats per token: {', '.join(kinds)}."
 
 
 def _recovery(record: dict[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ from .page import Page, Picture, Section, Table
 from .text import (
     flatten_record,
     format_change,
+    format_loss,
     format_millions,
     format_percent,
     format_range,
@@ -154,7 +155,7 @@ def sliced_report(name: str, model_config) -> Page:
 def sliced_facts(model_config, record: dict[str, Any]) -> dict[str, str]:
     """Lists the figures that come first."""
     before, after, energy = (record.get(key) for key in ("parameters_before", "parameters_after", "energy_kept"))
-    perplexity = record.get("perplexity") or {}
+    perplexity, lost = record.get("perplexity") or {}, (record.get("check") or {}).get("loss")
     facts = {}
     if before and after:
         facts |= {"parameters": format_millions(after), "change": format_change(before, after)}
@@ -163,6 +164,8 @@ def sliced_facts(model_config, record: dict[str, Any]) -> dict[str, str]:
     if record.get("neurons"):
         neurons = getattr(model_config, "intermediate_sizes", None) or [record["neurons"]]
         facts["neurons per MLP"] = format_range(neurons)
+    if lost is not None:
+        facts["loss, nats per token"] = format_loss(lost)
     if energy:
         facts["energy kept"] = format_percent(sum(energy) / len(energy))
     if {"before", "after"} <= perplexity.keys():

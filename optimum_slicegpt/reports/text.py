@@ -47,6 +47,12 @@ def format_millions(count: int) -> str:
     return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
 
 
+def format_loss(loss: float | None, stderr: float | None = None) -> str:
+    """Formats a difference of losses in nats, with its standard error if that is known."""
+    error = "" if stderr is None else f" ± {stderr:.3f}"
+    return "not finite" if loss is None else f"{loss:+.3f}{error}"
+
+
 def format_value(value: Any) -> str:
     """Formats a value of a record in one line: a number, a text, a list of either, or a mapping of such values."""
     if isinstance(value, dict):

@@ -21,7 +21,7 @@ from .arguments import (
     add_text_arguments,
     seed,
 )
-from .parsing import count, natural, share
+from .parsing import count, natural, positive, share
 
 
 class CompressCommand(SliceGPTSubcommand):
@@ -52,6 +52,21 @@ class CompressCommand(SliceGPTSubcommand):
             default=None,
             help="recover the result right away, by the defaults of the command recover; the dense model stays in "
             "memory as the teacher",
+        )
+        parser.add_argument(
+            "--check",
+            action=BooleanOptionalAction,
+            default=True,
+            help="measure what the model lost on text that it was not calibrated on, and let it answer two prompts "
+            "before and after; not with --stream (default: yes)",
+        )
+        parser.add_argument(
+            "--refuse-above",
+            type=positive,
+            metavar="NATS",
+            default=None,
+            help="write nothing if the model loses more than this per token, on the mean of the kinds of text "
+            "(default: no limit, and a warning from 0.5 on)",
         )
         parser.add_argument("--push-to-hub", metavar="REPO_ID", default=None, help="upload the saved model, too")
         parser.add_argument(

@@ -69,6 +69,14 @@ def share(text: str) -> float:
     return number
 
 
+def positive(text: str) -> float:
+    """Reads a positive number."""
+    number = _number(text, "a number")
+    if number <= 0:
+        raise ArgumentTypeError(f"{text!r} is no positive number")
+    return number
+
+
 def count(text: str) -> int:
     """Reads a positive integer."""
     return _at_least(text, 1)

@@ -1,0 +1,133 @@
+"""Compares a sliced model with its dense model on text that the run did not see, and lets both answer two prompts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..configuration import SliceGPTConfig
+from ..data.batches import TokenBatches, find_tokenizer
+from ..data.calibration import held_out_batches
+from .perplexity import Losses, evaluate_losses
+
+
+logger = logging.get_logger(__name__)
+
+PROMPTS = ("What is the capital of France?", "Write one sentence about the sea.")
+ANSWER_TOKENS = 24
+WINDOW = 512
+"""Most tokens of a sequence that is measured: standard errors are over sequences."""
+MUCH = 0.5
+"""Nats per token, on the mean of the kinds of text, from which on a loss is a warning."""
+
+
+@dataclass(frozen=True)
+class KindOfText:
+    """
+    What a model lost on one kind of text.
+
+    Args:
+        tokens (`int`): predictions.
+        dense (`float`), sliced (`float`): mean loss of either model, in nats per token.
+        loss (`float`), stderr (`float`): the difference, and its standard error, paired by sequence.
+    """
+
+    tokens: int
+    dense: float
+    sliced: float
+    loss: float
+    stderr: float | None
+
+
+class Check:
+    """
+    A comparison of a dense model with what becomes of it. The dense model is measured when this is built, which takes
+    one forward over about 4,096 tokens of each kind of text; those that the model writes itself are written first.
+
+    Args:
+        dense (`PreTrainedModel`): not sliced yet.
+        config ([`SliceGPTConfig`]), tokenizer (`str` or tokenizer, *optional*): those of the run.
+
+    Raises:
+        ConnectionError, FileNotFoundError, ValueError: see [`held_out_batches`].
+    """
+
+    def __init__(self, dense: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = None):
+        self._device = config.device
+        self._texts = held_out_batches(dense, config, tokenizer)
+        try:
+            self._tokenizer = find_tokenizer(tokenizer or config.tokenizer or dense.name_or_path)
+        except ValueError:  # Tokens need none.
+            self._tokenizer = None
+        self._losses, self._answers = self._measure(dense)
+
+    def _measure(self, model: PreTrainedModel) -> tuple[list[Losses], list[str]]:
+        home = model.device
+        losses = [evaluate_losses(model, _windows(text), device=self._device, batch_size=4) for text in self._texts]
+        answers = [] if self._tokenizer is None else [answer(model, self._tokenizer, prompt) for prompt in PROMPTS]
+        model.to(home)
+        return losses, answers
+
+    def compare(self, sliced: PreTrainedModel, refuse_above: float | None = None) -> None:
+        """
+        Measures the sliced model, and adds what it lost to its record, as `check`. Warns if that is much.
+
+        Args:
+            sliced (`PreTrainedModel`): has its record.
+            refuse_above (`float`, *optional*): nats per token, on the mean of the kinds of text.
+
+        Raises:
+            ValueError: it lost more than that.
+        """
+        losses, answers = self._measure(sliced)
+        kinds = {}
+        for text, dense, after in zip(self._texts, self._losses, losses, strict=True):
+            found = after.difference(dense)
+            figures = [dense.perplexity().nll, after.perplexity().nll, found.nll, found.stderr]
+            rounded = [round(each, 4) if math.isfinite(each) else None for each in figures]
+            kinds[text.source] = KindOfText(int(dense.counts.sum()), *rounded)
+        known = [math.inf if each.loss is None else each.loss for each in kinds.values()]
+        mean = sum(known) / len(known) if known else None
+        sliced.config.slicegpt["check"] = {
+            "loss": None if mean is None or math.isinf(mean) else round(mean, 4),
+            "texts": {kind: asdict(each) for kind, each in kinds.items()},
+            "answers": {
+                prompt: {"dense": dense, "sliced": sliced}
+                for prompt, dense, sliced in zip(PROMPTS, self._answers, answers, strict=False)  # or no answers
+            },
+        }
+        if mean is None:
+            return
+        if refuse_above is not None and not mean <= refuse_above:
+            raise ValueError(
+                f"The sliced model loses {mean:.2f} nats per token, more than refuse_above={refuse_above}; nothing is "
+                "changed or written. Delete less, calibrate on more or broader text, or recover the result."
+            )
+        if not mean <= MUCH:
+            logger.warning(
+                f"THE MODEL IS DAMAGED: it loses {mean:.2f} nats per token, {math.exp(min(mean, 99)):.1f} times the "
+                "perplexity. Compare the answers. Delete less, calibrate on more or broader text, or recover it "
+                "(optimum-cli slicegpt recover)."
+            )
+
+
+def _windows(text: TokenBatches) -> list[dict[str, torch.Tensor]]:
+    return [{"input_ids": part} for batch in text for part in batch["input_ids"].split(WINDOW, dim=1)]
+
+
+@torch.inference_mode()
+def answer(model: PreTrainedModel, tokenizer: Any, prompt: str) -> str:
+    """Returns the first words of a model's most probable answer, to a user's turn where there is a chat template."""
+    if getattr(tokenizer, "chat_template", None):
+        turns = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
+    ends = {"eos_token_id": model.generation_config.eos_token_id, "pad_token_id": 0}
+    greedy = GenerationConfig(max_new_tokens=ANSWER_TOKENS, do_sample=False, **ends)
+    found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[0, ids.shape[1] :]
+    return " ".join(tokenizer.decode(found, skip_special_tokens=True).split())
