@@ -71,6 +71,7 @@ class SliceGPTQuantizer:
         check_sliceable(model)
         dense = stock_twin(model)
         plan = SlicePlan.from_config(self.config, dense.config)
+        plan.check_rest(self.config, dense.config)
         batches = calibration_batches(dense, self.config, tokenizer)
         comparison = Check(dense, self.config, tokenizer) if check or refuse_above is not None else None
         result = compress(dense, plan, batches, self.config)

@@ -148,6 +148,7 @@ class StreamedRun:
                 "trust_remote_code out, or slice in memory."
             )
         self.plan = SlicePlan.from_config(config, dense.config)
+        self.plan.check_rest(config, dense.config)
         self.batches = calibration_batches(dense, config, self.tokenizer, self.checkpoint.tensor)
 
     def estimate(self) -> RunEstimate:

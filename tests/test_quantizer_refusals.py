@@ -76,6 +76,10 @@ def test_unsupported_family_is_refused_before_its_weights_load(tmp_path):
         ({"sparsity": None, "widths": [8]}, "widths has 1 entries; this model has 5 sites"),
         ({"sparsity": None, "widths": [64] * 5}, "widths holds 64, more than the hidden size"),
         ({"dataset": []}, "."),
+        (
+            {"sparsity": None, "parameter_reduction": 0.75},
+            "parameter_reduction=0.75 leaves .* of 4[08] .*, less than a quarter, which destroys a model. Ask",
+        ),
         ({"dataset": [{"input_ids": torch.tensor([[VOCAB, 3]])}]}, "97"),
         ({"dataset": ["some text"]}, "no tokenizer is known: pass tokenizer="),
         ({"dataset": ["some text"], "tokenizer": "no/such"}, "No tokenizer could be loaded from 'no/such'"),

@@ -134,7 +134,7 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
     """Slices a model in memory, in one process or in several."""
     with written_aside(Path(args.output)) if processes.is_first else nullcontext() as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
-        SlicePlan.from_config(config, model_config)
+        SlicePlan.from_config(config, model_config).check_rest(config, model_config)
         test = None
         if args.eval_dataset is not None and processes.is_first:
             test = load_test_batches(

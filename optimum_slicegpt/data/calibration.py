@@ -30,8 +30,7 @@ def calibration_batches(
 ) -> TokenBatches:
     """
     Builds the batches that a run calibrates on. Each source is a group of its own: the datasets, in the order in which
-    they are listed, and the text that the model writes itself, last where `"self"` is not among them. Warns if all
-    hold fewer tokens than the stream has dimensions.
+    they are listed, and the text that the model writes itself, last where `"self"` is not among them.
 
     Own text comes from the cache, see [`OwnText`], as far as it is there. The model writes the rest, in the first of
     several processes, from which the others get it.
@@ -55,7 +54,7 @@ def calibration_batches(
         FileNotFoundError: a path is not a file.
         ValueError: the dataset, the tokenizer or the tokens cannot be used, see [`load_batches`]; a mixture holds
             something that is no name or path, or has fewer sequences than sources; `"self"` is among the datasets, and
-            the cache of a model on `meta` has too little.
+            the cache of a model on `meta` has too little; text makes fewer tokens than the stream has dimensions.
     """
     sources, tokenizer, seqlen, own_tokens, own = _choose_sources(model, config, tokenizer)
     if own_tokens and weights is not None:
@@ -73,10 +72,13 @@ def calibration_batches(
         parts[next(index for index in itertools.count() if index not in parts)] = TokenBatches(batches, "self")
     batches = mix_batches([parts[index] for index in sorted(parts)])
     if batches.ntokens < model.config.hidden_size:
-        logger.warning(
+        few = (
             f"{batches.ntokens} calibration tokens for a hidden size of {model.config.hidden_size}: fewer tokens "
-            "than dimensions leave axes undetermined. Raise nsamples or seqlen."
+            "than dimensions leave axes undetermined."
         )
+        if all(map(_is_text, sources)):
+            raise ValueError(f"{few} Give more text, or raise nsamples or seqlen.")
+        logger.warning(f"{few} Give more.")  # Who gives tokens has counted them.
     return batches
 
 

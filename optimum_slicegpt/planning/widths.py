@@ -30,6 +30,9 @@ from .solver import TOLERANCE, Solver
 
 logger = logging.get_logger(__name__)
 
+LEAST_REST = 0.25
+"""Share of a block's width or neurons below which a `parameter_reduction` is refused."""
+
 
 @dataclass(frozen=True)
 class SlicePlan:
@@ -94,6 +97,31 @@ class SlicePlan:
                 if config.architecture == "stock":
                     raise
         return cls._sliced(config, model_config)
+
+    def check_rest(self, config: SliceGPTConfig, model_config) -> None:
+        """
+        Checks that a model survives. A run calls this before it begins; who only looks at sizes may look at any.
+
+        Args:
+            config ([`SliceGPTConfig`]), model_config (`PreTrainedConfig`): those of [`SlicePlan.from_config`].
+
+        Raises:
+            ValueError: a `parameter_reduction` leaves less than `LEAST_REST` of the dimensions or neurons. Where other
+                settings say so, that is a warning.
+        """
+        rests = [(min(self.widths), self.hidden_size, "dimensions")]
+        if self.neurons is not None:
+            rests.append((self.neurons, num_neurons(model_config), "neurons"))
+        for rest, all_, name in rests:
+            if rest >= LEAST_REST * all_:
+                continue
+            left = f"{rest} of {all_} {name}"
+            if config.parameter_reduction is not None and (config.mlp_sparsity is None or name == "dimensions"):
+                raise ValueError(
+                    f"parameter_reduction={config.parameter_reduction} leaves {left}, less than a quarter, which "
+                    "destroys a model. Ask for less, or give widths, sparsity or mlp_sparsity to have it nevertheless."
+                )
+            logger.warning(f"The settings leave {left}, less than a quarter, which destroys most models.")
 
     @classmethod
     def _stock(cls, config, model_config):

@@ -151,8 +151,8 @@ def level():
 
 
 def log():
-    """Logs a warning, that of a run with few tokens, and something of interest."""
-    build("llama", torch.float32).compress(SliceGPTConfig(sparsity=1 / 3, dataset=calibration(1, batch=1)))
+    """Logs a warning, that of a run that leaves little, and something of interest."""
+    build("llama", torch.float32).compress(SliceGPTConfig(sparsity=0.8, dataset=calibration()))
     logging.get_logger("optimum_slicegpt.quantizer").info("Of interest")
 
 
@@ -162,7 +162,7 @@ def test_levels_are_those_of_transformers(level, caplog):
     assert not caplog.records
     level(logging.WARNING)
     log()
-    assert "fewer tokens than dimensions" in caplog.text and "Of interest" not in caplog.text
+    assert "less than a quarter" in caplog.text and "Of interest" not in caplog.text
     level(logging.INFO)
     log()
     assert "Of interest" in caplog.text

@@ -168,7 +168,7 @@ def test_errors_are_told_in_a_line(files, arguments, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "recovered").mkdir()
     (tmp_path / "recovered" / "notes").touch()
-    assert "is there already; give a folder that is absent or empty" in fails(capsys, *arguments)
+    assert "is there already; give a place that is absent or empty" in fails(capsys, *arguments)
 
 
 # Behind slicing, by one command

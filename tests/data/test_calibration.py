@@ -57,7 +57,7 @@ def test_as_many_own_tokens_as_asked_for(model, cli_files, tiny_tokenizer, own_t
 
 
 def test_one_sequence_is_of_the_data(model, cli_files, tiny_tokenizer):
-    assert batches_of(model, tiny_tokenizer, cli_files / "train.txt", nsamples=1).source == "train.txt"
+    assert batches_of(model, tiny_tokenizer, cli_files / "train.txt", nsamples=1, seqlen=48).source == "train.txt"
 
 
 def test_tokens_are_used_as_they_are(model, tiny_tokenizer):
@@ -123,8 +123,8 @@ def test_nothing_is_written_before_the_rest_is_found(model, tiny_tokenizer, monk
 
 
 def test_own_text_needs_no_tokenizer(model):
-    found = calibration_batches(model, SliceGPTConfig(dataset="self", nsamples=2, seqlen=16), "no/such")
-    assert rows(found) == own_text(model, tokens=32, length=16).tolist()
+    found = calibration_batches(model, SliceGPTConfig(dataset="self", nsamples=3, seqlen=16), "no/such")
+    assert rows(found) == own_text(model, tokens=48, length=16).tolist()
 
 
 def test_names_are_no_texts():
@@ -172,3 +172,13 @@ def test_names_and_paths_on_the_command_line(tmp_path):
     arguments = ("compress", "--model", "dense", "--output", tmp_path, "--dataset")
     assert parse(*arguments, "self", "a.txt").dataset == ["self", Path("a.txt")]
     assert parse(*arguments, "self").dataset == "self"
+
+
+@pytest.mark.parametrize("dataset", [["w1 w2"], [{"text": "w1 w2 w3"}]], ids=["texts", "rows"])
+def test_a_few_words_are_refused(model, tiny_tokenizer, dataset):
+    config = SliceGPTConfig(dataset=dataset, nsamples=1, seqlen=16, own_tokens=0)
+    message = (
+        "calibration tokens for a hidden size of 48: fewer tokens than dimensions leave axes undetermined. Give more"
+    )
+    with pytest.raises(ValueError, match=message):
+        calibration_batches(model, config, tiny_tokenizer)

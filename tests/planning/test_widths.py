@@ -174,3 +174,13 @@ def test_a_sliced_model_is_refused_by_what_it_is():
     sliced.config.slicegpt["base_model"] = "me/base"
     with pytest.raises(ValueError, match="This model is already sliced; slice the dense model, me/base, with the"):
         SlicePlan.from_config(SliceGPTConfig(parameter_reduction=0.5), sliced.config)
+
+
+@pytest.mark.parametrize(
+    "settings, left",
+    [({"sparsity": 0.8}, "8 of 48 dimensions"), ({"sparsity": 0, "mlp_sparsity": 0.9}, "4 of 40 neurons")],
+)
+def test_little_that_was_asked_for_is_left_with_a_warning(settings, left, caplog):
+    config, model_config = SliceGPTConfig(round_to=4, round_neurons_to=4, **settings), build("llama").config
+    SlicePlan.from_config(config, model_config).check_rest(config, model_config)
+    assert f"The settings leave {left}, less than a quarter, which destroys most models." in caplog.text

@@ -34,9 +34,9 @@ def test_outputs_that_are_there_are_refused_untouched(cli_files, tmp_path, capsy
     monkeypatch.setattr(inspect, "load_model", lambda *args: pytest.fail("a model was loaded"))
     kept = tmp_path / "kept.html"
     kept.write_text("mine")
-    message = "kept.html' is there already; give the name of a file that is absent."
+    message = "kept.html' is there already; give a place that is absent or empty."
     assert message in fails(capsys, "inspect", *measuring(cli_files), "--report", kept)
-    message = "is there already; give a folder that is absent or empty"
+    message = "is there already; give a place that is absent or empty"
     assert message in fails(capsys, "inspect", *measuring(cli_files), "--figures", tmp_path)
     assert list(tmp_path.iterdir()) == [kept] and kept.read_text() == "mine"
 
@@ -64,12 +64,12 @@ def test_without_matplotlib_a_report_says_what_to_install(cli_files, tmp_path, c
     assert "energy kept" in capsys.readouterr().out
 
 
-def test_data_where_there_is_nothing_or_too_little_to_measure(cli_files, sliced, capsys, caplog):
+def test_data_where_there_is_nothing_or_too_little_to_measure(cli_files, sliced, capsys):
     message = "error: --nsamples, --seqlen without --dataset: there is nothing to measure. Give a dataset, or leave it"
     assert message in fails(capsys, "inspect", "--model", cli_files / "dense", "--nsamples", 4, "--seqlen", 8)
     message = f"--dataset measures the stream of a dense model, and {sliced} is sliced; give the model that it was"
     assert message in fails(capsys, "inspect", *measuring(cli_files), "--model", sliced)
     message = "device='cuda:99' is not available here"
     assert message in fails(capsys, "inspect", *measuring(cli_files), "--device", "cuda:99")
-    run("inspect", *measuring(cli_files), "--nsamples", 2)
-    assert "32 calibration tokens for a hidden size of 48: fewer tokens than dimensions" in caplog.text
+    message = "32 calibration tokens for a hidden size of 48: fewer tokens than dimensions"
+    assert message in fails(capsys, "inspect", *measuring(cli_files), "--nsamples", 2)
