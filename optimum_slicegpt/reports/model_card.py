@@ -174,7 +174,7 @@ def _loss(record: dict[str, Any]) -> str | None:
     texts = (record.get("check") or {}).get("texts")
     if not texts:
         return None
-    kinds = (f"{format_loss(text['loss'], text['stderr'])} on {kind}" for kind, text in texts.items())
+    kinds = (f"{format_loss(text['loss'], text['stderr'])} on {plain_markdown(kind)}" for kind, text in texts.items())
     return f"Loss on text that it was not calibrated on, sliced less dense, in nats per token: {', '.join(kinds)}."
 
 
