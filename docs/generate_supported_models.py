@@ -15,6 +15,8 @@ MEAN = "a LayerNorm subtracts a mean, and the head needs it"
 
 HEADS = "it derives the size of its heads from the hidden size"
 
+SIZES = "it derives sizes inside its blocks from the hidden size"
+
 FILE = Path(__file__).with_name("supported_models.md")
 
 TEXT = """\
@@ -29,8 +31,9 @@ A family is a `model_type` of transformers, as `config.json` of a checkpoint nam
 - **Norm**: a LayerNorm becomes an RMSNorm, exactly; an RMSNorm stays one. Gains and biases move into the weights that
   read the norm.
 - **Blocks**: a sequential layer has two sites, one before attention and one before the MLP. A parallel layer has one,
-  where both read the residual stream, through one norm or a norm each. The final norm is one more site. Where norms
-  are behind the blocks, their gains are fitted: exactly what the dense model computes if nothing is deleted.
+  where both read the residual stream, through one norm or a norm each. Some layers are one block, of attention, a
+  state space or an MLP. The final norm is one more site. Where norms are behind the blocks, their gains are fitted:
+  exactly what the dense model computes if nothing is deleted.
 - **Stock form**: the class of a result that needs no code of this package. Every family has one where the stream keeps
   its width and neurons alone are deleted: its own class. Other widths have one as the table says; the class then has
   an explicit `head_dim`. Where some tools divide the hidden size by the heads instead, the table names those that do
@@ -49,15 +52,14 @@ and add the output of attention and of an MLP to it, needs a row: see [Adding a 
 
 
 def blocks(family: Family) -> str:
-    """Says how attention and MLP share the residual stream, in every variant of a family."""
+    """Says how the blocks of a layer share the residual stream, in every variant of a family."""
     kinds = []
     for variant in (family, *(replace(family, **changes) for _, _, changes in family.variants)):
         norms = "one norm" if variant.mlp_norm is None else "two norms"
+        sequential = "one a layer" if variant.single else "sequential"
         if variant.post_norms:
-            norms = "norms behind blocks" if variant.attn_norm is None else "norms on both sides of blocks"
-            kinds.append(f"sequential, {norms}")
-        else:
-            kinds.append(f"parallel, {norms}" if variant.parallel else "sequential")
+            sequential += ", norms behind blocks" if variant.attn_norm is None else ", norms on both sides of blocks"
+        kinds.append(f"parallel, {norms}" if variant.parallel else sequential)
     return "; ".join(dict.fromkeys(kinds))
 
 
@@ -68,7 +70,8 @@ def limits(family: Family) -> str:
     if family.post_norms:
         found.append("only with the default `rotation`, `refit` and `orientation`")
     if family.moe:
-        found.append(f"equal widths before and after an MLP: {EXPERTS_KEEP_WIDTH}")
+        places = "all equal widths" if len(family.blocks) == 1 else "equal widths before and after an MLP"
+        found.append(f"{places}: {EXPERTS_KEEP_WIDTH}")
     if family.ends_meet:
         found.append(f"equal first and last widths where the head is not tied: {family.ends_meet}")
     return "; ".join(found)
@@ -84,7 +87,7 @@ def stock_form(model_type: str, family: Family) -> str:
         conditions += [f"`{key}={value!r}`" for key, value in each.requires]
         limited = f" ({each.only})" if each.only else ""
         found.append(f"`{name}`{limited}" + (f" if {' and '.join(conditions)}" if conditions else ""))
-    reasons = [", else ".join(found) or f"none: {HEADS}"]
+    reasons = [", else ".join(found) or f"none: {SIZES if family.single or len(family.attn) > 1 else HEADS}"]
     for key, value, changes in family.variants:
         if "narrower" in changes:
             reasons.append(f"none if `{key}={value!r}`")

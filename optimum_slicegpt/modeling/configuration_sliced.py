@@ -28,7 +28,7 @@ class SlicedConfigMixin:
     """
 
     def __post_init__(self, **kwargs):
-        if self.head_dim is None:
+        if self.head_dim is None and hasattr(self, "num_attention_heads"):
             self.head_dim = (self.original_hidden_size or self.hidden_size) // self.num_attention_heads
         with self.dense_sizes():  # from which some families derive sizes of heads, or multipliers
             super().__post_init__(**kwargs)
@@ -66,7 +66,7 @@ class SlicedConfigMixin:
     def _validate_intermediate_sizes(self):
         family, sizes = family_of(self), self.intermediate_sizes
         most = getattr(self, family.neurons_key)
-        if len(sizes) != self.num_hidden_layers or min(sizes) < 1 or max(sizes) != most or family.moe:
+        if len(sizes) != self.num_hidden_layers or min(sizes) < 1 or max(sizes) != most or family.keeps_neurons:
             raise ValueError(
                 f"intermediate_sizes={sizes}; it must hold one positive integer for each of {self.num_hidden_layers} "
                 f"layers, the largest of which is {family.neurons_key}={most}, and experts have none."
@@ -122,6 +122,8 @@ def sliced_config_class(model_type: str) -> type:
         **dict.fromkeys(fields),
         "shortcuts": True,
     }
+    if "head_dim" in base.attribute_map:  # which stands for another field
+        del fields["head_dim"], namespace["head_dim"]
     config_class = strict(type(f"Sliced{base.__name__}", (SlicedConfigMixin, base), namespace))
     config_class.register_for_auto_class()
     return config_class

@@ -84,13 +84,18 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = 
 
 
 @contextmanager
-def padded(module: nn.Module, count: int) -> Iterator[nn.Module]:
-    """Appends `count` zeros to the last axis of a module's input."""
-    hook = module.register_forward_pre_hook(lambda _, inputs: (nn.functional.pad(inputs[0], (0, count)), *inputs[1:]))
+def padded(modules: list[nn.Module], count: int) -> Iterator[None]:
+    """Appends `count` zeros to the last axis of what modules read."""
+
+    def pad(_, inputs):
+        return nn.functional.pad(inputs[0], (0, count)), *inputs[1:]
+
+    hooks = [module.register_forward_pre_hook(pad) for module in modules]
     try:
-        yield module
+        yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -135,5 +140,5 @@ def layers_replaced(decoder: Decoder, forward: Callable) -> AbstractContextManag
 
 def injected(decoder: Decoder, stream: Tensor) -> AbstractContextManager[None]:
     """Lets the decoder layers of a model put out `stream` `(B, T, D)`, whatever they read."""
-    output = (stream,) if decoder.family.returns_tuple else stream
+    output = (stream, None) if decoder.family.returns_tuple else stream
     return layers_replaced(decoder, lambda *args, **kwargs: output)

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .contexts import inputs_seen
 from .families import family_of, num_neurons
-from .family import Block, Family
-from .weights import Reader, Writer
+from .family import Block, Family, has
+from .weights import Reader, Writer, body_of
 
 
 def empty_model(config) -> PreTrainedModel:
@@ -47,8 +47,8 @@ class DecoderBlock:
 
     @property
     def keeps_width(self) -> bool:
-        """Whether the site after the block must be as wide as the site before it."""
-        return self.names.keeps_width
+        """Whether the block puts out as many dimensions as it reads: among its writers are experts, in a stack."""
+        return any(writer.weight.ndim > 2 for writer in self.writers().values())
 
     @property
     def multiplier(self) -> float | None:
@@ -57,9 +57,14 @@ class DecoderBlock:
         return None if name is None else getattr(self.layer, name)
 
     @property
-    def mlp(self) -> nn.Module:
-        """The first module of the layer's MLP."""
-        return getattr(self.layer, self.family.mlp[0])
+    def entrances(self) -> list[nn.Module]:
+        """The modules that read the output of the block's norms."""
+        family, found = self.family, []
+        if self.kind != "mlp":
+            found += family.attn
+        if self.kind != "attn":
+            found += family.mlp if family.mlp_adds else family.mlp[:1]
+        return [getattr(self.layer, name) for name in found if has(self.layer, name)]
 
     @property
     def post_norm(self) -> nn.Module | None:
@@ -117,9 +122,10 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel):
         self.model, self.config, self.family = model, model.config, family_of(model.config)
-        self.body = model.base_model.get_submodule(self.family.body)
+        self.body = body_of(model, self.family)
         self.layers = getattr(self.body, self.family.layers)
-        self._prefix = ".".join(filter(None, (model.base_model_prefix, self.family.body)))
+        base = model.base_model_prefix if model.base_model is not model else ""
+        self._prefix = ".".join(filter(None, (base, self.family.body)))
 
     # Sites and blocks
 
@@ -146,7 +152,7 @@ class Decoder:
         """Returns the blocks of one layer."""
         first = index * len(self.family.blocks)
         return [
-            DecoderBlock(site, index, self.layers[index], names, self.family)
+            DecoderBlock(site, index, self.layers[index], names.of(self.layers[index]), self.family)
             for site, names in enumerate(self.family.blocks, first)
         ]
 
@@ -187,8 +193,9 @@ class Decoder:
         for block in self.blocks():
             layer = self.layer_name(block.index)
             for norm, readers in block.names.reads:
-                reads.append((norm and f"{layer}.{norm}", tuple(f"{layer}.{name}" for name in readers)))
-            writers += [f"{layer}.{name}" for name in block.names.writers]
+                path = f"{layer}.{{}}".format
+                reads.append((norm and path(norm), tuple(type(name)(path(name)) for name in readers)))
+            writers += [type(name)(f"{layer}.{name}") for name in block.names.writers]
         return reads, writers
 
     @property
@@ -239,7 +246,9 @@ class Decoder:
             `list[torch.Tensor]`: one for every block.
         """
         layer, between = self.layers[index], []
-        if not self.family.parallel:  # In sequential layers the second norm, or the MLP, reads the stream in between.
+        if (
+            len(self.family.blocks) > 1
+        ):  # In sequential layers the second norm, or the MLP, reads the stream in between.
             between = [layer.get_submodule(self.family.mlp_norm or self.family.mlp[0])]
         with inputs_seen(between) as seen:
             output = layer(stream, **kwargs)

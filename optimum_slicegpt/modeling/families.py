@@ -9,13 +9,14 @@ and know no other names. The rows are in files of their kind, which travel with 
 from dataclasses import replace
 
 from .families_experts import EXPERTS
+from .families_hybrid import HYBRID
 from .families_layer_norm import LAYER_NORM
 from .families_post_norm import POST_NORM
 from .families_rms_norm import RMS_NORM
 from .family import Family
 
 
-FAMILIES: dict[str, Family] = RMS_NORM | POST_NORM | EXPERTS | LAYER_NORM
+FAMILIES: dict[str, Family] = RMS_NORM | POST_NORM | EXPERTS | HYBRID | LAYER_NORM
 """Rows of the families that can be sliced, by `model_type`."""
 
 POST_LAYER_NORM = "its norms act on the residual stream itself, so that no connection leads around them"
@@ -63,7 +64,7 @@ def family_of(config) -> Family:
 def num_neurons(config) -> int:
     """Returns the number of neurons in each MLP of a dense model."""
     # A configuration of GPT-2 may hold None, for four times the hidden size.
-    return getattr(config, family_of(config).neurons_key) or 4 * config.hidden_size
+    return getattr(config, family_of(config).neurons_key, None) or 4 * config.hidden_size
 
 
 def check_equal_widths(config, widths, tied: bool) -> None:

@@ -1,9 +1,8 @@
 """Rows of dense families with RMSNorms. What a field means is in [`family.Family`]."""
 
-from .family import Family, StockClass
+from .family import IN_TRANSFORMERS, Family, StockClass
 
 
-IN_TRANSFORMERS = (StockClass(only="transformers"),)
 RMS_NORM: dict[str, Family] = {
     "llama": Family(
         narrower=(

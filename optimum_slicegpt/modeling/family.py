@@ -1,10 +1,21 @@
 """A row of the table of families: names of modules, and the few facts in which control flow differs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
 EXPERTS_KEEP_WIDTH = "experts write as many dimensions as they read"
+
+
+class Transposed(str):
+    """The name of a bare tensor whose stream is not the axis that tensors of its kind have it on."""
+
+
+def has(layer, name: str) -> bool:
+    """Tells whether a decoder layer has a module or a tensor. One that is `None` counts as absent."""
+    for part in filter(None, name.split(".")):
+        layer = getattr(layer, part, None)
+    return layer is not None
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,11 @@ class Block:
     """A norm of the writers' output, whose own output is added to the stream."""
     keeps_width: bool = False
     """Whether the site after the block must be as wide as the site before it."""
+
+    def of(self, layer) -> "Block":
+        """Returns the block with the names only that a layer has: layers of one model may be of several kinds."""
+        reads = tuple((norm, tuple(name for name in names if has(layer, name))) for norm, names in self.reads)
+        return replace(self, reads=reads, writers=tuple(name for name in self.writers if has(layer, name)))
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,8 @@ class StockClass:
 @dataclass(frozen=True)
 class Family:
     """
-    Names of the modules of one model family. A reader or a writer is a module with a weight, or a bare parameter.
+    Names of the modules of one model family. A reader or a writer is a module with a weight, or a bare parameter. Of
+    readers, writers and modules of attention and MLP, those count that a layer has.
 
     `body` is relative to the base model (`model.base_model`), `layers`, `embeddings` and `final_norm` to the body,
     `head` to the causal language model, everything else to a decoder layer.
@@ -68,22 +85,29 @@ class Family:
     final_norm: str = "norm"
     head: str = "lm_head"
 
-    attn: str = "self_attn"
+    attn: tuple[str, ...] = ("self_attn",)
+    """Modules that mix tokens, of which each layer has one."""
     attn_norm: str | None = "input_layernorm"
     """`None` where attention reads the stream itself."""
     attn_readers: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     attn_writer: str = "self_attn.o_proj"
+    more_attn_writers: tuple[str, ...] = ()
+    """Writers of the block besides, or in layers of another kind."""
     attn_dropout: str | None = None
     """A module, or a number on the layer: the dropout of the block's output."""
     attn_post_norm: str | None = None
     """A norm of the block's output, behind the block. Families have it behind both blocks, or behind neither."""
 
     mlp: tuple[str, ...] = ("mlp",)
-    """Modules that are applied one after another."""
+    """Modules that are applied one after another, or with `mlp_adds` to the same input."""
+    mlp_adds: bool = False
+    """Whether the modules of the MLP read the same norm, and their outputs add up."""
     mlp_norm: str | None = "post_attention_layernorm"
     """`None` where attention and MLP read the same norm or, in a sequential layer, the MLP reads the stream itself."""
     mlp_readers: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     mlp_writer: str = "mlp.down_proj"
+    more_mlp_writers: tuple[str, ...] = ()
+    """Writers of the block besides, or in layers of another kind."""
     mlp_dropout: str | None = None
     mlp_post_norm: str | None = None
 
@@ -97,10 +121,14 @@ class Family:
     """A number on the layer that multiplies the outputs of its blocks."""
     parallel: bool = False
     """Whether attention and MLP share one residual connection."""
+    single: bool = False
+    """Whether a layer is one block, whose module is named by `attn`, whatever it does."""
     neurons_key: str = "intermediate_size"
     """Config key that holds the number of neurons of an MLP."""
     moe: bool = False
-    """Whether the MLP is a mixture of experts."""
+    """Whether the MLP of any layer is a mixture of experts."""
+    active_key: str = "num_experts_per_tok"
+    """Config key that holds the number of experts that a token is sent to."""
     ends_meet: str | None = None
     """Why the last site must be as wide as the first unless a projection follows the final norm, if it must."""
     head_divides: bool = False
@@ -120,20 +148,29 @@ class Family:
     """Config keys that must hold a value, and why: `(key, value, reason)`."""
 
     @property
+    def keeps_neurons(self) -> bool:
+        """Whether there are no neurons to delete: those of experts stay."""
+        return self.moe or self.single
+
+    @property
     def blocks(self) -> tuple[Block, ...]:
         """Blocks of one decoder layer, in the order in which the stream meets them."""
         attn = (self.attn_norm, self.attn_readers)
+        attn_writers = (self.attn_writer, *self.more_attn_writers)
+        mlp_writers = (self.mlp_writer, *self.more_mlp_writers)
+        if self.single:
+            return (Block("attn", (attn,), attn_writers, "attn_shortcut", keeps_width=self.moe),)
         if not self.parallel:
             mlp = (self.mlp_norm, self.mlp_readers)
             return (
-                Block("attn", (attn,), (self.attn_writer,), "attn_shortcut", self.attn_post_norm),
-                Block("mlp", (mlp,), (self.mlp_writer,), "mlp_shortcut", self.mlp_post_norm, keeps_width=self.moe),
+                Block("attn", (attn,), attn_writers, "attn_shortcut", self.attn_post_norm),
+                Block("mlp", (mlp,), mlp_writers, "mlp_shortcut", self.mlp_post_norm, keeps_width=self.moe),
             )
         if self.mlp_norm is None:
             reads = ((self.attn_norm, self.attn_readers + self.mlp_readers),)
         else:
             reads = (attn, (self.mlp_norm, self.mlp_readers))
-        return (Block("parallel", reads, (self.attn_writer, self.mlp_writer), "attn_shortcut"),)
+        return (Block("parallel", reads, attn_writers + mlp_writers, "attn_shortcut", keeps_width=self.moe),)
 
     @property
     def post_norms(self) -> bool:
@@ -167,3 +204,30 @@ class Family:
             if self.blocks[site % len(self.blocks)].keeps_width
         ]
         return pairs + [(0, last, self.ends_meet)] * (self.ends_meet is not None and not tied)
+
+
+# What rows of several files share
+
+IN_TRANSFORMERS = (StockClass(only="transformers"),)
+IN_EIGHTS = (StockClass(multiple_of=8, only="transformers"),)
+"""For experts: grouped products need such rows."""
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+MLA = ("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa")
+"""Readers of attention whose keys and values, and perhaps queries, have a low rank."""
+DENSE = ("mlp.gate_proj", "mlp.up_proj")
+ROUTED = ("mlp.gate", "mlp.experts.gate_up_proj")
+SHARED = ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")
+MIXED = {
+    "mlp_readers": (*DENSE, *ROUTED, *SHARED),
+    "more_mlp_writers": ("mlp.experts.down_proj", "mlp.shared_experts.down_proj"),
+    "moe": True,
+}
+"""Dense layers, and layers with experts, some of which all tokens share."""
+GATED = {
+    "mlp_readers": (
+        *(*DENSE, *ROUTED, "mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert_gate"),
+    ),
+    "more_mlp_writers": ("mlp.experts.down_proj", "mlp.shared_expert.down_proj"),
+    "moe": True,
+}
+"""As `MIXED`, with a gate in front of the one expert that all tokens share."""

@@ -1,8 +1,10 @@
 """The forward of a sliced decoder layer, the same for every family."""
 
+import inspect
+
 from torch import nn
 
-from .family import Block, Family
+from .family import Block, Family, has
 
 
 class SlicedLayerMixin:
@@ -32,16 +34,36 @@ class SlicedLayerMixin:
         multiplier = self._family.residual_multiplier
         return output * getattr(self, multiplier) if multiplier else output
 
+    def look_up(self, family: Family) -> None:
+        """Looks up which of a family's modules the layer has, and the arguments of the one that mixes tokens."""
+        self._family, self._blocks = family, tuple(block.of(self) for block in family.blocks)
+        (self._mixer,) = (name for name in family.attn if has(self, name))
+        self._mlps = tuple(name for name in family.mlp if has(self, name))
+        names = inspect.signature(getattr(self, self._mixer).forward).parameters
+        self._mixer_names = frozenset(names)
+        self._takes_all = any(each.kind is each.VAR_KEYWORD for each in names.values())
+
     def _attn(self, normed, kwargs):
-        """Returns the output of attention, and its weights or `None`."""
-        output, weights, *_ = getattr(self, self._family.attn)(hidden_states=normed, **kwargs)
+        """Returns the output of attention, or of another module that mixes tokens, and its weights or `None`."""
+        if "cache_params" in self._mixer_names and "past_key_values" in kwargs:
+            kwargs = kwargs | {"cache_params": kwargs["past_key_values"]}
+        if not self._takes_all:
+            kwargs = {key: value for key, value in kwargs.items() if key in self._mixer_names}
+        output, weights = getattr(self, self._mixer)(normed, **kwargs), None
+        if isinstance(output, tuple):
+            output, weights, *_ = output
         return self._finish(output, self._family.attn_post_norm, self._family.attn_dropout), weights
 
     def _mlp(self, normed):
         """Returns the output of the MLP."""
-        for name in self._family.mlp:
-            normed = getattr(self, name)(normed)
-        return self._finish(normed, self._family.mlp_post_norm, self._family.mlp_dropout)
+        given, outputs = normed, []
+        for name in self._mlps:
+            output = getattr(self, name)(given)
+            output = output[0] if isinstance(output, tuple) else output  # A router's choice may be behind it.
+            outputs.append(output.reshape(*normed.shape[:-1], -1))
+            given = normed if self._family.mlp_adds else outputs.pop()
+        output = sum(outputs) if outputs else given
+        return self._finish(output, self._family.mlp_post_norm, self._family.mlp_dropout)
 
     def _normed(self, stream, norm):
         """Returns what a block reads: the stream behind a norm, or the stream itself."""

@@ -24,7 +24,7 @@ from .configuration_sliced import SLICED_CONFIG_NAMES, sliced_config_class
 from .families import family_of
 from .family import Block
 from .layer_sliced import SlicedLayerMixin
-from .weights import Reader, Writer, eps_of, has_bias, resize_mlp
+from .weights import Reader, Writer, body_of, eps_of, has_bias, resize_mlp
 
 
 class ProjectedNorm(nn.RMSNorm):
@@ -72,7 +72,7 @@ class SlicedModelMixin:
     def _slice(self):
         """Resizes weights and norms to the widths, and adds shortcuts and projections."""
         config, family = self.config, family_of(self.config)
-        body = self.base_model.get_submodule(family.body)
+        body = body_of(self, family)
         layers = getattr(body, family.layers)
         widths = config.widths or [config.hidden_size] * family.num_sites(config)
         like = body.get_submodule(family.embeddings[0]).weight
@@ -89,7 +89,7 @@ class SlicedModelMixin:
         for index, layer in enumerate(layers):
             layer.__class__ = _sliced_layer_class(type(layer))
             layer.register_module("embedding_projection", None)
-            layer._family, layer._blocks = family, family.blocks
+            layer.look_up(family)
             for block in layer._blocks:
                 self._slice_block(layer, block, widths[site], widths[site + 1], like)
                 shortcut = _shortcut(widths[site], widths[site + 1], like) if config.shortcuts else None

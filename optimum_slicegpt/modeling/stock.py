@@ -90,7 +90,7 @@ def stock_config(family: Family, config, hidden_size: int) -> PreTrainedConfig:
         values = {key: value for key, value in values.items() if key in config_class.__dataclass_fields__}
     default = getattr(config_class, "head_dim", None)  # Falcon's is a property that divides by the heads.
     if isinstance(default, property) or (
-        default is None and hidden_size == config.num_attention_heads * config.head_dim
+        default is None and hidden_size == getattr(config, "num_attention_heads", 0) * (config.head_dim or 0)
     ):
-        del values["head_dim"]
+        values.pop("head_dim", None)
     return config_class(**values)

@@ -6,14 +6,11 @@ of GPT-2, a router, a table of embeddings, or a bare tensor of experts.
 from __future__ import annotations
 
 from itertools import product
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-
-if TYPE_CHECKING:
-    from .family import Family
+from .family import Family, Transposed, has
 
 
 class StreamWeight:
@@ -31,6 +28,7 @@ class StreamWeight:
     """Attributes in which modules of any kind hold the size of the last axis but one, the number of rows."""
 
     def __init__(self, parent: nn.Module, name: str):
+        self._flipped = isinstance(name, Transposed)
         owner, _, child = name.rpartition(".")
         holder = parent.get_submodule(owner)
         found = getattr(holder, child)
@@ -83,12 +81,12 @@ class StreamWeight:
 class Reader(StreamWeight):
     """A weight `(..., out, width)` that multiplies the stream."""
 
-    width_attributes = ("in_features", "nx", "hidden_dim")
+    width_attributes = ("in_features", "nx", "hidden_dim", "hidden_size")
     row_attributes = ("out_features", "nf")
 
     @property
     def transposed(self) -> bool:
-        return isinstance(self.module, Conv1D)
+        return isinstance(self.module, Conv1D) != self._flipped
 
     def resize(self, width: int, new_bias: bool = False, rows: int | None = None) -> None:
         """
@@ -107,12 +105,12 @@ class Reader(StreamWeight):
 class Writer(StreamWeight):
     """A weight `(..., in, width)` whose output is added to the stream. Tables of embeddings are writers, too."""
 
-    width_attributes = ("out_features", "nf", "hidden_dim", "input_size", "embedding_dim")
+    width_attributes = ("out_features", "nf", "hidden_dim", "hidden_size", "input_size", "embedding_dim")
     row_attributes = ("in_features", "nx")
 
     @property
     def transposed(self) -> bool:
-        return not isinstance(self.module, Conv1D | nn.Embedding)
+        return isinstance(self.module, Conv1D | nn.Embedding) == self._flipped
 
     def resize(self, width: int, rows: int | None = None) -> None:
         """
@@ -123,6 +121,18 @@ class Writer(StreamWeight):
             rows (`int`, *optional*): number of inputs. As many as before by default.
         """
         self._resize(rows or self.weight.shape[-2], width, None if self.bias is None else width)
+
+
+def body_of(model: nn.Module, family: Family) -> nn.Module:
+    """Returns the module that holds tables, layers and final norm. The prefix of some base models names nothing."""
+    base = model.base_model
+    return base.get_submodule(family.body) if has(base, family.body) else base
+
+
+def is_among(parameter: str, weights: set[str]) -> bool:
+    """Tells whether a parameter is one of some weights, or the bias beside one. Routers may have another, too."""
+    owner, _, key = parameter.rpartition(".")
+    return parameter in weights or (owner in weights and key in ("weight", "bias"))
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -126,7 +126,7 @@ def inspect_dense(
     return Inspection(
         model_type=model_config.model_type,
         hidden_size=hidden_size,
-        neurons=None if decoder.family.moe else decoder.num_neurons,
+        neurons=None if decoder.family.keeps_neurons else decoder.num_neurons,
         dtype=str(dtype).removeprefix("torch."),
         dense=dense,
         sliced=[outcome(config, decoder, dense, dtype) for config in configs],

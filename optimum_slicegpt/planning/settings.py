@@ -39,17 +39,17 @@ def check_widths(config: SliceGPTConfig, model_config) -> None:
 
 def check_experts(config: SliceGPTConfig, model_config) -> None:
     """
-    Checks that no neurons are to be deleted from mixtures of experts.
+    Checks that no neurons are to be deleted from mixtures of experts, or where there are none.
 
     Raises:
         ValueError: they are, by `schedule` or `mlp_sparsity`.
     """
     given = {"schedule": config.schedule != "uniform", "mlp_sparsity": config.mlp_sparsity}
     for key, deletes in given.items():
-        if deletes and family_of(model_config).moe:
+        if deletes and family_of(model_config).keeps_neurons:
             raise ValueError(
-                f"{key}={getattr(config, key)!r}, but the MLPs of a {model_config.model_type} model are mixtures of "
-                f"experts, which keep all their neurons; leave {key} out."
+                f"{key}={getattr(config, key)!r}, but a {model_config.model_type} model keeps all its neurons: its "
+                f"MLPs, if it has any, are mixtures of experts; leave {key} out."
             )
 
 
@@ -116,7 +116,9 @@ def sliced_sites(config: SliceGPTConfig, model_config, projected: bool) -> list[
                 f"Site {first} is not sliced: it must be as wide as site {second}, which the head reads, because "
                 f"{reason}. slice_head=True slices both."
             )
-        groups[first] += groups.pop(second)
+        together = next(group for group in groups.values() if first in group)
+        if second not in together:
+            together += groups.pop(second)
     return [group for group in groups.values() if config.slice_head or last not in group]
 
 

@@ -163,7 +163,7 @@ def product_size(decoder: Decoder, embeddings: str) -> Size:
     size, last = Size.zero(decoder), decoder.num_sites - 1
     for site, weight, _, of_neurons in _block_weights(decoder):
         *experts, rows, _ = weight.weight.shape
-        size.add(rows * config.num_experts_per_tok if experts else rows, site, of_neurons)
+        size.add(rows * getattr(config, decoder.family.active_key) if experts else rows, site, of_neurons)
     if embeddings == "tied":
         size.add(config.hidden_size, 0)
         size.add(config.hidden_size, last)
@@ -179,7 +179,7 @@ def _block_weights(decoder: Decoder) -> Iterator[tuple[int, StreamWeight, nn.Mod
     rows are proportional to the number of neurons.
     """
     family = decoder.family
-    scales = not family.moe and getattr(decoder.config, "intermediate_sizes", None) is None
+    scales = not family.keeps_neurons and getattr(decoder.config, "intermediate_sizes", None) is None
     for block in decoder.blocks():
         for _, norm, readers in block.norms():
             for name, reader in readers.items():
@@ -202,8 +202,8 @@ def parameters_by_part(decoder: Decoder) -> dict[str, int]:
     family, layers = decoder.family, decoder.layers
     modules_of_parts = (
         [*(table.module for table in decoder.tables), getattr(layers[0], "embedding_projection", None)],
-        [getattr(layer, family.attn) for layer in layers],
-        [getattr(layer, name) for layer in layers for name in family.mlp],
+        [getattr(layer, name, None) for layer in layers for name in family.attn],
+        [getattr(layer, name, None) for layer in layers for name in family.mlp],
         [getattr(block.layer, block.names.shortcut, None) for block in decoder.blocks()],
         [getattr(decoder.final_norm, "projection", None), decoder.head.module],
         [decoder.model],

@@ -217,7 +217,7 @@ def _solve(config, model_config, neurons, embeddings, fits=None):
     if reduction == 0 and neurons is None:
         return [hidden_size] * family.num_sites(model_config), None
     model, all_neurons = empty_model(model_config), num_neurons(model_config)
-    if neurons is None and not (config.refit and config.mlp_sparsity is None and not family.moe):
+    if neurons is None and not (config.refit and config.mlp_sparsity is None and not family.keeps_neurons):
         neurons = all_neurons
     step, dense = width_step(config, model_config), model.num_parameters()
     solver = Solver(

@@ -29,9 +29,8 @@ def lora_config(model: PreTrainedModel, config: RecoveryConfig) -> LoraConfig:
     Raises:
         ValueError: `config.shortcuts` is set, and slicing added no linear layers.
     """
-    # All layers have the same names, so those of the first one will do.
     weights = {}
-    for block in Decoder(model).blocks_of(0):
+    for block in Decoder(model).blocks():
         weights |= block.readers() | block.writers()
     linear = [name for name, weight in weights.items() if isinstance(weight.module, nn.Linear | Conv1D)]
     if config.shortcuts:

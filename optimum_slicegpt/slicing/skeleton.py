@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrained
 
 from ..modeling.families import family_of
 from ..modeling.stock import LEFT_BEHIND
-from ..modeling.weights import resize_mlp
+from ..modeling.weights import is_among, resize_mlp
 
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def adopt_untouched(dense: Decoder, sliced: Decoder, names: Iterable[str] = ("",
         target = sliced.model.get_submodule(name)
         target._buffers.update(module._buffers)
         for key, parameter in module._parameters.items():
-            if parameter is None or parameter.is_meta or not touched.isdisjoint((name, f"{name}.{key}")):
+            if parameter is None or parameter.is_meta or is_among(f"{name}.{key}", touched):
                 continue
             if target._parameters[key].is_meta:
                 if id(parameter) not in adopted:

@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 
 from ..linalg.moments import compose
 from ..modeling.stock import stock_config
-from ..modeling.weights import Reader, Writer, persistent_buffers
+from ..modeling.weights import Reader, Writer, is_among, persistent_buffers
 
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _parameters_off_stream(sliced: Decoder) -> Iterator[tuple[str, nn.Parameter]
     reads, writers = sliced.names_on_stream()
     stream = {*writers, *(name for norm, readers in reads for name in (norm, *readers))}
     for name, parameter in sliced.model.named_parameters():
-        if stream.isdisjoint((name, name.rpartition(".")[0])):
+        if not is_among(name, stream):
             yield name, parameter
 
 

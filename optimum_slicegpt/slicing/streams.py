@@ -70,7 +70,7 @@ def first_stream(
 
     def record(hidden_states, *args, **kwargs):
         calls.append((hidden_states, args, kwargs))
-        return (hidden_states,) if family.returns_tuple else hidden_states
+        return (hidden_states, None) if family.returns_tuple else hidden_states
 
     inputs = send_to_device(inputs, device)
     with layers_replaced(dense, record):

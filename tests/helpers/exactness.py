@@ -25,7 +25,7 @@ def with_float64_norms(model):
             x = x - x.mean(-1, keepdim=True)
         eps = getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-5))
         x = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
-        return (x * (norm.weight + offset) if hasattr(norm, "weight") else x).to(dtype)
+        return (x * (norm.weight + offset) if "weight" in norm._parameters else x).to(dtype)
 
     for module in model.modules():
         if in_float32(module):

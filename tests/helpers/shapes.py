@@ -26,4 +26,25 @@ MLA = COMMON | {
 """For attention with queries, keys and values of low rank."""
 GPT = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_inner": 40, "n_positions": 64}
 GPT |= {"bos_token_id": 1, "eos_token_id": 2}
+MIXED = GROUPED | {"moe_intermediate_size": 20, "num_experts": 6, "num_experts_per_tok": 3}
+DEEPSEEK = MLA | {
+    "moe_intermediate_size": 20,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
+DENSE_AND_SPARSE = {"mlp_layer_types": ["dense", "sparse"]}
+DELTA = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 10,
+    "linear_value_head_dim": 14,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 10, "mamba_n_groups": 1}
 GRANITE = {"embedding_multiplier": 12, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 8}

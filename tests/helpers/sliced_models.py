@@ -61,7 +61,9 @@ def plan_of_one_width(name, width, dtype=torch.float64, overrides=None, **change
     family = family_of(dense.config)
     widths = (width,) * family.num_sites(dense.config)
     # Where experts have the neurons, they are left alone.
-    return dense, SlicePlan(48, widths, **{"shortcuts": False, "neurons": None if family.moe else 24} | changes)
+    return dense, SlicePlan(
+        48, widths, **{"shortcuts": False, "neurons": None if family.keeps_neurons else 24} | changes
+    )
 
 
 def model_of_one_width(name, width, dtype=torch.float64, overrides=None, **changes):

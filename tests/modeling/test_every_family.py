@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig, compress_checkpoint
 from optimum_slicegpt.export import export_stock
-from optimum_slicegpt.modeling.decoder import Decoder
+from optimum_slicegpt.modeling.decoder import Decoder, empty_model
 from optimum_slicegpt.modeling.families import family_of
 from optimum_slicegpt.modeling.stock import stock_class
 
@@ -61,9 +61,9 @@ def every_weight_on_the_stream_is_named_once(name):
     places = [each.weight.data_ptr() for each in weights]
     places += [norm.weight.data_ptr() for norm in norms if hasattr(norm, "weight")]
     assert len(places) == len(set(places))
-    # Norms inside attention may span all heads together, which are as wide as the stream.
-    elsewhere = ("bias", "q_norm.weight")
-    assert set(places) == {
+    # Inside a block, a norm may span all heads together, and a convolution as many channels as the stream has.
+    elsewhere = ("bias", "q_norm.weight", "conv.conv.weight")
+    assert set(places) >= {
         parameter.data_ptr()
         for key, parameter in decoder.model.named_parameters()
         if HIDDEN in parameter.shape and not key.endswith(elsewhere)
@@ -75,13 +75,15 @@ def rotations_keep_logits(name):
         model = with_float64_norms(build(name))
         expected = model(tokens()).logits
         rotated = with_float64_norms(model.compress(calibrated(config)))
-        assert relative_error(rotated(tokens()).logits, expected) < 1e-10
+        # Routers and state spaces compute in float32.
+        error = relative_error(rotated(tokens()).logits, expected)
+        assert error < (1e-6 if Decoder(rotated).family.keeps_neurons else 1e-10)
 
 
 def a_streamed_checkpoint_is_the_one_made_in_memory_and_loads_anywhere(name, folder):
     build(name, torch.float32).save_pretrained(folder / "dense")
     dense = AutoModelForCausalLM.from_pretrained(folder / "dense")
-    config = calibrated(NARROW, **{"mlp_sparsity": None} if family_of(dense.config).moe else {})
+    config = calibrated(NARROW, **{"mlp_sparsity": None} if family_of(dense.config).keeps_neurons else {})
     model = dense.compress(config)
     compress_checkpoint(folder / "dense", folder / "streamed", config)
     torch.save(tokens(), folder / "streamed" / "inputs.pt")
@@ -120,3 +122,7 @@ def a_stock_class_computes_the_same(name):
     stock = export_stock(model)
     assert type(stock) is type(build(name)) and stock.config.hidden_size == width + family.layer_norm
     assert relative_error(stock(tokens()).logits, model(tokens()).logits) < 1e-5
+    shapes = [
+        {key: value.shape for key, value in each.named_parameters()} for each in (stock, empty_model(stock.config))
+    ]
+    assert shapes[0] == shapes[1]

@@ -22,7 +22,7 @@ def test_table_names_every_weight_on_the_stream_exactly_once(name):
     named = [Reader(model, family.head).weight, *(Writer(body, table).weight for table in family.embeddings)]
     norms = [getattr(body, family.final_norm)]
     for layer in getattr(body, family.layers):
-        for block in family.blocks:
+        for block in (each.of(layer) for each in family.blocks):
             named += [Writer(layer, writer).weight for writer in block.writers]
             named += [Reader(layer, reader).weight for _, readers in block.reads for reader in readers]
             names = [norm for norm, _ in block.reads] + [block.post_norm]
@@ -59,8 +59,9 @@ def test_unknown_family_is_refused():
         ("gpt2", "add_cross_attention", True, "add_cross_attention=True, and cross-attention is a third block"),
         ("falcon", "alibi", True, "alibi=True, and its attention biases are scaled by a hidden size"),
         ("falcon", "parallel_attn", False, "parallel_attn=False, and its sequential layers drop out"),
-        ("qwen3_moe", "mlp_only_layers", [0], r"mlp_only_layers=\[0\], and layers without experts"),
-        ("qwen3_moe", "decoder_sparse_step", 2, "decoder_sparse_step=2, and layers without experts"),
+        ("nanochat", "tie_word_embeddings", True, "tie_word_embeddings=True, and its final norm, which comes before"),
+        ("nemotron_h", "tie_word_embeddings", True, "tie_word_embeddings=True, and its class ties nothing"),
+        ("hyperclovax", "use_post_norm", True, "use_post_norm=True, and a norm after the block"),
     ],
 )
 def test_variants_that_cannot_be_sliced(model_type, key, value, message):

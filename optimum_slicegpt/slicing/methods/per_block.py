@@ -80,7 +80,7 @@ class WideStream(SlicedStream):
         padding = nullcontext()
         if block.keeps_width:  # Experts read as many dimensions as they write, so zeros follow the stream.
             deleted = run.plan.hidden_size - width
-            padding = padded(block.sliced.mlp, deleted)
+            padding = padded(block.sliced.entrances, deleted)
             for reader in block.sliced.readers().values():
                 reader.set(pad(reader.weight, (0, deleted)), like=reader.weight)
         with run.phase("compose"):
