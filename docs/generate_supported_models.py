@@ -17,6 +17,37 @@ HEADS = "it derives the size of its heads from the hidden size"
 
 SIZES = "it derives sizes inside its blocks from the hidden size"
 
+LOADED_AS = {
+    "gpt-sw3": "gpt2",
+    "llama4": "llama4_text",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
+"""Types whose causal language models are those of another type, or the text model of a larger one."""
+
+OTHERS = {
+    "bert bert-generation big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta "
+    "roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xmod": "encoders that also run as decoders",
+    "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet trocr whisper "
+    "musicgen musicgen_melody": "decoders that belong to encoders: cross-attention is a third block",
+    "cohere_compass_text dots3_note dots3_note_text emu3 fuyu gemma4_assistant gemma4_unified_assistant git got_ocr2 "
+    "minimax_m3_vl_text mllama moshi moss_transcribe_diarize phi4_multimodal": "parts of models of images or speech",
+    "deepseek_v4 hy_v4 qwen4_exp qwen4_exp_text": "several residual streams, mixed by hyper-connections",
+    "rwkv xlstm ctrl reformer xlnet cpmant blt hrm_text inkling_text inkling2_text": "other architectures",
+    "bloom mpt": "the residual is an argument of a block, and Bloom has a norm behind its embeddings",
+    "falcon_h1": "attention and a state space read one norm, and each has a multiplier of its own",
+    "zamba zamba2": "layers that share their weights, and read the embeddings once more",
+    "recurrent_gemma": "MLPs with half of the neurons that the configuration says",
+    "bitnet": "a norm over all neurons inside the MLP",
+    "phimoe": "norms with biases, for which its experts have no room",
+    "jetmoe": "a mixture of attention heads",
+    "longcat_flash": "two blocks of attention in a layer, and experts beside them",
+    "glm_moe_dsa axk2": "layers that hand indices on to the next one, or norms with gates",
+    "dbrx": "norm and attention in one module",
+    "xglm gpt_neox_japanese modernbert-decoder": "other arguments, or biases beside the blocks",
+}
+"""Types that no row describes yet, and what is in the way."""
+
 FILE = Path(__file__).with_name("supported_models.md")
 
 TEXT = """\
@@ -24,7 +55,10 @@ TEXT = """\
 
 # Supported models
 
-A family is a `model_type` of transformers, as `config.json` of a checkpoint names it. {count} can be sliced.
+A family is a `model_type` of transformers, as `config.json` of a checkpoint names it. {count} can be sliced: the rows
+below, and those that load as one of them.
+
+{loaded_as}
 
 {supported}
 
@@ -46,7 +80,11 @@ A family is a `model_type` of transformers, as `config.json` of a checkpoint nam
 
 {refused}
 
-Any other family is refused because no row describes it. A family whose layers read the residual stream,
+Families that no row describes yet are refused, too:
+
+{others}
+
+A family whose layers read the residual stream,
 and add the output of attention and of an MLP to it, needs a row: see [Adding a family](adding_a_family.md).
 """
 
@@ -123,7 +161,12 @@ def generate() -> dict[Path, str]:
         for model_type, family in FAMILIES.items()
     ]
     text = TEXT.format(
-        count=len(FAMILIES),
+        count=len(FAMILIES) + len(LOADED_AS),
+        loaded_as=table(("Family", "Loads as"), [(f"`{key}`", f"`{value}`") for key, value in LOADED_AS.items()]),
+        others=table(
+            ("Families", "What is in the way"),
+            [(", ".join(f"`{key}`" for key in keys.split()), reason) for keys, reason in OTHERS.items()],
+        ),
         supported=table(
             ("Family", "Class", "Norm", "Blocks", "Experts", "Stock form of another width", "Limits"), supported
         ),

@@ -22,14 +22,18 @@ FAMILIES: dict[str, Family] = RMS_NORM | POST_NORM | EXPERTS | HYBRID | LAYER_NO
 POST_LAYER_NORM = "its norms act on the residual stream itself, so that no connection leads around them"
 PER_LAYER = "its layers read embeddings of their own beside the residual stream"
 EXPERTS_BEHIND = "the norms behind its experts need writers that are fitted, and experts are not fitted"
+NORMS_BEHIND = "it has norms behind its blocks, in an arrangement that no row describes yet"
 VISION = "it is a model of images and text; load its text model, and slice that"
 PER_CHANNEL = "it scales the residual stream channel by channel, which does not commute with a rotation"
 NOT_SLICEABLE: dict[str, str] = {
     "gemma3": VISION,
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), PER_LAYER),
+    **dict.fromkeys(("gemma4_unified", "gemma4_unified_text"), PER_LAYER),
     "flex_olmo": EXPERTS_BEHIND,
+    **dict.fromkeys(("olmo_hybrid", "afmoe", "axk1", "beam", "kolibri1", "lfm3"), NORMS_BEHIND),
     "openai-gpt": POST_LAYER_NORM,
-    "doge": PER_CHANNEL,
+    **dict.fromkeys(("doge", "zaya"), PER_CHANNEL),
+    "minimax": "its residual connections start behind the norms, whose gains act channel by channel",
 }
 """Families that computational invariance excludes, and the reasons."""
 

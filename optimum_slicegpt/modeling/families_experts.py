@@ -33,7 +33,11 @@ EXPERTS: dict[str, Family] = {
     "mimo_v2_flash": Family(**MIXED, narrower=IN_EIGHTS),
     "ernie4_5_moe": Family(**MIXED, active_key="moe_k", narrower=IN_EIGHTS),
     "qwen2_moe": Family(**GATED, narrower=IN_EIGHTS),
-    "deepseek_v2": Family(attn_readers=MLA, **MIXED, narrower=IN_EIGHTS),
+    "deepseek_v2": Family(
+        attn_readers=MLA,
+        **MIXED,
+        narrower=(StockClass(by_heads=True, multiple_of=8, only="transformers"),),
+    ),
     "deepseek_v3": Family(attn_readers=MLA, **MIXED, narrower=IN_EIGHTS),
     "glm4_moe_lite": Family(attn_readers=MLA, **MIXED, narrower=IN_EIGHTS),
     "deepseek_v32": Family(
@@ -99,6 +103,7 @@ EXPERTS: dict[str, Family] = {
         more_mlp_writers=("mlp.shared_experts.down_proj",),
         moe=True,
         active_key="moe_topk",
-        narrower=IN_EIGHTS,
+        narrower=(StockClass(by_heads=True, multiple_of=8, only="transformers"),),
     ),
+    "flint": Family(**GATED, narrower=IN_EIGHTS),
 }

@@ -24,7 +24,7 @@ CONVOLVED = {
     "final_norm": "embedding_norm",
     "attn": ("self_attn", "conv"),
     "attn_norm": "operator_norm",
-    "attn_readers": (*QKV, "conv.in_proj"),
+    "attn_readers": (*QKV, "self_attn.g_proj", "conv.in_proj"),
     "attn_writer": "self_attn.out_proj",
     "more_attn_writers": ("conv.out_proj",),
     "mlp": ("feed_forward",),
@@ -40,6 +40,7 @@ MIXERS = {
     "attn_norm": "norm",
 }
 
+UNTIED = (("tie_word_embeddings", False, "its class ties nothing, whatever the configuration says"),)
 HYBRID: dict[str, Family] = {
     "qwen3_5_text": Family(**DELTA, narrower=IN_TRANSFORMERS),
     "qwen3_5_moe_text": Family(**DELTA, **GATED, narrower=IN_EIGHTS),
@@ -48,6 +49,7 @@ HYBRID: dict[str, Family] = {
         attn_readers=(*QKV, *MLA[1:], "self_attn.forget_gate.f_a_proj", "self_attn.b_proj", "self_attn.g_a_proj"),
         **MIXED,
         narrower=IN_EIGHTS,
+        requires=UNTIED,
     ),
     "lfm2": Family(**CONVOLVED, mlp_readers=("feed_forward.w1", "feed_forward.w3"), narrower=()),
     "lfm2_moe": Family(
@@ -58,6 +60,15 @@ HYBRID: dict[str, Family] = {
         more_mlp_writers=("feed_forward.experts.down_proj",),
         moe=True,
         narrower=(),
+    ),
+    "bailing_hybrid": Family(
+        attn_readers=(
+            *(*QKV, "self_attn.kv_a_proj_with_mqa"),
+            *("self_attn.forget_gate.f_proj", "self_attn.b_proj", "self_attn.g_proj"),
+        ),
+        **MIXED,
+        narrower=IN_EIGHTS,
+        requires=UNTIED,
     ),
     "granitemoehybrid": Family(
         **MAMBA,
@@ -106,7 +117,7 @@ HYBRID: dict[str, Family] = {
         ),
         moe=True,
         narrower=(),
-        requires=(("tie_word_embeddings", False, "its class ties nothing, whatever the configuration says"),),
+        requires=UNTIED,
     ),
     "mamba": Family(**MIXERS, attn_readers=("mixer.in_proj",), attn_writer="mixer.out_proj", narrower=()),
     "mamba2": Family(**MIXERS, attn_readers=("mixer.in_proj",), attn_writer="mixer.out_proj", narrower=()),

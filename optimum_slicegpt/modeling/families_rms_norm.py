@@ -46,7 +46,7 @@ RMS_NORM: dict[str, Family] = {
     "ernie4_5": Family(narrower=IN_TRANSFORMERS),
     "hunyuan_v1_dense": Family(narrower=IN_TRANSFORMERS),
     "cwm": Family(narrower=(StockClass(by_heads=True, only="transformers"),)),
-    "helium": Family(narrower=IN_TRANSFORMERS),
+    "helium": Family(narrower=()),
     "diffllama": Family(narrower=IN_TRANSFORMERS),
     "internlm3": Family(narrower=(StockClass(by_heads=True, only="transformers"),)),
     "iquestcoder": Family(narrower=(StockClass(by_heads=True, only="transformers"),)),

@@ -80,6 +80,7 @@ MORE = {
     "granitemoe_swa": GROUPED
     | GRANITE
     | {"num_local_experts": 5, "num_experts_per_tok": 3, "shared_intermediate_size": 22, "sliding_window": 8},
+    "flint": MIXED | {"shared_expert_intermediate_size": 22, "mlp_only_layers": [0]},
     "gpt_oss": GROUPED | {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8},
     "llama4_text": GROUPED
     | {"intermediate_size_mlp": 44, "num_local_experts": 5, "num_experts_per_tok": 1, "moe_layers": [1]},
@@ -94,6 +95,10 @@ MORE = {
     | {"num_hidden_layers": 2, "linear_head_dim": 10, "linear_num_heads": 2},
     "lfm2": GROUPED | {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": MIXED | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "bailing_hybrid": DEEPSEEK
+    | DELTA
+    | DENSE_AND_SPARSE
+    | {"num_hidden_layers": 2, "num_experts": 6, "linear_head_dim": 10, "linear_num_heads": 2, "head_dim": 6},
     "granitemoehybrid": GROUPED
     | GRANITE
     | MAMBA
