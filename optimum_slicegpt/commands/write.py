@@ -17,11 +17,8 @@ def run(args: Namespace) -> None:
         args (`Namespace`): of `optimum-cli slicegpt write`.
 
     Raises:
-        OSError, ValueError: the model, its tokenizer, the device or a number cannot be used.
+        OSError, ValueError: the model, its tokenizer or the device cannot be used.
     """
-    for name in ("tokens", "seqlen"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} {getattr(args, name)} must be at least 1.")
     check_device(args.device)
     model_config, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
     model = load_model(args, args.dtype)

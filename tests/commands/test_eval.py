@@ -73,7 +73,6 @@ def test_eval_with_a_stride(cli_files, tiny_tokenizer, capsys):
         (["--dataset", "python-docs", "--split", "dev"], "Unknown split='dev'"),
         (["--dataset", "python-docs", "c4"], "['python-docs', 'c4'] among 2 texts: names of datasets"),
         (["--stride", 2048], "stride=2048 must be at least 1 and less than seqlen=64"),
-        (["--batch-size", 0], "batch_size=0 must be at least 1"),
         (["--device", "cuda:99"], "device='cuda:99' is not available here"),
         (["--baseline", "no/such/model"], "no/such/model"),
     ],

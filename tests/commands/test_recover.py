@@ -227,7 +227,8 @@ def test_fields_without_a_flag_keep_their_defaults(config_of):
     assert config_of() == RecoveryConfig()
 
 
-def test_values_of_several_kinds(config_of):
+def test_values_of_several_kinds(config_of, cli_files, monkeypatch):
+    monkeypatch.chdir(cli_files)
     config = config_of("--held-out", 0.2, "--eval-steps", 0.5, "--patience", "none", "--no-bf16", "--no-mask-prompts")
     assert (config.held_out, config.eval_steps, config.patience) == (0.2, 0.5, None)
     assert not config.bf16 and not config.mask_prompts and config.distill

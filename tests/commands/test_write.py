@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from command_line import fails, parse, run
 from safetensors.torch import load_file
 
@@ -36,16 +35,9 @@ def test_defaults_are_those_of_calibration():
     assert (args.tokens, args.seqlen, args.seed) == (OWN_TOKENS, OWN_LENGTH, 0)
 
 
-@pytest.mark.parametrize(
-    "more, message",
-    [
-        (["--tokens", 0], "--tokens 0 must be at least 1."),
-        (["--seqlen", -1], "--seqlen -1 must be at least 1."),
-        (["--device", "cuda:99"], "device='cuda:99' is not available here"),
-    ],
-)
-def test_what_cannot_be_written(cli_files, capsys, more, message):
-    assert message in fails(capsys, "write", "--model", cli_files / "dense", *more)
+def test_what_cannot_be_written(cli_files, capsys):
+    message = fails(capsys, "write", "--model", cli_files / "dense", "--device", "cuda:99")
+    assert "device='cuda:99' is not available here" in message
 
 
 def test_what_streaming_asks_for_can_be_written(cli_files, tmp_path, capsys):
