@@ -19,8 +19,8 @@ from tiny import TINY, build, calibration, relative_error, tokens
 from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, recover
+from optimum_slicegpt.modeling.decoder import Decoder
 from optimum_slicegpt.modeling.families import family_of
-from optimum_slicegpt.modeling.weights import Reader
 from optimum_slicegpt.recovery.adapters import lora_config
 from optimum_slicegpt.recovery.packing import load_sequences
 from optimum_slicegpt.recovery.trainer import RecoveryTrainer
@@ -28,13 +28,12 @@ from optimum_slicegpt.recovery.trainer import RecoveryTrainer
 
 def table_weights(model):
     """Returns the names, in the state dict, of all readers and writers in layers."""
-    family = family_of(model.config)
-    body = f"{model.base_model_prefix}.{family.body}." if family.body else f"{model.base_model_prefix}."
-    names = [name for block in family.blocks for _, readers in block.reads for name in readers]
-    names += [name for block in family.blocks for name in block.writers]
-    layers = getattr(model.base_model.get_submodule(family.body), family.layers)
-    suffixes = {name: f"{name}.weight" if Reader(layers[0], name).key == "weight" else name for name in names}
-    return {f"{body}{family.layers}.{index}.{suffix}" for index in range(len(layers)) for suffix in suffixes.values()}
+    decoder = Decoder(model)
+    return {
+        f"{decoder.layer_name(block.index)}.{name}" + ".weight" * (weight.key == "weight")
+        for block in decoder.blocks()
+        for name, weight in (block.readers() | block.writers()).items()
+    }
 
 
 # What is trained
