@@ -33,7 +33,7 @@ NEVER_HERE = {"hub", "gpu"}
 
 SMALLER = {
     "benchmark": "--batch-size 1 --seqlen 16 --new-tokens 2 --repeats 2",
-    "compress": "--nsamples 4",
+    "compress": "--nsamples 8",
     "--stride": "--stride 16",
     "measure.py": "--nsamples 2 --seqlen 32",
     "recover": "--nsamples 8 --max-steps 2",
