@@ -62,11 +62,11 @@ def test_no_causal_language_model(tmp_path):
 
 
 def test_unsupported_family_is_refused_before_its_weights_load(tmp_path):
-    sizes = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 4}
-    from transformers import Olmo2Config
+    from transformers import OpenAIGPTConfig
 
-    AutoModelForCausalLM.from_config(Olmo2Config(**sizes, intermediate_size=40)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="Cannot slice model_type='olmo2': its post-norms"):
+    sizes = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": 1, "n_head": 4}
+    AutoModelForCausalLM.from_config(OpenAIGPTConfig(**sizes)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Cannot slice model_type='openai-gpt': its norms act on the residual stream"):
         AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=config())
 
 

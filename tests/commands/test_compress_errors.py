@@ -9,7 +9,7 @@ from command_line import fails, run
 from configurations import BIASED
 from paths import ROOT
 from tiny import build
-from transformers import Gemma2Config, PreTrainedModel
+from transformers import OpenAIGPTConfig, PreTrainedModel
 
 from optimum_slicegpt.commands import compress
 
@@ -93,9 +93,9 @@ def test_what_no_stock_class_can_be_is_refused_before_a_model_is_loaded(
 
 
 def test_families_are_refused_before_a_model_is_loaded(arguments, cli_files, tmp_path, capsys):
-    Gemma2Config().save_pretrained(tmp_path / "gemma2")  # no weights at all
-    options = ("--model", tmp_path / "gemma2", "--tokenizer", cli_files / "dense")
-    assert "Cannot slice model_type='gemma2': its post-norms" in fails(capsys, *arguments, *options)
+    OpenAIGPTConfig().save_pretrained(tmp_path / "gpt")  # no weights at all
+    options = ("--model", tmp_path / "gpt", "--tokenizer", cli_files / "dense")
+    assert "Cannot slice model_type='openai-gpt': its norms act" in fails(capsys, *arguments, *options)
 
 
 @pytest.mark.parametrize(

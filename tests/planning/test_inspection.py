@@ -7,7 +7,7 @@ import torch
 from command_line import fails, run
 from configurations import SMOL, tiny_config
 from tiny import TINY, build, calibration
-from transformers import Gemma2Config
+from transformers import OpenAIGPTConfig
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.modeling.decoder import Decoder
@@ -107,7 +107,7 @@ def test_sizes_that_a_method_cannot_reach_do_not_hide_the_others():
         (SMOL, {"sparsities": [1.5]}, "sparsity=1.5; give the share"),
         (SMOL, {"reductions": [-1]}, "parameter_reduction=-1; give the share"),
         (SMOL, {"sparsities": [0.1], "round_to": 0}, "round_to=0; give a positive integer"),
-        (Gemma2Config(), {}, "Cannot slice model_type='gemma2'"),
+        (OpenAIGPTConfig(), {}, "Cannot slice model_type='openai-gpt'"),
     ],
 )
 def test_what_cannot_be_is_refused(config, kwargs, message):
@@ -165,6 +165,6 @@ def test_a_sliced_checkpoint_tells_how_it_was_made(tmp_path, capsys):
 
 
 def test_errors_are_told_in_a_line(tmp_path, capsys):
-    Gemma2Config().save_pretrained(tmp_path)
-    assert "Cannot slice model_type='gemma2'" in fails(capsys, "inspect", "--model", tmp_path)
+    OpenAIGPTConfig().save_pretrained(tmp_path)
+    assert "Cannot slice model_type='openai-gpt'" in fails(capsys, "inspect", "--model", tmp_path)
     assert "missing" in fails(capsys, "inspect", "--model", tmp_path / "missing")

@@ -80,7 +80,7 @@ def test_mlp_sparsity_that_leaves_nothing_is_refused():
 
 
 def test_mlp_sparsity_of_experts_is_refused():
-    with pytest.raises(ValueError, match="mlp_sparsity=0.3, but the MLPs of a mixtral model .* leave mlp_sparsity"):
+    with pytest.raises(ValueError, match="mlp_sparsity=0.3, but a mixtral model keeps all .* leave mlp_sparsity"):
         plan("mixtral", mlp_sparsity=0.3)
 
 

@@ -195,7 +195,7 @@ def test_cards_and_reports_say_how_many_neurons_are_kept():
 
 
 def test_experts_have_no_neurons_to_share():
-    with pytest.raises(ValueError, match="schedule='energy', but a mixtral model keeps all its neurons.* leave schedule out"):
+    with pytest.raises(ValueError, match="schedule='energy', but a mixtral model keeps all .* leave schedule out"):
         build("mixtral").compress(SliceGPTConfig(schedule="energy", dataset=calibration()))
 
 
