@@ -1,6 +1,7 @@
 """Tiny random models of every family, built so that mistakes show: sizes differ, nothing is zero, one or square."""
 
 import os
+from itertools import cycle, product
 
 import torch
 from more_families import MORE, POST_NORM
@@ -51,9 +52,15 @@ Test name -> arguments of the family's configuration. A name is a model_type, an
 of every kind run on these; on `MORE`, `tests/modeling/test_every_family.py` alone does unless `make test-all` says
 otherwise, and on `POST_NORM` `tests/slicing/test_post_norms.py`, as no rotation commutes with them.
 """
-if os.environ.get("SLICEGPT_TEST_ALL"):
+TEST_ALL = bool(os.environ.get("SLICEGPT_TEST_ALL"))
+if TEST_ALL:
     TINY = TINY | MORE
 ALL = TINY | MORE | POST_NORM
+
+
+def pairs(names, methods) -> list[tuple]:
+    """Returns each name with one method, in turns; by `make test-all` each with every method."""
+    return list(product(names, methods)) if TEST_ALL else list(zip(names, cycle(methods), strict=False))
 
 
 def paper(**kwargs):

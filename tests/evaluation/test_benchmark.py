@@ -8,7 +8,7 @@ import torch
 from command_line import fails, run
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config
+from transformers import AutoConfig, AutoModelForCausalLM, OpenAIGPTConfig
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.commands import benchmark as command
@@ -256,6 +256,6 @@ def test_what_the_command_refuses(cli_files, capsys, monkeypatch, more, message)
 
 
 def test_families_without_a_row_are_refused(tmp_path, capsys):
-    Gemma2Config().save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).model_type == "gemma2"
-    assert "model_type='gemma2'" in fails(capsys, "benchmark", "--model", tmp_path, "--random-weights")
+    OpenAIGPTConfig().save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "openai-gpt"
+    assert "model_type='openai-gpt'" in fails(capsys, "benchmark", "--model", tmp_path, "--random-weights")

@@ -1,13 +1,12 @@
 """A run that fails at any operation, as for lack of memory, leaves nothing behind: the model is the dense one."""
 
 import copy
-import os
 import random
 
 import pytest
 import torch
 from interruptions import Fault, hash_files
-from tiny import build, calibration
+from tiny import TEST_ALL, build, calibration
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.linalg.moments import FAST_PRODUCTS
@@ -20,7 +19,7 @@ METHODS = {
     "energy": {"schedule": "energy", "mlp_sparsity": 0.3, "refine": 0},
     "paper": {"rotation": "per_block", "refit": False, "orientation": "random"},
 }
-FAULTS = 300 if os.environ.get("SLICEGPT_TEST_ALL") else 40
+FAULTS = 300 if TEST_ALL else 40
 """Faults of all methods together, and a twentieth of as many while streaming."""
 
 

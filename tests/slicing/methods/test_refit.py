@@ -3,7 +3,7 @@
 import pytest
 import torch
 from exactness import confine_writers, with_float64_norms
-from tiny import HIDDEN, TINY, build, calibration, relative_error, tokens
+from tiny import HIDDEN, TINY, build, calibration, pairs, relative_error, tokens
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.data.batches import TokenBatches
@@ -52,8 +52,7 @@ def test_a_shared_rotation_keeps_logits(name, refit):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(("name", "method"), pairs(TINY, METHODS))
 def test_slicing_empty_dimensions_is_lossless_on_unseen_tokens(name, method):
     model = with_float64_norms(build(name, tie_word_embeddings=False))
     confine_writers(model, rank=16)
