@@ -67,10 +67,8 @@ class Check:
         self._losses, self._answers = self._measure(dense)
 
     def _measure(self, model: PreTrainedModel) -> tuple[list[Losses], list[str]]:
-        home = model.device
         losses = [evaluate_losses(model, _windows(text), device=self._device, batch_size=4) for text in self._texts]
         answers = [] if self._tokenizer is None else [answer(model, self._tokenizer, prompt) for prompt in PROMPTS]
-        model.to(home)
         return losses, answers
 
     def compare(self, sliced: PreTrainedModel, refuse_above: float | None = None) -> None:
@@ -120,7 +118,7 @@ def _windows(text: TokenBatches) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": part} for batch in text for part in batch["input_ids"].split(WINDOW, dim=1)]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # Inference mode would leave the model buffers that cannot be trained with.
 def answer(model: PreTrainedModel, tokenizer: Any, prompt: str) -> str:
     """Returns the first words of a model's most probable answer, to a user's turn where there is a chat template."""
     if getattr(tokenizer, "chat_template", None):
