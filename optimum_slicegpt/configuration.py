@@ -50,7 +50,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         refit (`bool`, defaults to `True`):
             Whether each block's readers and writers are fitted, in order, so that the sliced stream follows the dense
             stream. The paper does not fit them.
-        refine (`int`, defaults to 40):
+        refine (`int`, defaults to 30):
             Steps for which each MLP is trained, once it is fitted, to write what its writer was fitted to; part of
             `refit`. A step takes 2,048 tokens through one MLP. No token is taken more than four times.
         metric (`str`, defaults to `"none"`):
@@ -113,7 +113,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
     schedule: str = "uniform"
     rotation: str = "shared"
     refit: bool = True
-    refine: int = 40
+    refine: int = 30
     metric: str = "none"
     architecture: str = "auto"
     round_to: int | None = None

@@ -181,6 +181,11 @@ class SlicePlan:
         return cls(hidden_size, tuple(widths), embeddings, shortcuts, neurons)
 
     @property
+    def whole(self) -> bool:
+        """Whether every site keeps all dimensions of the stream."""
+        return min(self.widths) == self.hidden_size
+
+    @property
     def stored_widths(self) -> tuple[int, ...]:
         """Width of the weights of the result at every site."""
         return self.widths if self.stock_size is None else (self.stock_size,) * len(self.widths)

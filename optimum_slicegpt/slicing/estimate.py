@@ -130,7 +130,9 @@ class _Costs:
         self.tokens, self.groups = tokens, groups
         self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
         self.fisher = config.metric == "fisher"
-        self.measured = self.fisher or not plan.shortcuts
+        costs = config.schedule == "energy" and plan.neurons is not None
+        self.measured = self.fisher or costs or not (plan.shortcuts or plan.whole)
+        self.per_block = plan.shortcuts and not self.fisher  # Moments are those of the stream that passes.
         self.size, self.width, self.sites = plan.hidden_size, max(plan.widths), len(plan.widths)
         self.measured_tokens = min(tokens, AXES_TOKENS * self.size) if self.measured else 0
         self.inputs = [
@@ -200,10 +202,10 @@ class _Costs:
         products = product_size(self.dense, self.plan.embeddings)
         dense = 2 * products([self.size] * self.sites, shortcuts=False) - head
         sliced = 2 * products(self.plan.widths, self.plan.neurons, self.plan.shortcuts) - head
-        forward = self.tokens * (dense + sliced if self.refit else 0 if self.measured else sliced)
+        forward = self.tokens * (dense + sliced if self.refit else sliced if self.per_block else 0)
         forward += self.measured_tokens * (4 * dense + 3 * head if self.fisher else dense)
         moments = 2 * self.size**2 * self.sites
-        moments *= self.measured_tokens * (1 + self.fisher) if self.measured else self.tokens
+        moments *= self.tokens if self.per_block else self.measured_tokens * (1 + self.fisher)
         if self.dense.family.post_norms and self.plan.embeddings == "narrow":  # The table is measured, too.
             moments += head * self.size
         forward += 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)

@@ -19,7 +19,7 @@ FIELDS = {
     "mlp_sparsity": ([0.3], 0.3),
     "rotation": (["shared"], "shared"),
     "refit": ([], True),
-    "refine": (["40"], 40),
+    "refine": (["20"], 20),
     "metric": (["fisher"], "fisher"),
     "schedule": (["energy"], "energy"),
     "architecture": (["stock"], "stock"),

@@ -114,3 +114,10 @@ def test_second_moments_are_forgotten_once_axes_are_found(monkeypatch):
     model.compress(SliceGPTConfig(sparsity=0.25, dataset=calibration()))
     assert held == [0, 0]
     assert len(model.config.slicegpt["energy_kept"]) == 5 and min(model.config.slicegpt["energy_kept"]) > 0.75
+
+
+def test_nothing_is_measured_where_all_of_the_stream_is_kept():
+    model = build("llama")
+    model.compress(SliceGPTConfig(mlp_sparsity=0.5, sparsity=0, dataset=calibration()))
+    assert "second moments" not in model.config.slicegpt["seconds"]
+    assert model.config.slicegpt["energy_kept"] == [1.0] * 5

@@ -146,7 +146,7 @@ class CompressCommand(SliceGPTSubcommand):
             "--refine",
             type=int,
             metavar="STEPS",
-            help="steps for which each MLP is trained once it is fitted (default: 40)",
+            help="steps for which each MLP is trained once it is fitted (default: 30)",
         )
         slicing.add_argument(
             "--metric",

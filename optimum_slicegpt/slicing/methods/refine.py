@@ -139,8 +139,7 @@ class Refinement:
         optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, steps))
         for chosen in self._tokens_of_steps(steps):
-            # Autocast remembers converted weights to its end, so it must not outlast a step.
-            with torch.autocast(self._run.device.type, torch.bfloat16, enabled=self._half):
+            with self._products():
                 error = self._squared_error(*(values[chosen] for values in self._fitted))
             gradients = torch.autograd.grad(error, parameters)
             self._run.processes.sum_(*gradients)
@@ -149,6 +148,10 @@ class Refinement:
             optimizer.step()
             schedule.step()
         optimizer.zero_grad()
+
+    def _products(self):
+        # Autocast remembers converted weights to its end, so it must not outlast a step.
+        return torch.autocast(self._run.device.type, torch.bfloat16, enabled=self._half)
 
     def _squared_error(self, stream, y, weight):
         written = self._layer.mlp_output(stream.to(self._dtype))
@@ -169,7 +172,8 @@ class Refinement:
         errors = torch.zeros(self._run.num_groups, dtype=torch.float64, device=self._run.device)
         for group, tokens in enumerate(self._held_out):
             for parts in zip(*(values.split(TOKENS_AT_ONCE) for values in tokens), strict=True):
-                errors[group] += self._squared_error(*parts)
+                with self._products():
+                    errors[group] += self._squared_error(*parts)
         self._run.processes.sum_(errors)
         return errors
 

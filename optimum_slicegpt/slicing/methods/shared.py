@@ -17,24 +17,37 @@ from ..state import Basis
 
 
 class SharedAxes(Axes):
-    """One set of axes for all sites, from second moments of the dense model."""
+    """One set of axes for all sites, from second moments of the dense model unless all of the stream is kept."""
 
-    needs = frozenset({"moments"})
     decides = True
+
+    def __init__(self, run, metric, fit):
+        super().__init__(run, metric, fit)
+        if not run.plan.whole:
+            self.needs = frozenset({"moments"})
 
     @timed("axes")
     def decide(self) -> None:
+        run, plan = self.run, self.run.plan
+        if plan.whole:
+            axes = torch.eye(plan.hidden_size, dtype=torch.float64, device=run.device)
+            run.state.energy_kept = [1.0] * len(plan.widths)
+        else:
+            axes = self._search()
+        if not plan.whole or plan.stock_size != plan.hidden_size or run.config.orientation == "random":
+            axes = run.agreed(run.orient(axes))
+        run.state.axes = axes
+        run.state.statistics.moments = []  # Those of all sites of a 70B take 86 GB, and no step needs them any more.
+
+    def _search(self):
         run = self.run
         moments = LazySequence(run.state.statistics.moments, lambda moment: moment.to(run.device))
         metrics = LazySequence(range(len(moments)), self.metric.at)
-        progress, width = partial(run.progress, description="Axes"), run.plan.widths[0]
-        if width == run.plan.hidden_size == run.plan.stock_size and run.config.orientation == "pca":
-            run.state.axes = torch.eye(width, dtype=torch.float64, device=run.device)  # LayerNorms keep their mean.
-        else:
-            run.state.axes = run.agreed(run.orient(shared_axes(moments, metrics, width, progress=progress)))
+        progress = partial(run.progress, description="Axes")
+        axes = shared_axes(moments, metrics, run.plan.widths[0], progress=progress)
         for moment in moments:
-            self.record_energy(run.state.axes, moment)
-        run.state.statistics.moments = []  # Those of all sites of a 70B take 86 GB, and no step needs them any more.
+            self.record_energy(axes, moment)
+        return axes
 
     @timed("axes")
     def find(self, site, here, x, z) -> Basis:
