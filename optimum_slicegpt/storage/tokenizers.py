@@ -76,6 +76,7 @@ def _rename_for_older_readers(path: Path) -> None:
     newer = dict(keys)
     if keys.get("tokenizer_class") == "TokenizersBackend":
         keys["tokenizer_class"] = "PreTrainedTokenizerFast"
+        keys.setdefault("model_input_names", ["input_ids", "attention_mask"])  # 4.5x would add token_type_ids.
     if isinstance(keys.get("extra_special_tokens"), list):  # 4.5x knows a dictionary by that name.
         keys["additional_special_tokens"] = keys.pop("extra_special_tokens")
     if keys != newer:

@@ -94,6 +94,7 @@ def test_older_readers_know_the_class_and_the_special_tokens(tiny_tokenizer, tmp
     save_tokenizer(tokenizer, tmp_path / "sliced")
     config = json.loads((tmp_path / "sliced" / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in config
+    assert config["model_input_names"] == ["input_ids", "attention_mask"]  # which generate() takes
     assert config["additional_special_tokens"] == ["w1", "w2"]
     saved = AutoTokenizer.from_pretrained(tmp_path / "sliced")
     assert type(saved) is type(tokenizer) and saved.extra_special_tokens == ["w1", "w2"]
