@@ -111,6 +111,7 @@ class LeastSquares:
         """
         for index in range(len(self._sums)):
             self._add_collected(index)
+            self._collected[index] = None
         return self._sums
 
     def gram_and_cross(self) -> tuple[Tensor, Tensor]:

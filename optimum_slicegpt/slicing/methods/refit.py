@@ -16,6 +16,7 @@ Neurons go as Optimal Brain Surgeon deletes weights (Hassibi and Stork, 1993). R
 follows sequential layer-wise pruning, as in SparseGPT (Frantar and Alistarh, 2023).
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, mirror_, root_mean_square
 from ...linalg.regression import LeastSquares, token_stride
 from ...modeling.contexts import inputs_recorded, placed
-from ...modeling.weights import eps_of
+from ...modeling.weights import Writer, eps_of
 from ...planning.sizes import most_inputs
 from ..parts import Fit, timed
 from ..post_norms import PostNorm, set_post_gain
@@ -170,6 +171,13 @@ class Refit(Fit):
         """
         if block.keeps_width:
             return None
+        fitted, remaining = self._fit_writers(block, there, shortcut, x, z)  # whose sums are freed by now
+        if self._steps and self.run.dense.family.mlp_writer in block.sliced.writers():
+            if self._refine(block, there, shortcut, x, z):
+                return None
+        return fitted, remaining
+
+    def _fit_writers(self, block, there, shortcut, x, z):
         run, writers = self.run, block.sliced.writers()
         # A block adds to the stream a linear function of what its writers read, and of 1, whose weight is the bias.
         rows = [writer.weight.to(there.dual) for writer in writers.values()]
@@ -194,17 +202,7 @@ class Refit(Fit):
             growth = self._divisor_growth(block, post_norm, fitted, remaining, x, z)
             set_post_gain(run, block, post_norm.gain / growth)
             fitted = fitted * growth
-        parts = fitted.split(sizes)
-        bias = parts[-1][0] if biases else None
-        for writer, weight in zip(writers.values(), parts, strict=False):
-            if writer.bias is None:
-                writer.set(weight, like=writer.weight)
-                continue
-            # Biases of parallel writers add up, so the first of them can hold the sum.
-            writer.set(weight, bias, like=writer.weight)
-            bias = torch.zeros_like(bias)
-        if self._steps and mlp_writer in writers and self._refine(block, there, shortcut, x, z):
-            return None
+        _set_writers(list(writers.values()), fitted.split(sizes))
         return fitted, remaining
 
     @timed("regression")
@@ -275,6 +273,18 @@ class Refit(Fit):
         """
         tokens = [batch.tokens(each.to(self.run.device))[batch.place.sampled(stride)] for each in values]
         return tokens, {"held_out": batch.place.held_out(stride), "group": batch.place.group}
+
+
+def _set_writers(writers: list[Writer], parts: Sequence[Tensor]) -> None:
+    """Sets the weights of writers, and their biases to the part behind those, if there is one."""
+    bias = None if len(parts) == len(writers) else parts[-1][0]
+    for writer, weight in zip(writers, parts, strict=False):
+        if writer.bias is None:
+            writer.set(weight, like=writer.weight)
+            continue
+        # Biases of parallel writers add up, so the first of them can hold the sum.
+        writer.set(weight, bias, like=writer.weight)
+        bias = torch.zeros_like(bias)
 
 
 def _goal(batch, wanted, dense, sliced, shortcut) -> dict:

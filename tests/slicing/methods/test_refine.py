@@ -1,5 +1,7 @@
 """MLPs that are trained for some steps after they have lost neurons."""
 
+import weakref
+
 import pytest
 import torch
 from tiny import build, calibration, tokens
@@ -7,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.data.batches import TokenBatches
-from optimum_slicegpt.slicing.methods import refine
+from optimum_slicegpt.slicing.methods import refine, refit
 from optimum_slicegpt.streaming import compress_checkpoint
 
 
@@ -60,6 +62,15 @@ def test_one_kind_of_text_is_not_served_at_the_expense_of_another(monkeypatch):
     data = TokenBatches(ENOUGH, "two kinds", (0, 0, 1, 1))
     for before, after in zip(weights(sliced("llama", data)), weights(sliced("llama", data, refine=20)), strict=True):
         assert torch.equal(before, after)
+
+
+def test_sums_of_a_regression_are_freed_before_training(monkeypatch):
+    sums, alive, train = weakref.WeakSet(), [], refine.Refinement.train
+    init = refit.LeastSquares.__init__
+    monkeypatch.setattr(refit.LeastSquares, "__init__", lambda self, *args: init(self, *args) or sums.add(self))
+    monkeypatch.setattr(refine.Refinement, "train", lambda *args: alive.append(len(sums)) or train(*args))
+    sliced("llama", ENOUGH[:1], refine=1)
+    assert alive == [0, 0]
 
 
 def test_experts_stay_as_they_are():
