@@ -16,6 +16,7 @@ from ..data.batches import limit_to_positions
 from ..data.calibration import list_sources
 from ..distributed import Processes
 from ..modeling.decoder import empty_model
+from ..planning.machine import Machine
 from ..planning.rounding import unfilled_blocks
 from ..planning.widths import SlicePlan
 from ..reports.model_card import model_card, save_picture
@@ -61,12 +62,13 @@ def run(args: Namespace) -> None:
     processes = Processes(config.device or "cpu")
     if not processes.is_first:
         silence()
-    check_device(config.device)
+    if not args.device_memory:
+        check_device(config.device)
     args.max_shard_size = file_size(args.max_shard_size)
-    if not args.stream:
-        for name in ("max_memory", "resume"):
-            if given[name]:
-                raise ValueError(f"--{name.replace('_', '-')} is for --stream; give both, or neither.")
+    for flag, names in {"stream": ("max_memory", "resume"), "plan": ("device_memory", "host_memory")}.items():
+        for name in names:
+            if given[name] and not given[flag]:
+                raise ValueError(f"--{name.replace('_', '-')} is for --{flag}; give both, or neither.")
     if args.plan:
         if processes.is_first:
             estimate(args, config)
@@ -77,7 +79,12 @@ def run(args: Namespace) -> None:
 
 
 def estimate(args: Namespace, config: SliceGPTConfig) -> None:
-    """Prints what a run would take. It reads the configuration alone, and assumes as much text as is asked for."""
+    """
+    Prints what a run would take, and whether this machine, or the one that flags describe, has room for it. It reads
+    the configuration alone, and assumes as much text as is asked for.
+    """
+    if args.device_memory and config.device is None:
+        config.device = "cuda"
     model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     if args.model_dtype != "auto":
         model_config.dtype = args.model_dtype
@@ -91,7 +98,20 @@ def estimate(args: Namespace, config: SliceGPTConfig) -> None:
         max_memory=file_size(args.max_memory or DEFAULT_MEMORY) if args.stream else None,
         groups=len(list_sources(config.dataset)) + (config.own_tokens != 0),
     )
-    print_json({"model": args.model} | asdict(found)) if args.json else print_estimate(found)
+    rooms = found.rooms(machine_of(args, config))
+    if args.json:
+        rooms = {place: asdict(room) for place, room in rooms.items()}
+        print_json({"model": args.model} | asdict(found) | {"room": rooms})
+    else:
+        print_estimate(found, rooms)
+
+
+def machine_of(args: Namespace, config: SliceGPTConfig) -> Machine:
+    """Returns what flags say of a machine, whose disk they do not tell, or what this machine has."""
+    if args.device_memory or args.host_memory:
+        sizes = (size and file_size(size) for size in (args.host_memory, args.device_memory))
+        return Machine(*sizes)
+    return Machine.here(config.device, args.output)
 
 
 def stream(args: Namespace, config: SliceGPTConfig) -> None:
@@ -123,7 +143,7 @@ def stream(args: Namespace, config: SliceGPTConfig) -> None:
     )
     found = run.estimate()
     if not args.json:
-        print_estimate(found)
+        print_estimate(found, found.rooms(machine_of(args, config)))
     model = run.run()
     dense = sum(parameter.nbytes for parameter in run.checkpoint.model.parameters())
     summary = summarise(args, model, dense) | {"plan": asdict(found)}

@@ -11,6 +11,7 @@ from transformers.utils import logging
 from ..evaluation.benchmark import Benchmark
 from ..evaluation.speed import Spread
 from ..planning.inspection import Inspection
+from ..planning.machine import Room
 from ..reports.text import format_change, format_loss, format_value, inspection_rows
 from ..slicing.estimate import RunEstimate
 
@@ -89,27 +90,48 @@ def print_check(check: dict[str, Any] | None) -> None:
         print(f"{prompt}\n  dense:  {answers['dense']}\n  sliced: {answers['sliced']}")
 
 
-def print_estimate(estimate: RunEstimate) -> None:
-    """Prints what a run will take."""
+def print_estimate(estimate: RunEstimate, rooms: dict[str, Room]) -> None:
+    """Prints what a run will take, and whether there is room for it."""
     gib = {name: f"{size / 2**30:.2f} GiB" for name, size in vars(estimate).items() if name.startswith("bytes_")}
-    peak = sum(estimate.memory.values()) / 2**30
-    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in estimate.memory.items())
+    counts = estimate.parameters_before, estimate.parameters_after
+    widths = " to ".join(f"{width:,}" for width in sorted({min(estimate.widths), max(estimate.widths)}))
+    sizes = f"width {widths} of {estimate.hidden_size:,}"
+    if estimate.all_neurons is not None:
+        sizes += f", {estimate.neurons or estimate.all_neurons:,} of {estimate.all_neurons:,} neurons in each MLP"
     work = ", ".join(f"{count / 1e12:,.2f} TFLOP in {dtype}" for dtype, count in estimate.flops.items())
     passes = f"{len(estimate.passes)} ({', '.join(estimate.passes)})"
-    rows = {
-        "parameters": f"{estimate.parameters_before:,} before, {estimate.parameters_after:,} after",
-        "passes over the weights": f"{passes}, {gib['bytes_read']} read",
-        "disk": f"{gib['bytes_written']} for the result",
-        "memory, estimated": f"{peak:.2f} GiB at the peak ({parts})",
-        "time, estimated": f"{estimate.seconds / 60:,.1f} minutes of computing on this machine ({work})",
-    }
+    disk = f"{gib['bytes_written']} for the result"
     if estimate.bytes_beside:
-        rows["disk"] += (
-            f", {gib['bytes_beside']} beside it until the end; {gib['bytes_per_step']} saved after each layer"
-        )
+        disk += f", {gib['bytes_beside']} beside it until the end; {gib['bytes_per_step']} saved after each layer"
+    time = "unknown, as the device is not here"
+    if estimate.seconds is not None:
+        time = f"{estimate.seconds / 60:,.1f} minutes of computing on this machine"
+    needs = {
+        "device memory": _memory(estimate.device_memory),
+        "host memory": _memory(estimate.memory),
+        "disk": disk,
+    }
+    rows = {
+        "parameters": "{:,} before, {:,} after".format(*counts) + f", {format_change(*counts)}; {sizes}",
+        "passes over the weights": f"{passes}, {gib['bytes_read']} read",
+        **{f"{name}, estimated": f"{needs[name]}: {_verdict(room)}" for name, room in rooms.items()},
+        "time, estimated": f"{time} ({work})",
+    }
     for name, value in rows.items():
         print(f"{name}: {value}")
     print(flush=True)
+
+
+def _memory(parts: dict[str, int]) -> str:
+    listed = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items())
+    return f"{sum(parts.values()) / 2**30:.2f} GiB at the peak ({listed})"
+
+
+def _verdict(room: Room) -> str:
+    if room.available is None:
+        return "not compared"
+    there = f"{room.available / 2**30:,.2f} GiB"
+    return f"fits into {there}" if room.remedy is None else f"does not fit into {there}; give {room.remedy}"
 
 
 def print_inspection(found: Inspection) -> None:

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import pytest
 from command_line import OPTIMUM_CLI, fails, optimum_cli, run
+from configurations import LLAMA_70B
 from forking import Program
 from interruptions import die_at_call, hash_files
 
@@ -23,6 +24,7 @@ from optimum_slicegpt.storage.on_disk import OnDisk
     [
         (["--resume"], r"--resume is for --stream; give both, or neither"),
         (["--max-memory", "1GiB"], r"--max-memory is for --stream; give both, or neither"),
+        (["--host-memory", "64GB"], r"--host-memory is for --plan; give both, or neither"),
         (["--max-shard-size", "large"], r"'large' is no size; give a number with a unit"),
         (["--stream", "--max-memory", "5"], r"'5' is no size"),
         (["--stream", "--push-to-hub", "me/it"], r"--push-to-hub needs the whole model in memory"),
@@ -43,11 +45,26 @@ def test_a_plan_alone(cli_files, tmp_path, capsys, more):
     run(*arguments, "--nsamples", 8, "--seqlen", 16)
     printed = capsys.readouterr().out
     assert "passes over the weights: 1 (slicing)" in printed
-    assert "memory, estimated: " in printed and "time, estimated: " in printed
+    assert "fits into" in printed and "time, estimated: " in printed
     assert ("saved after each layer" in printed) == bool(more)
     run(*arguments, "--json")
     assert json.loads(capsys.readouterr().out)["passes"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_for_a_machine_that_one_does_not_have(tmp_path, capsys):
+    LLAMA_70B.save_pretrained(tmp_path / "large")
+    arguments = ["compress", "--model", tmp_path / "large", "--output", tmp_path / "sliced", "--plan", "--stream"]
+    run(*arguments, "--device-memory", "80GB", "--host-memory", "64GB")
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if line)
+    assert "-20" in lines["parameters"] and "of 28,672 neurons in each MLP" in lines["parameters"]
+    assert lines["device memory, estimated"].endswith("fits into 74.51 GiB")
+    assert lines["host memory, estimated"].endswith("fits into 59.60 GiB")
+    assert lines["disk, estimated"].endswith("not compared")
+    assert lines["time, estimated"].startswith("unknown, as the device is not here")
+    run(*arguments, "--device-memory", "24GB", "--json")
+    room = json.loads(capsys.readouterr().out)["room"]
+    assert room["device memory"]["remedy"] == "--device cpu" and room["host memory"]["available"] is None
 
 
 @pytest.mark.parametrize("architecture", ["stock", "sliced"])

@@ -15,6 +15,18 @@ SMOL = LlamaConfig(
 )
 """The shape of SmolLM2-135M."""
 
+LLAMA_70B = LlamaConfig(
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+    vocab_size=128256,
+    tie_word_embeddings=False,
+    dtype="bfloat16",
+)
+"""The shape of Llama-3-70B."""
+
 BIASED = {"attention_bias": True}
 """With which a Llama of a width that its heads do not divide cannot be a Mistral."""
 

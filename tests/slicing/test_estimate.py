@@ -4,12 +4,16 @@ from collections import Counter
 
 import pytest
 import torch
+from pretend_gpu import pretend_gpu
 from tiny import build, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
-from optimum_slicegpt.slicing.estimate import estimate_run
+from optimum_slicegpt.planning.machine import Machine
+from optimum_slicegpt.planning.speed import KINDS, flops_per_s
+from optimum_slicegpt.slicing import estimate
+from optimum_slicegpt.slicing.estimate import LIBRARIES, estimate_run
 
 
 SIZES = {"hidden_size": 96, "intermediate_size": 320, "head_dim": 24}
@@ -40,6 +44,15 @@ class Products(TorchDispatchMode):
         return result
 
 
+def small_model(name):
+    return build(name, torch.float32, **SIZES), [{"input_ids": tokens(4, 64, seed=i)} for i in range(4)]
+
+
+def planned_for(model, config, **kwargs):
+    plan = SlicePlan.from_config(config, model.config)
+    return estimate_run(model, plan, config, tokens=4 * 4 * 64, tokens_per_batch=4 * 64, **kwargs)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_class_of_products_is_in_the_plan(method):
     """
@@ -47,13 +60,59 @@ def test_every_class_of_products_is_in_the_plan(method):
     factor of two is left for both.
     """
     name, settings = METHODS[method]
-    model, batches = build(name, torch.float32, **SIZES), [{"input_ids": tokens(4, 64, seed=i)} for i in range(4)]
+    model, batches = small_model(name)
     config = SliceGPTConfig(**settings, dataset=batches)
-    plan = SlicePlan.from_config(config, model.config)
-    planned = estimate_run(model, plan, config, tokens=4 * 4 * 64, tokens_per_batch=4 * 64).flops
+    planned = planned_for(model, config).flops
     with Products() as found:
         model.compress(config)
     assert found.flops.keys() == planned.keys()
     for dtype, flops in found.flops.items():
         assert flops < 2 * planned[dtype], dtype
     assert found.flops["float32"] > planned["float32"] / 2
+
+
+def test_times_come_from_the_sizes_that_a_run_has(monkeypatch):
+    seen = []
+    monkeypatch.setattr(estimate, "flops_per_s", lambda *tried: seen.append(tried) or 1e9)
+    model, _ = small_model("llama")
+    found = planned_for(model, SliceGPTConfig(parameter_reduction=0.2))
+    assert {kind for kind, *_ in seen} == KINDS.keys()
+    assert {size for kind, size, *_ in seen if kind == "factorisation"} == {96, 320}  # stream, neurons
+    assert found.seconds == pytest.approx(sum(found.flops.values()) / 1e9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_speeds_are_tried_once(kind):
+    assert 0 < flops_per_s(kind, 16, "float32", "cpu") == flops_per_s(kind, 16, "float32", "cpu")
+
+
+def test_memory_of_a_device_is_that_of_the_run():
+    """A factor of two is left for what is small beside matrices and activations, but in tiny models is not."""
+    for offload in (False, True):
+        model, batches = small_model("llama")
+        config = SliceGPTConfig(dataset=batches, device="cuda", offload_activations=offload)
+        planned = planned_for(model, config)
+        with pretend_gpu() as gpu:
+            model.compress(config)
+        assert gpu.peak / 2 < sum(planned.device_memory.values()) - LIBRARIES < 2 * gpu.peak
+        assert ("activations and moments" in planned.memory) == offload
+
+
+def test_there_is_room_or_a_remedy():
+    model, _ = small_model("llama")
+    planned = planned_for(model, SliceGPTConfig(device="cuda"))
+    needed = {place: room.needed for place, room in planned.rooms(Machine()).items()}
+    assert all(room.available is room.remedy is None for room in planned.rooms(Machine()).values())
+    enough = Machine(host=needed["host memory"], device=needed["device memory"], disk=needed["disk"])
+    assert {room.remedy for room in planned.rooms(enough).values()} == {None}
+    little = planned.rooms(Machine(host=needed["host memory"] - 1, device=LIBRARIES, disk=0))
+    assert little["host memory"].remedy == "--stream"
+    assert little["device memory"].remedy == "--device cpu, --offload-activations, a smaller --batch-size, more of it"
+    assert little["disk"].remedy.startswith("another --output")
+    streamed = planned_for(model, SliceGPTConfig(), max_memory=2**20).rooms(Machine(host=LIBRARIES))
+    assert "a smaller --max-memory" in streamed["host memory"].remedy and "device memory" not in streamed
+
+
+def test_what_this_machine_has(tmp_path):
+    found = Machine.here(None, tmp_path / "absent" / "sliced")
+    assert found.host > 2**20 and found.disk > 0 and found.device is None

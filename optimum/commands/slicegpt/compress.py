@@ -73,8 +73,15 @@ class CompressCommand(SliceGPTSubcommand):
             "--plan",
             action="store_true",
             default=False,
-            help="only estimate what the run would take: memory, disk and time",
+            help="only estimate what the run would take, memory, disk and time, and whether there is room for it",
         )
+        for place in ("device", "host"):
+            parser.add_argument(
+                f"--{place}-memory",
+                metavar="SIZE",
+                default=None,
+                help=f"{place} memory of the machine that --plan is for, such as 80GB (default: this machine's)",
+            )
 
         streaming = parser.add_argument_group("models larger than memory")
         streaming.add_argument(

@@ -1,0 +1,211 @@
+"""What a run costs, by what takes it: bytes in memory, and floating point operations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import starmap
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel
+
+from ..linalg.axes import SEARCH_STEPS
+from ..linalg.moments import ROWS_AT_ONCE, wide
+from ..linalg.regression import POSITIVE_STEPS, TOKENS_AT_ONCE, token_stride
+from ..linalg.ridge import JUDGED_OUTPUTS
+from ..modeling.decoder import Decoder
+from ..planning.sizes import most_inputs, product_size
+from .methods.refine import STEP_TOKENS, number_of_steps
+from .statistics import AXES_TOKENS
+
+
+if TYPE_CHECKING:
+    from ..configuration import SliceGPTConfig
+    from ..planning.widths import SlicePlan
+
+
+FACTORISATIONS = 5
+"""
+Factorisations for a regression, or what takes as long: one or two for the strength of its ridge, one for the fit, one
+for the costs of neurons, and an inverse.
+"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """
+    Work of one kind on matrices of one size.
+
+    Args:
+        kind (`str`): one of [`planning.speed.KINDS`].
+        size (`int`): rows and columns of its matrices.
+        dtype (`str`): of its matrices.
+        flops (`float`): floating point operations.
+    """
+
+    kind: str
+    size: int
+    dtype: str
+    flops: float
+
+    @property
+    def counted_dtype(self) -> str:
+        """The dtype in which it is done: sums over tokens, and what follows, in float32 at least."""
+        return "float32" if self.kind == "sums" and self.dtype in ("float16", "bfloat16") else self.dtype
+
+
+class Costs:
+    """
+    The parts of an estimate.
+
+    Args:
+        model (`PreTrainedModel`), plan ([`SlicePlan`]), config ([`SliceGPTConfig`]), tokens (`int`),
+            tokens_per_batch (`int`), groups (`int`): see [`estimate.estimate_run`].
+
+    Attributes:
+        state (`int`): bytes of the state between two layers.
+        activations (`int`): bytes of all streams, while layers are sliced.
+        moments (`int`): bytes of the second moments of all sites.
+        kept (`int`): bytes of activations and moments, at most.
+        batch (`int`): bytes that a batch takes in a layer.
+        head (`int`): operations of the head on a token.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: SlicePlan,
+        config: SliceGPTConfig,
+        tokens: int,
+        tokens_per_batch: int,
+        groups: int,
+    ):
+        self.dense, self.plan, self.refit = Decoder(model), plan, config.refit
+        self.tokens, self.groups = tokens, groups
+        self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
+        self.fisher = config.metric == "fisher"
+        costs = config.schedule == "energy" and plan.neurons is not None
+        self.measured = self.fisher or costs or not (plan.shortcuts or plan.whole)
+        self.per_block = plan.shortcuts and not self.fisher  # Moments are those of the stream that passes.
+        self.size, self.width, self.sites = plan.hidden_size, max(plan.widths), len(plan.widths)
+        self.measured_tokens = min(tokens, AXES_TOKENS * self.size) if self.measured else 0
+        self.inputs = [
+            sum(writer.weight.shape[-2] for writer in block.writers().values()) for block in self.dense.blocks()
+        ]
+        self.fits = list(self._fits()) if config.refit else []
+        self.steps = number_of_steps(config.refine, tokens) if config.refit and not self.dense.family.moe else 0
+
+        stream, inputs = self.size * self.dtype.itemsize, max(self.inputs) * self.dtype.itemsize
+        matrix = 8 * self.size**2
+        self.state = tokens * stream * (2 if config.refit else 1) + 3 * matrix
+        # A refit keeps both streams, the dense one before a layer and after its blocks, and later what writers read.
+        self.activations = tokens * (max(4 * stream, 3 * stream + inputs) if config.refit else stream)
+        self.activations += tokens * 2 * stream * self.dense.family.post_norms  # What goes into the norms behind them.
+        self.moments = self.sites * matrix * (self.measured + self.fisher)
+        measuring = self.moments + tokens * stream
+        measuring += self.measured_tokens * stream * (model.config.num_hidden_layers if self.fisher else 1)
+        # Of axes that all sites share, second moments are forgotten; per block, and of gradients, they stay.
+        self.kept = max(measuring, self.activations + self.sites * matrix * (self.fisher * (1 + plan.shortcuts)))
+        self.batch = tokens_per_batch * (2 * inputs + 4 * stream)
+        self.head = 2 * self.dense.config.vocab_size * self.size
+
+    @property
+    def passes(self):
+        before = ["second moments of all sites"] * self.measured + ["gradients"] * self.fisher
+        return [*before, "slicing"]
+
+    def _fits(self):
+        """Yields the numbers of inputs and outputs of each regression."""
+        reader = self.width, self.size
+        for inputs, block in zip(self.inputs, self.dense.blocks(), strict=True):
+            yield from [reader] * len(block.names.reads)
+            if not block.keeps_width:
+                yield inputs, self.width
+            if self.dense.family.post_norms:
+                yield self.width, 1
+        yield reader
+
+    @property
+    def _mlp_weights(self):
+        """Weights in all MLPs of the sliced model."""
+        dense, widths = self.dense, self.plan.widths
+        readers = sum(reader.weight.numel() for reader in dense.mlp_readers(0))
+        writer = dense.mlp_writer(0).weight.numel()
+        kept = (self.plan.neurons or dense.num_neurons) / dense.num_neurons / self.size
+        sites = [block.site for block in dense.blocks() if dense.family.mlp_writer in block.names.writers]
+        return kept * sum(readers * widths[site] + writer * widths[site + 1] for site in sites)
+
+    @property
+    def weights_at_once(self):
+        table = max(self.dense.tables[0].weight.nbytes, self.dense.head.weight.nbytes)
+        layer = sum(parameter.nbytes for parameter in self.dense.layers[0].parameters())
+        cast = self.dtype.itemsize > self.dense.model.dtype.itemsize
+        return max(table * (1 if self.plan.embeddings == "tied" else 2), layer * (4 if cast else 2))
+
+    @property
+    def matrices(self):
+        """Bytes of a step's own matrices: of axes, of products with weights, of a regression, of an MLP's training."""
+        axes = 7 * self.size**2
+        rows = ROWS_AT_ONCE * (self.size + self.width) + 2 * self.size**2
+        fits = starmap(self._bytes_of_regression, set(self.fits))
+        return int(max(8 * axes, 8 * rows, self._bytes_of_training, *fits))
+
+    def _bytes_of_regression(self, inputs, outputs):
+        # Sums are over the tokens that are fitted, and over the held-out ones of each kind. Tokens are collected
+        # before their products are taken. While the strength of the ridge is chosen, there are copies half as large.
+        kinds = 1 + self.groups
+        collected = kinds * TOKENS_AT_ONCE * (inputs + outputs) * wide(self.dtype).itemsize
+        solved = inputs * (4 * kinds * inputs + 16 * outputs)
+        return 8 * kinds * inputs * (inputs + outputs) + max(collected, solved)
+
+    @property
+    def _bytes_of_training(self):
+        weights = 4 * self._mlp_weights / len(self.dense.layers)  # with gradients and Adam's two averages
+        step = STEP_TOKENS * (6 * max(self.inputs) + 4 * self.width)
+        tokens = min(self.tokens, self.steps * STEP_TOKENS) * 2 * self.width
+        return 4 * (weights + step + tokens) * (self.steps > 0)
+
+    @property
+    def weights_on_device(self):
+        """Bytes of weights on a device that has its own memory: a layer, or the tables around layers."""
+        table, head = self.dense.tables[0].weight, self.dense.head.weight
+        layer = sum(parameter.numel() for parameter in self.dense.layers[0].parameters())
+        return max(table.nbytes, layer * self.dtype.itemsize, (table.numel() + head.numel()) * 4 * self.fisher)
+
+    def work(self) -> list[Work]:
+        """Returns all work of the run, one entry for each kind, size and dtype."""
+        narrow, found = str(self.dtype).removeprefix("torch."), Counter()
+        for kind, size, flops in (*self._forward_work(), *self._axes_work(), *self._fitting_work()):
+            dtype = {"forward": narrow, "sums": narrow, "factorisation": "float32"}.get(kind, "float64")
+            found[kind, size, dtype] += flops
+        return [Work(*key, flops) for key, flops in found.items() if flops]
+
+    def _forward_work(self):
+        products, size = product_size(self.dense, self.plan.embeddings), self.size
+        dense = 2 * products([size] * self.sites, shortcuts=False) - self.head
+        sliced = 2 * products(self.plan.widths, self.plan.neurons, self.plan.shortcuts) - self.head
+        yield "forward", size, self.tokens * (dense + sliced if self.refit else sliced if self.per_block else 0)
+        yield "forward", size, self.measured_tokens * (4 * dense + 3 * self.head if self.fisher else dense)
+        yield "forward", size, 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
+        yield "forward", size, 6 * self.steps * STEP_TOKENS * self._mlp_weights
+
+    def _axes_work(self):
+        size, sums = self.size, 2 * self.size**2 * self.sites
+        yield "sums", size, sums * (self.tokens if self.per_block else self.measured_tokens * (1 + self.fisher))
+        yield "eigenvectors", size, 12 * size**3 * (self.sites if self.plan.shortcuts else 1)
+        if self.fisher and not self.plan.shortcuts:  # Axes that all sites share are searched for.
+            deleted = size - self.width
+            yield "product", size, SEARCH_STEPS * self.sites * (4 * size**2 * deleted + 8 * size * deleted**2)
+        tied = self.plan.embeddings == "tied"
+        yield "product", size, 2 * size * self.dense.model.num_parameters() - self.head * size * tied
+
+    def _fitting_work(self):
+        if self.dense.family.post_norms and self.plan.embeddings == "narrow":  # The table is measured, too.
+            yield "sums", self.size, self.head * self.size
+        most = most_inputs(self.dense) if self.fits else 0
+        for inputs, outputs in self.fits:
+            yield "sums", inputs, self.tokens * inputs**2 / token_stride(inputs, most)
+            yield "factorisation", inputs, FACTORISATIONS * inputs**3 / 3 + 2 * inputs**2 * outputs
+            judged = outputs + (1 + self.groups) * min(outputs, JUDGED_OUTPUTS)
+            yield "product", inputs, 2 * inputs**2 * (judged + POSITIVE_STEPS * (outputs == 1))
