@@ -79,6 +79,13 @@ class Processes:
         self._exchange(partial(dist.broadcast, src=0), [tensor])
         return tensor
 
+    def gathered(self, value: Any = None) -> list:
+        """Returns what the processes give, in their order. None goes on before all have come here."""
+        found = [value] * self.count
+        if self.count > 1:
+            self._call(dist.all_gather_object, found, value)
+        return found
+
     def check_alike(self, given: dict[str, Any]) -> None:
         """
         Refuses processes that would not slice the same model alike.
@@ -92,8 +99,8 @@ class Processes:
         """
         if self.count == 1:
             return
-        prints, all_prints = {name: fingerprint(value) for name, value in given.items()}, [None] * self.count
-        self._call(dist.all_gather_object, all_prints, prints)
+        prints = {name: fingerprint(value) for name, value in given.items()}
+        all_prints = self.gathered(prints)
         differing = [name for name in prints if any(other[name] != all_prints[0][name] for other in all_prints)]
         if differing:
             raise ValueError(

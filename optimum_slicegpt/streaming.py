@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ class StreamedRun:
     """
     One run from a checkpoint to a folder. All checks run when it is built.
 
+    Several processes share out the calibration batches. Each reads every layer, and the first one writes.
+
     Args:
         model (`str` or `os.PathLike`): path of a dense checkpoint in safetensors, or its name on the Hub.
         output (`str` or `os.PathLike`): an absent or empty folder. Beside it, a hidden folder holds what is needed to
@@ -110,8 +113,7 @@ class StreamedRun:
     Raises:
         FileExistsError: `output` is not empty.
         OSError: there is no such model.
-        ValueError: the model, its class, its files, the widths, the sizes or the calibration data cannot be used;
-            several processes were started.
+        ValueError: the model, its class, its files, the widths, the sizes or the calibration data cannot be used.
     """
 
     @undisturbed()
@@ -128,12 +130,7 @@ class StreamedRun:
         resume: bool = False,
         trust_remote_code: bool = False,
     ):
-        processes = Processes(config.device or "cpu")
-        if processes.count > 1:
-            raise ValueError(
-                f"Streaming works in one process, and these are {processes.count}; start it without a launcher, or "
-                "slice in memory."
-            )
+        self.processes = Processes(config.device or "cpu")
         self.output = Path(output).resolve()
         check_output(self.output)
         self.max_memory, self.max_shard_size = file_size(max_memory), file_size(max_shard_size)
@@ -178,17 +175,19 @@ class StreamedRun:
 
         Raises:
             BlockingIOError: another run writes to `output`.
+            ConnectionError: another process has failed.
             FileExistsError: `output` is not empty, or an interrupted run is to be resumed or deleted first.
             OSError: the disk is full. The state of the last finished step is kept.
-            ValueError: the interrupted run was of another model, other settings or other data; a weight or an
-                activation is not finite.
+            ValueError: the interrupted run was of another model, other settings or other data, or of another number of
+                processes; a weight or an activation is not finite.
         """
-        with locked(self.output):
-            check_output(self.output)
-            saved = self._saved_state()
+        first = self.processes.is_first
+        with locked(self.output) if first else nullcontext():
+            saved = self.processes.gathered(self._saved_state() if first else None)[0]
             try:
                 storage = OnDisk(
                     self.checkpoint,
+                    self.processes,
                     self.folder,
                     max_memory=self.max_memory,
                     max_shard_size=self.max_shard_size,
@@ -198,13 +197,8 @@ class StreamedRun:
                 result = compress(self.checkpoint.model, self.plan, self.batches, self.config, storage)
                 self._finish(result)
             except BaseException:
-                if (self.folder / STATE_FILE).exists():
-                    logger.warning(
-                        f"What is finished is kept in {str(self.folder)!r}. With resume=True, --resume on the command "
-                        "line, the same run continues from there; delete that folder to start again."
-                    )
-                else:
-                    shutil.rmtree(self.folder)
+                if first:
+                    self._leave()
                 raise
         return result.model
 
@@ -216,9 +210,11 @@ class StreamedRun:
             "settings": settings | {"model_dtype": str(self.checkpoint.model.dtype), "shards": self.max_shard_size},
             "widths": [*self.plan.widths, self.plan.neurons],
             "calibration data": fingerprint([self.batches.batches, self.batches.groups]),
+            "numbers of processes": self.processes.count,
         }
 
     def _saved_state(self) -> dict[str, Any] | None:
+        check_output(self.output)
         state = self.folder / STATE_FILE
         # A run that ended before its first step lacks one of the two.
         if not state.exists() or not (self.folder / WEIGHTS).exists():
@@ -237,7 +233,7 @@ class StreamedRun:
                 f"resume=True, --resume on the command line, {remedy}."
             )
         fingerprint = json.loads(json.dumps(self.fingerprint()))
-        differing = [name for name, value in fingerprint.items() if saved["fingerprint"][name] != value]
+        differing = [name for name, value in fingerprint.items() if saved["fingerprint"].get(name) != value]
         if differing:
             raise ValueError(
                 f"The interrupted run into {str(self.output)!r} had other {' and '.join(differing)}; resume it as it "
@@ -245,11 +241,28 @@ class StreamedRun:
             )
         return saved
 
+    def _leave(self) -> None:
+        """Keeps what an unfinished run has done, if a state says what that is."""
+        if (self.folder / STATE_FILE).exists():
+            logger.warning(
+                f"What is finished is kept in {str(self.folder)!r}. With resume=True, --resume on the command line, "
+                "the same run continues from there; delete that folder to start again."
+            )
+        else:
+            shutil.rmtree(self.folder, ignore_errors=self.processes.count > 1)  # Others may still write there.
+
     def _finish(self, result: SlicedResult) -> None:
-        """Adds the other files, verifies the checkpoint, and renames it to `output`."""
-        model, weights, beside = result.model, self.folder / WEIGHTS, self.folder / "beside"
+        """Records the run, and turns its folder into the output."""
         dense, energy_kept, seconds = self.checkpoint.model, result.energy_kept, result.seconds
-        record_run(dense, model, self.plan, self.config, self.batches, energy_kept, seconds)
+        record_run(dense, result.model, self.plan, self.config, self.batches, energy_kept, seconds)
+        if self.processes.is_first:
+            self._publish(result.model)
+        self.processes.gathered()  # All return when the output is there.
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a machine that shares no disk with the first process
+
+    def _publish(self, model: PreTrainedModel) -> None:
+        """Adds the other files, verifies the checkpoint, and renames it to `output`."""
+        weights, beside = self.folder / WEIGHTS, self.folder / "beside"
         shutil.rmtree(beside, ignore_errors=True)
         model.save_pretrained(beside, state_dict={})  # This writes all files except the weights.
         model_card(model, picture=save_picture(model.config, beside)).save(beside / "README.md")

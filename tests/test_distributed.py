@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import sys
 import traceback
@@ -10,18 +9,17 @@ import traceback
 import pytest
 import torch
 import torch.distributed as dist
-from command_line import launch, run, run_together
-from paths import HELPERS
+from interruptions import Died, die_at_call
 from safetensors.torch import load_file, save_file
 from sharing import make_once
-from tiny import build, calibration, paper, relative_error, tokens
-from transformers import AutoModelForCausalLM
+from tiny import build, calibration, paper, tokens
 from transformers.utils import logging
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.distributed import Processes
 from optimum_slicegpt.slicing.methods.refit import Refit
 from optimum_slicegpt.slicing.statistics import DensePass
+from optimum_slicegpt.storage import on_disk
 from optimum_slicegpt.streaming import compress_checkpoint
 
 
@@ -54,6 +52,12 @@ CASES = {
 }
 """Name -> family, dtype of the model, settings, calibration batches."""
 
+STREAMED = {
+    "default": {"round_to": 1, "round_neurons_to": 1},
+    "fisher": {"metric": "fisher", "rotation": "per_block"},
+}
+"""Name -> settings of a run that is streamed, uneven batches shared out."""
+
 TOLD = ("architecture", "widths", "neurons", "calibration", "energy_kept")
 """Entries of the record that each process tells."""
 TOLERANCES = {torch.float64: 5e-5, torch.float32: 5e-4}
@@ -70,6 +74,20 @@ def sliced(name):
     model.compress(SliceGPTConfig(**{"round_to": 1, "round_neurons_to": 1, "dataset": batches} | settings))
     assert torch.equal(torch.get_rng_state(), state)
     return model
+
+
+def stream(folder, output, **options):
+    config = SliceGPTConfig(dataset=UNEVEN, **STREAMED[output.name.removeprefix("streamed-")])
+    return compress_checkpoint(folder / "dense", output, config, max_memory="20KB", **options)
+
+
+def stream_interrupted(rank, folder, output):
+    """Both processes die after the third step: the first before it says so, the second while it waits for that."""
+    before_the_end = (on_disk, "write_durably", 3) if rank == 0 else (Processes, "gathered", 2 + 2 * 3)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Died):
+        die_at_call(patch, *before_the_end)
+        stream(folder, output)
+    return json.loads((folder / f".{output.name}.slicegpt" / "state.json").read_text())["done"]
 
 
 def error_of(call):
@@ -125,8 +143,11 @@ def work(rank, port, folder):
             "widths": error_of(lambda: given_differently(rank, dataset=calibration(2), more=0.2)),
             "settings": error_of(lambda: given_differently(rank, dataset=calibration(2), seed=rank)),
             "schedule": error_of(lambda: given_differently(rank, dataset=calibration(2), **SCHEDULES[rank])),
-            "streaming": error_of(lambda: compress_checkpoint("model", folder / "out", SliceGPTConfig())),
         }
+        for name in STREAMED:
+            done = stream_interrupted(rank, folder, folder / f"streamed-{name}")
+            model = stream(folder, folder / f"streamed-{name}", resume=True)
+            told[f"streamed-{name}"] = {key: model.config.slicegpt[key] for key in TOLD} | {"done": done}
         (folder / f"told-{rank}.json").write_text(json.dumps(told))
         (folder / f"errors-{rank}.json").write_text(json.dumps(errors))
         (folder / f"failing-{rank}.txt").write_text(error_of(lambda: failing(rank)))
@@ -144,6 +165,7 @@ def together(tmp_path_factory):
 
 
 def work_together(folder):
+    build("llama").save_pretrained(folder / "dense")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -170,16 +192,46 @@ def test_two_give_the_result_of_one(name, together):
     alone = sliced(name)
     tolerance = 1e-9 if name in ("paper", "paper-uneven") else TOLERANCES[alone.dtype]
     ours, first = (load_file(together / f"{name}-{rank}.safetensors") for rank in (1, 0))
-    expected = alone.state_dict()
-    assert first.keys() == expected.keys()
+    assert_close(first, alone.state_dict(), tolerance)
+    for key, value in first.items():
+        assert torch.equal(ours[key], value), key
+    assert_told(together, name, alone.config.slicegpt)
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_two_that_stream_give_the_result_of_one(name, together, tmp_path):
+    """They were interrupted, and resumed."""
+    alone = stream(together, tmp_path / f"streamed-{name}")
+    found, expected = (load_file(folder / f"streamed-{name}/model.safetensors") for folder in (together, tmp_path))
+    assert_close(found, expected, TOLERANCES[torch.float64])
+    assert_told(together, f"streamed-{name}", alone.config.slicegpt)
+    assert [told(together, "told", rank)[f"streamed-{name}"]["done"] for rank in (0, 1)] == [2, 2]
+    assert not (together / f".streamed-{name}.slicegpt").exists()
+
+
+def test_another_number_of_processes_does_not_resume(together, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        die_at_call(patch, on_disk.OnDisk, "commit", 2)
+        with pytest.raises(Died):
+            stream(together, tmp_path / "streamed-default")
+    state = tmp_path / ".streamed-default.slicegpt" / "state.json"
+    state.write_text(state.read_text().replace('"numbers of processes": 1', '"numbers of processes": 2'))
+    with pytest.raises(ValueError, match="had other numbers of processes; resume it as it was begun"):
+        stream(together, tmp_path / "streamed-default", resume=True)
+
+
+def assert_close(found, expected, tolerance):
+    assert found.keys() == expected.keys()
     for key, value in expected.items():
-        assert torch.equal(ours[key], first[key]), key
-        assert (first[key] - value).abs().max() <= tolerance * value.abs().max(), key
+        assert (found[key] - value).abs().max() <= tolerance * value.abs().max(), key
+
+
+def assert_told(folder, name, expected):
     for rank in (0, 1):
-        record = told(together, "told", rank)[name]
+        record = told(folder, "told", rank)[name]
         *exact, energy_kept = TOLD  # of all tokens
-        assert {key: record[key] for key in exact} == {key: alone.config.slicegpt[key] for key in exact}
-        assert record[energy_kept] == pytest.approx(alone.config.slicegpt[energy_kept], abs=2e-6)
+        assert {key: record[key] for key in exact} == {key: expected[key] for key in exact}
+        assert record[energy_kept] == pytest.approx(expected[energy_kept], abs=2e-6)
 
 
 def test_the_first_batches_are_those_of_all(monkeypatch):
@@ -212,68 +264,11 @@ def test_what_is_wrong_with_one_is_an_error_in_all(together):
         assert "not finite in torch.float16; the model is unchanged" in errors["overflow"]
         for name, what in WHAT_DIFFERS.items():
             assert errors[name].startswith(f"ValueError: The 2 processes were given other {what}; give all of them")
-        assert errors["streaming"].startswith("ValueError: Streaming works in one process, and these are 2; start it")
 
 
 def test_one_that_fails_ends_the_others(together):
     found = (together / "failing-0.txt").read_text()
     assert found.startswith("ConnectionError: Process 0 of 2 has lost the others, of which one has failed")
-
-
-# On the command line
-
-
-@pytest.fixture
-def arguments(cli_files, tmp_path):
-    small = ("--dataset", cli_files / "train.txt", "--nsamples", 7, "--seqlen", 16, "--batch-size", 2)
-    small += ("--round-to", 8, "--round-neurons-to", 8)
-    return ("compress", "--model", cli_files / "dense", "--output", tmp_path / "new", *small, "--json")
-
-
-def test_the_command_in_two_processes(cli_files, arguments, tmp_path, capsys):
-    arguments += ("--eval-dataset", cli_files / "test.txt", "--eval-seqlen", 16)
-    run(*arguments)
-    expected = json.loads(capsys.readouterr().out)
-    one = AutoModelForCausalLM.from_pretrained(tmp_path / "new").state_dict()
-    shutil.rmtree(tmp_path / "new")
-
-    first, second = run_together(*arguments)
-    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert second.stdout == ""
-    report = json.loads(first.stdout)
-    assert [path.name for path in tmp_path.iterdir()] == ["new"]
-    assert report["slicegpt"]["calibration"] == expected["slicegpt"]["calibration"]
-    for when in ("perplexity_before", "perplexity_after"):
-        assert report[when]["perplexity"] == pytest.approx(expected[when]["perplexity"], rel=1e-5)
-    two = AutoModelForCausalLM.from_pretrained(tmp_path / "new").state_dict()
-    for key, value in one.items():
-        assert relative_error(two[key], value) < TOLERANCES[value.dtype], key
-
-
-FAILS = """
-import atexit, os, sys
-import torch.distributed as dist
-atexit.register(lambda: print("in a group:", dist.is_initialized(), file=sys.stderr))  # after what is registered later
-sys.path.insert(0, {helpers!r})
-from command_line import run
-from optimum_slicegpt.slicing.run import Run
-
-if os.environ["RANK"] == "1":
-    def fails(self, index):
-        raise ValueError("The second one cannot go on.")
-    Run.layer = fails
-run(*sys.argv[1:])
-"""
-
-
-@pytest.mark.long
-def test_a_command_of_which_one_process_fails(arguments, tmp_path):
-    (tmp_path / "fails.py").write_text(FAILS.format(helpers=str(HELPERS)))
-    done = launch(tmp_path / "fails.py", *arguments)
-    assert done.returncode != 0 and done.stdout == ""
-    assert "error: The second one cannot go on." in done.stderr
-    assert "in a group: False" in done.stderr and "in a group: True" not in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["fails.py"]
 
 
 # Alone

@@ -73,7 +73,7 @@ def run(args: Namespace) -> None:
         if processes.is_first:
             estimate(args, config)
     elif args.stream:
-        stream(args, config)
+        stream(args, config, processes)
     else:
         compress_in_memory(args, config, processes)
 
@@ -114,9 +114,9 @@ def machine_of(args: Namespace, config: SliceGPTConfig) -> Machine:
     return Machine.here(config.device, args.output)
 
 
-def stream(args: Namespace, config: SliceGPTConfig) -> None:
+def stream(args: Namespace, config: SliceGPTConfig, processes: Processes) -> None:
     """
-    Slices layer by layer, from a checkpoint to a checkpoint.
+    Slices layer by layer, from a checkpoint to a checkpoint, in one process or in several.
 
     Raises:
         OSError, ValueError: [`StreamedRun`] refuses the run; an option needs the whole model in memory.
@@ -142,9 +142,11 @@ def stream(args: Namespace, config: SliceGPTConfig) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     found = run.estimate()
-    if not args.json:
+    if processes.is_first and not args.json:
         print_estimate(found, found.rooms(machine_of(args, config)))
     model = run.run()
+    if not processes.is_first:
+        return
     dense = sum(parameter.nbytes for parameter in run.checkpoint.model.parameters())
     summary = summarise(args, model, dense) | {"plan": asdict(found)}
     print_json(summary) if args.json else print_summary(summary)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..distributed import Processes
 from ..modeling.weights import persistent_buffers
 from .checkpoint import Checkpoint
 from .files import sync_folder, write_durably
@@ -29,10 +30,12 @@ class OnDisk:
     A [`Storage`] that reads a dense checkpoint module by module. Its working folder holds finished weights in their
     final files, and after each step the state from which the run can be resumed.
 
-    The state is a file that is replaced once all that it names is on the disk, so that there is one at any time.
+    The state is a file that is replaced once all that it names is on the disk, so that there is one at any time. Of
+    several processes the first one writes it and the weights; each has a folder for its own tensors.
 
     Args:
         checkpoint ([`Checkpoint`]): the dense model.
+        processes ([`Processes`]): those of the run.
         folder (`Path`): the working folder.
         max_memory (`int`): bytes of activations and moments in memory; the others are in files.
         max_shard_size (`int` or `str`): of a weight file.
@@ -45,6 +48,7 @@ class OnDisk:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        processes: Processes,
         folder: Path,
         *,
         max_memory: int,
@@ -54,9 +58,10 @@ class OnDisk:
     ):
         self.home = torch.device("cpu")
         self._checkpoint, self._folder, self._max_shard_size = checkpoint, folder, max_shard_size
-        self._fingerprint, self._saved = fingerprint, saved
-        (folder / TENSORS).mkdir(exist_ok=True)
-        self._spill = Spill(folder / TENSORS, max_memory)
+        self._processes, self._fingerprint, self._saved = processes, fingerprint, saved
+        tensors = folder / (TENSORS if processes.is_first else f"{TENSORS}-{processes.rank}")
+        tensors.mkdir(parents=True, exist_ok=True)  # Machines may share no disk.
+        self._spill = Spill(tensors, max_memory)
         self._dense_empty = dict(checkpoint.model.named_parameters(remove_duplicate=False))
 
     @contextmanager
@@ -80,33 +85,43 @@ class OnDisk:
     def restore(self, device: torch.device) -> dict[str, Any] | None:
         if self._saved is None:
             return None
-        return {"state": self._unpack(self._saved["state"], device), "done": self._saved["done"]}
+        own = self._saved["states"][self._processes.rank]
+        return {"state": self._unpack(own, device), "done": self._saved["done"]}
 
     def allocate(self, sliced: PreTrainedModel) -> None:
         """Creates the weight files in their full size."""
         self._sliced_empty = dict(sliced.named_parameters(remove_duplicate=False))
-        self._shards = Shards(self._folder / WEIGHTS, sliced, self._max_shard_size)
-        self._shards.allocate()
+        if self._processes.is_first:
+            self._shards = Shards(self._folder / WEIGHTS, sliced, self._max_shard_size)
+            self._shards.allocate()
 
     def commit(self, sliced: PreTrainedModel, state: dict[str, Any], done: int) -> None:
         """Writes the values that the sliced model has, takes them from it, and saves the state."""
+        if self._processes.is_first:
+            self._write(sliced)
         for name, parameter in list(sliced.named_parameters(remove_duplicate=False)):
             if not parameter.is_meta:
-                if name in self._shards:
-                    self._shards.write(name, parameter)
                 _set_parameter(sliced, name, self._sliced_empty[name])
+        needed: set[str] = set()
+        packed = self._pack(state, needed)
+        sync_folder(self._spill.folder)
+        states = self._processes.gathered(packed)
+        if self._processes.is_first:
+            text = json.dumps({"fingerprint": self._fingerprint, "done": done, "states": states})
+            write_durably(self._folder / STATE_FILE, text)
+        self._processes.gathered()  # What the state before needs must stay until it is replaced.
+        for path in self._spill.folder.iterdir():
+            if path.name not in needed:
+                path.unlink()
+
+    def _write(self, sliced):
+        for name, parameter in sliced.named_parameters(remove_duplicate=False):
+            if not parameter.is_meta and name in self._shards:
+                self._shards.write(name, parameter)
         for name, buffer in persistent_buffers(sliced).items():
             if not buffer.is_meta:
                 self._shards.write(name, buffer)
         self._shards.sync()
-        needed: set[str] = set()
-        packed = self._pack(state, needed)
-        sync_folder(self._spill.folder)
-        text = json.dumps({"fingerprint": self._fingerprint, "done": done, "state": packed})
-        write_durably(self._folder / STATE_FILE, text)
-        for path in self._spill.folder.iterdir():
-            if path.name not in needed:
-                path.unlink()
 
     # Each tensor of a state is saved as a file, everything else as JSON.
 
