@@ -55,7 +55,7 @@ def own_text(
         tokens (`int`): about how many.
         length (`int`): tokens per sequence.
         seed (`int`, *optional*, defaults to 0): of the draws. `None` is 0.
-        device (`str`, *optional*): over which processes talk. By default that of the model.
+        device (`str`, *optional*): where it is written, and over which processes talk. By default the model's own.
 
     Returns:
         `torch.Tensor`: `(N, length)` token ids, int64 on the CPU. More tokens begin with fewer.
@@ -66,7 +66,8 @@ def own_text(
     processes, count = Processes(device or model.device), count_sequences(tokens, length)
     if not processes.is_first:
         return processes.agreed(torch.empty(count, length, dtype=torch.long))
-    return processes.agreed(OwnText.of_model(model, tokenizer, seed=seed, length=length).write(model, count))
+    own = OwnText.of_model(model, tokenizer, seed=seed, length=length)
+    return processes.agreed(own.write(model, count, device))
 
 
 def count_sequences(tokens: int, length: int) -> int:
@@ -124,13 +125,14 @@ class OwnText:
             return torch.empty(0, self.length, dtype=torch.long)
         return load_file(self.file)["input_ids"].long()
 
-    def write(self, model: PreTrainedModel, count: int) -> Tensor:
+    def write(self, model: PreTrainedModel, count: int, device: str | None = None) -> Tensor:
         """
         Lets the model write what is missing, and keeps it. Where another process is at it, waits for that one.
 
         Args:
             model (`PreTrainedModel`): that of [`OwnText.of_model`], with its values.
             count (`int`): sequences.
+            device (`str`, *optional*): where it computes. By default where it is.
 
         Returns:
             `torch.Tensor`: the first `count` sequences, `(count, length)`, int64 on the CPU.
@@ -139,7 +141,7 @@ class OwnText:
         with FileLock(self.file.with_suffix(".lock")):
             ids = self.read()
             if len(ids) < count:
-                settings = {"length": self.length, "seed": self.seed, "opening": self.opening}
+                settings = {"length": self.length, "seed": self.seed, "opening": self.opening, "device": device}
                 for block in write_blocks(model, len(ids), count, **settings):
                     ids = torch.cat([ids, block])
                     self._save(ids)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, StaticCache
 from transformers.utils import logging
 
 from ..distributed import fingerprint
-from ..modeling.contexts import evaluating, placed
+from ..modeling.contexts import computing_on, evaluating
 
 
 BLOCK = 64
@@ -35,10 +35,17 @@ SENTINEL = "slicegptwordsoftheuser"
 
 
 def write_blocks(
-    model: PreTrainedModel, start: int, stop: int, *, length: int, seed: int = 0, opening: Sequence[int] = ()
+    model: PreTrainedModel,
+    start: int,
+    stop: int,
+    *,
+    length: int,
+    seed: int = 0,
+    opening: Sequence[int] = (),
+    device: torch.device | str | None = None,
 ) -> Iterator[Tensor]:
     """
-    Writes some of the sequences that belong to a seed, on the model's device. A sequence depends on its number and the
+    Writes some of the sequences that belong to a seed. A sequence depends on its number and the
     seed, not on how many are asked for, up to the rounding of sums.
 
     Even sequences begin with a random token, after which `GREEDY_TOKENS` most probable ones follow. Odd ones begin
@@ -51,13 +58,15 @@ def write_blocks(
         length (`int`): tokens per sequence.
         seed (`int`, defaults to 0): seeds the draws. The global random number generators are left as they are.
         opening (`Sequence[int]`, *optional*): what every other sequence begins with, see [`chat_opening`].
+        device (`torch.device` or `str`, *optional*): where the model computes. By default where it is.
 
     Yields:
         `torch.Tensor`: `(N, length)` token ids, int64 on the CPU, with N up to `BLOCK`.
     """
+    device = torch.device(device or model.device)
     bar = logging.tqdm(total=(stop - start) * length, desc="Writing", unit="token", disable=None)
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
-    with evaluating(model), placed(model, model.device, _fastest_dtype(model)), bar:
+    with evaluating(model), computing_on(model, device, _fastest_dtype(model, device)), bar:
         rows = max(1, CACHE_BYTES // (length * cache_bytes_per_token(model)))
         while start < stop:
             end = min(stop, start - start % BLOCK + BLOCK, start + rows)
@@ -114,15 +123,15 @@ def _draw(logits: Tensor, noise: Tensor) -> Tensor:
     return (drawn if order is None else order.gather(1, drawn))[:, 0]
 
 
-def _fastest_dtype(model: PreTrainedModel) -> torch.dtype:
+def _fastest_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
     """Returns the model's dtype, or bfloat16 instead of float32 where the processor multiplies it in its hardware."""
     if model.dtype != torch.float32:
         return model.dtype
-    if model.device.type == "cpu":
+    if device.type == "cpu":
         instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
         has_bfloat16 = any(getattr(torch.cpu, name, bool)() for name in instructions)
     else:
-        has_bfloat16 = model.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..data.batches import TokenBatches, load_batches
-from ..modeling.contexts import evaluating, placed
+from ..modeling.contexts import computing_on, evaluating
 from .losses import sum_over_positions
 
 
@@ -162,7 +162,8 @@ def evaluate_losses(
             Sequences, or windows, per forward. Shorter ones are padded on the right, where attention does not look.
             Logits of a whole batch can be gigabytes.
         device (`torch.device` or `str`, *optional*):
-            Device that computes, to which the model is copied. By default its own.
+            Device that computes, to which the model is copied, or one layer at a time if it is too large for the
+            device. By default its own.
         progress (`bool`, defaults to `False`):
             Whether to show a progress bar.
 
@@ -186,7 +187,7 @@ def evaluate_losses(
     order = sorted(range(len(windows)), key=lambda index: -len(windows[index][0]))
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     sums = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
-    with evaluating(model), nullcontext() if device is None else placed(model, torch.device(device)):
+    with evaluating(model), nullcontext() if device is None else computing_on(model, torch.device(device)):
         for part in logging.tqdm(parts, desc="Perplexity", disable=not progress):
             sums[part] = torch.stack(_sum_losses(model, [windows[index] for index in part]))
     return Losses(sums, torch.tensor([count for _, count in windows], dtype=torch.float64, device="cpu"))

@@ -50,7 +50,7 @@ def principal_axes(second_moment: Tensor) -> tuple[Tensor, Tensor]:
     return energy.flip(0).clamp_min(0), axes.flip(1)
 
 
-def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
+def random_orthogonal(size: int, generator: torch.Generator, device: torch.device | str = "cpu") -> Tensor:
     """
     Draws an orthogonal matrix from the Haar distribution: `Q diag(sign(diag(R)))`, where Q R is the QR decomposition
     of independent normal numbers (Mezzadri, 2007, section 5).
@@ -58,11 +58,12 @@ def random_orthogonal(size: int, generator: torch.Generator) -> Tensor:
     Args:
         size (`int`): number of dimensions, D.
         generator (`torch.Generator`): a CPU generator; the global one is never touched.
+        device (`torch.device` or `str`, defaults to `"cpu"`): where the decomposition is computed.
 
     Returns:
         `torch.Tensor` of shape `(D, D)`, float64, orthogonal.
     """
-    q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
+    q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64, device="cpu").to(device))
     return q * r.diagonal().sign()
 
 

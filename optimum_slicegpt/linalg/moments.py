@@ -56,7 +56,7 @@ def add_products_(total: Tensor, x: Tensor) -> None:
         x (`torch.Tensor` of shape `(tokens, columns)`): in any dtype; products are taken in it, or in float32 if it is
             narrower.
     """
-    with float32_products_of(x.dtype):
+    with float32_products_of(x.dtype, x.device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         for start, stop in strips(len(total)):
             total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
@@ -74,28 +74,37 @@ def strips(rows: int) -> Iterator[tuple[int, int]]:
 
 
 FAST_PRODUCTS = threading.Lock()
-"""Held where float32 matrices are multiplied as bfloat16: the switch is one for all threads of a process."""
+"""Held where it is set how float32 matrices are multiplied: the switch is one for all threads of a process."""
+
+EXACT = {
+    ("cpu", torch.bfloat16): "bf16",
+    ("cuda", torch.bfloat16): "tf32",
+    ("cuda", torch.float16): "tf32",
+}
+"""How a device may multiply float32 matrices that hold values of a dtype: its units round to no fewer digits."""
 
 
 @contextmanager
-def float32_products_of(dtype: torch.dtype) -> Iterator[None]:
+def float32_products_of(dtype: torch.dtype, device: str = "cpu") -> Iterator[None]:
     """
-    Lets float32 matrices whose values `dtype` can hold be multiplied as fast as the processor allows.
+    Lets float32 matrices whose values `dtype` can hold be multiplied as fast as a device does it exactly.
 
-    For bfloat16 values, a processor that multiplies bfloat16 into float32 sums is twice as fast, and as exact. Threads
-    take turns; one that multiplies float32 elsewhere meanwhile gets products of rounded numbers.
+    For bfloat16 values, a processor that multiplies bfloat16 into float32 sums is twice as fast, and as exact; a GPU
+    that multiplies TF32, which float16 fits into as well, far more. Others are multiplied in full, whatever a caller
+    has set. Threads take turns; one that multiplies float32 elsewhere meanwhile gets products of rounded numbers.
 
     Args:
         dtype (`torch.dtype`): from which the values were converted to float32.
+        device (`str`, defaults to `"cpu"`): type of the device that multiplies.
     """
-    backend = getattr(torch.backends.mkldnn, "matmul", None)  # torch has it from version 2.9 on.
-    if dtype != torch.bfloat16 or backend is None:
+    backend = getattr({"cpu": torch.backends.mkldnn, "cuda": torch.backends.cuda}.get(device), "matmul", None)
+    if not hasattr(backend, "fp32_precision"):  # torch has it from version 2.9 on.
         yield
         return
     with FAST_PRODUCTS:
         before = backend.fp32_precision
         try:
-            backend.fp32_precision = "bf16"
+            backend.fp32_precision = EXACT.get((device, dtype), "ieee")
             yield
         finally:
             backend.fp32_precision = before

@@ -62,13 +62,18 @@ def evaluating(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 @contextmanager
-def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
+def placed(
+    module: nn.Module, device: torch.device, dtype: torch.dtype | None = None, without: Iterable[nn.Module] = ()
+) -> Iterator[nn.Module]:
     """
-    Copies a module's parameters and buffers to a device, the parameters to a dtype, too. Afterwards, and after an
-    error, the module has its own tensors again.
+    Copies a module's parameters and buffers to a device, the parameters to a dtype, too, except those of the modules
+    `without`. Afterwards, and after an error, the module has its own tensors again.
     """
-    parameters = [(parameter, parameter.data) for parameter in module.parameters() if not parameter.is_meta]
-    buffers = [(owner._buffers, key, value) for owner in module.modules() for key, value in owner._buffers.items()]
+    left = {id(each) for part in without for each in part.modules()}
+    modules = [each for each in module.modules() if id(each) not in left]
+    parameters = {parameter: parameter.data for each in modules for parameter in each.parameters(recurse=False)}
+    parameters = [(parameter, data) for parameter, data in parameters.items() if not parameter.is_meta]
+    buffers = [(owner._buffers, key, value) for owner in modules for key, value in owner._buffers.items()]
     try:
         for parameter, data in parameters:
             parameter.data = data.to(device, dtype)
@@ -81,6 +86,36 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype | None = 
             parameter.data = data
         for held, key, value in buffers:
             held[key] = value
+
+
+SHARE_OF_DEVICE = 0.7
+"""Share of a device's free memory that weights may take. Activations take the rest."""
+
+
+@contextmanager
+def computing_on(
+    model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None
+) -> Iterator[PreTrainedModel]:
+    """
+    Lets a model compute on a device. It is copied there, or, where the device is too small for it, everything but its
+    layers is, and each layer while it computes.
+    """
+    layers, elsewhere = [], sum(each.nbytes for each in model.parameters() if each.device != device)
+    if device.type == "cuda" and elsewhere > SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
+        names = set(model._no_split_modules or ())
+        layers = [module for module in model.modules() if type(module).__name__ in names]
+
+    def placing(layer):
+        forward = layer.forward
+
+        def compute(*args, **kwargs):
+            with placed(layer, device, dtype):
+                return forward(*args, **kwargs)
+
+        return compute
+
+    with placed(model, device, dtype, without=layers), forwards_replaced(layers, placing):
+        yield model
 
 
 @contextmanager

@@ -286,7 +286,7 @@ class Run(Computation):
         if self.dense.family.post_norms:
             return aligned_axes(axes)
         if self.config.orientation == "random":
-            return axes @ random_orthogonal(axes.shape[1], self.state.generator).to(axes)
+            return axes @ random_orthogonal(axes.shape[1], self.state.generator, axes.device)
         if self.plan.embeddings == "narrow":
             with self.loaded(self.dense.final_norm_name):
                 gains = axes.T @ reader_map(self.dense.final_norm, self.dense.family.gain_offset, axes)

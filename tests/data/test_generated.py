@@ -1,10 +1,12 @@
 """Text that a model has written, and that later runs find in the cache."""
 
 import copy
+import shutil
 
 import pytest
 import torch
 from filelock import FileLock
+from pretend_gpu import pretend_gpu
 from safetensors.torch import load_file
 from tiny import build
 
@@ -37,6 +39,15 @@ def test_text_is_written_once_and_extended(home, written):
     assert torch.equal(own_text(model, tokens=23, length=8), first[:3])
     assert written == list(range(8))
     assert own_text(model, tokens=1, length=8).shape == (1, 8)
+
+
+def test_text_is_written_where_it_is_asked_for(home):
+    model = build("llama", torch.float32)
+    text = own_text(copy.deepcopy(model), tokens=16, length=8)
+    shutil.rmtree(home / "slicegpt")
+    with pretend_gpu() as gpu:
+        assert torch.equal(own_text(model, tokens=16, length=8, device="cuda"), text)
+    assert gpu.peak >= sum(each.nbytes for each in model.parameters())
 
 
 def test_other_text_is_in_another_file(home, tiny_tokenizer, monkeypatch):

@@ -204,6 +204,18 @@ def test_a_model_is_where_it_was_afterwards():
     assert not any(each.is_inference() for each in (*model.parameters(), *model.buffers()))
 
 
+def test_a_model_larger_than_the_device_goes_there_layer_by_layer():
+    model = tiny.build("llama", torch.float32, num_hidden_layers=12)
+    size, batches = sum(each.nbytes for each in model.parameters()), [{"input_ids": tokens(1, 4)}]
+    expected = evaluate_perplexity(model, batches)
+    with pretend_gpu(memory=size) as gpu:
+        found = evaluate_perplexity(model, batches, device="cuda")
+        assert {each.device.type for each in model.parameters()} == {"cpu"}
+    assert found == expected
+    assert 0 < gpu.peak < size / 2
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
 def test_hopeless_models_have_infinite_perplexity(model):
     model.lm_head.weight.data.mul_(1e6)
     assert evaluate_perplexity(model, [{"input_ids": tokens(1, 4)}]).perplexity == math.inf

@@ -46,9 +46,11 @@ class PretendGPU:
         moves (`Counter`): the number of these transfers, by line.
         waits (`Counter`): number of synchronisations, by line.
         peak (`int`): most bytes that were on the GPU at a time.
+        memory (`int`): bytes that it says are free.
     """
 
-    def __init__(self):
+    def __init__(self, memory: int = 2**40):
+        self.memory = memory
         self.transfers, self.moves, self.waits, self.peak = Counter(), Counter(), Counter(), 0
         self.target = None  # where the result of the next operation is, if its caller says so
         self.inside = False  # whether a function of something on the GPU runs, which makes its own tensors there
@@ -225,11 +227,12 @@ def plain_device(device) -> torch.device:
 
 
 @contextlib.contextmanager
-def pretend_gpu():
+def pretend_gpu(memory: int = 2**40):
     """Yields a [`PretendGPU`], which is there as long as the context lasts."""
-    gpu = PretendGPU()
+    gpu = PretendGPU(memory)
     with pytest.MonkeyPatch.context() as patch, Operations(gpu), Functions(gpu):
         patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+        patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (gpu.memory, gpu.memory))
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
         yield gpu
 

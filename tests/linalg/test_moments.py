@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from pretend_gpu import pretend_gpu
 from tensors import random
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optimum_slicegpt.linalg.moments import ROWS_AT_ONCE, add_second_moment_, compose, float32_products_of, mirror_
 
@@ -49,8 +51,37 @@ def test_the_precision_of_products_is_what_it_was_before():
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
         raise RuntimeError("within")
     assert torch.backends.mkldnn.matmul.fp32_precision == before
-    with float32_products_of(torch.float32):
-        assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize(
+    "dtype, precision", [(torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, "ieee")]
+)
+def test_a_gpu_multiplies_as_fast_as_it_can_exactly(dtype, precision):
+    seen, before = [], torch.backends.cuda.matmul.fp32_precision
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten.mm.default:
+                seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return func(*args, **kwargs or {})
+
+    with pretend_gpu(), Products():
+        x = random(60, 8).to("cuda", dtype)
+        add_second_moment_(torch.zeros(8, 8, dtype=torch.float64, device="cuda"), x)
+    assert set(seen) == {precision}
+    assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+def test_callers_that_round_products_do_not_round_sums():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        with float32_products_of(torch.float32):
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
 
 
 @pytest.mark.parametrize("rows", [5, ROWS_AT_ONCE + 3])

@@ -121,5 +121,13 @@ def test_masks_are_made_where_layers_compute(monkeypatch):
     assert seen == ["cuda", "cuda"]
 
 
+def test_random_rotations_are_made_where_layers_compute(monkeypatch):
+    seen, original = [], torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda matrix: seen.append(matrix.device.type) or original(matrix))
+    with pretend_gpu():
+        slice_(build("llama", torch.float32), "refitted per block", calibration(batches=2), device="cuda")
+    assert set(seen) == {"cuda"}
+
+
 def functions(lines):
     return {line.split(":")[1] for line in lines}
