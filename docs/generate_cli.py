@@ -18,6 +18,8 @@ Installing the package gives `optimum-cli` one more command, `slicegpt`. For all
 
 - **Results** go to standard output, as a table or, with `--json`, as one JSON object; warnings and errors go to
   standard error.
+- **Progress** goes there, too: a bar on a terminal; in a pipe, a file or a notebook a line for each phase, and at most
+  one every half minute. The time left while slicing is that of the whole run.
 - **Errors** that a user can correct are one line, `error: ...`. [Troubleshooting](troubleshooting.md) lists them. All
   checks run before weights are read.
 - **Exit codes**: 0 when done, 1 after such an error, 2 for flags that are wrong by themselves, 130 after Ctrl-C.

@@ -36,7 +36,7 @@ PROMPT = "The Python programming language is"
 def measure(model, batches) -> dict[str, float]:
     """Measures perplexity and size in the model's dtype, in which it is also saved."""
     return {
-        "perplexity": evaluate_perplexity(model, batches, progress=sys.stderr.isatty()).perplexity,
+        "perplexity": evaluate_perplexity(model, batches, progress=True).perplexity,
         "parameters, M": model.num_parameters() / 1e6,
         "size, MB": sum(parameter.nbytes for parameter in model.parameters()) / 1e6,
     }

@@ -19,6 +19,7 @@ from ..modeling.decoder import empty_model
 from ..planning.machine import Machine
 from ..planning.rounding import unfilled_blocks
 from ..planning.widths import SlicePlan
+from ..progress import announce
 from ..reports.model_card import model_card, save_picture
 from ..slicing.estimate import estimate_run
 from ..storage.files import written_aside
@@ -175,6 +176,7 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
             found = {"before": before.perplexity, "after": after.perplexity}
             finite = {when: value for when, value in found.items() if math.isfinite(value)}  # JSON has no infinity.
             model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
+        announce("Saving")
         model.save_pretrained(folder, max_shard_size=args.max_shard_size)
         model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
         save_tokenizer(tokenizer, folder)

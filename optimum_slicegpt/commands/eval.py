@@ -1,6 +1,5 @@
 """`optimum-cli slicegpt eval`."""
 
-import sys
 from argparse import Namespace
 from dataclasses import asdict
 
@@ -40,10 +39,7 @@ def run(args: Namespace) -> None:
     by_model = []
     for name in names:
         model = load_model(args, args.dtype, name)
-        progress = sys.stderr.isatty()
-        by_model.append(
-            [evaluate_losses(model, text, device=args.device, progress=progress, **windows) for text in texts]
-        )
+        by_model.append([evaluate_losses(model, text, device=args.device, progress=True, **windows) for text in texts])
         del model  # Only one model is in memory at a time.
 
     results = []

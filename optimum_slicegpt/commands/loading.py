@@ -1,6 +1,5 @@
 """Loading and measuring, as several commands need it."""
 
-import sys
 from argparse import Namespace
 from typing import Any
 
@@ -10,6 +9,7 @@ from transformers.utils import logging
 
 from ..data.batches import TokenBatches, limit_to_positions, load_batches
 from ..evaluation.perplexity import Perplexity, evaluate_perplexity
+from ..progress import announce
 from ..storage.checkpoint import Checkpoint
 
 
@@ -60,6 +60,7 @@ def load_model(args: Namespace, dtype: str, name: str | None = None) -> PreTrain
     config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     if getattr(config, "quantization_config", None) is None:
         Checkpoint(name, dtype, args.trust_remote_code)
+    announce(f"Loading {name}")
     return AutoModelForCausalLM.from_pretrained(
         name, dtype=dtype, trust_remote_code=args.trust_remote_code, use_safetensors=True
     )
@@ -98,4 +99,4 @@ def load_test_batches(
 
 
 def measure_perplexity(model: PreTrainedModel, batches: TokenBatches, device: str | None) -> Perplexity:
-    return evaluate_perplexity(model, batches, device=device, progress=sys.stderr.isatty())
+    return evaluate_perplexity(model, batches, device=device, progress=True)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
-from transformers.utils import logging
 
 from ..distributed import fingerprint
 from ..modeling.contexts import computing_on, evaluating
+from ..progress import Progress
 
 
 BLOCK = 64
@@ -64,7 +64,7 @@ def write_blocks(
         `torch.Tensor`: `(N, length)` token ids, int64 on the CPU, with N up to `BLOCK`.
     """
     device = torch.device(device or model.device)
-    bar = logging.tqdm(total=(stop - start) * length, desc="Writing", unit="token", disable=None)
+    bar = Progress((stop - start) * length, "Writing text", "token")
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
     with evaluating(model), computing_on(model, device, _fastest_dtype(model, device)), bar:
         rows = max(1, CACHE_BYTES // (length * cache_bytes_per_token(model)))

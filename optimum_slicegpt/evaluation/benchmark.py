@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
-from transformers.utils import logging
 
 from ..modeling.contexts import evaluating
 from ..modeling.decoder import Decoder
 from ..modeling.families import family_of
 from ..planning.sizes import flops_per_token
+from ..progress import Progress
 from .speed import Phase, Ratio, Speed, Speedup
 
 
@@ -177,7 +177,7 @@ def run_passes(models: Mapping[str, PreTrainedModel], settings: Settings) -> dic
     vocab_size = min(model.config.vocab_size for model in models.values())
     generator = torch.Generator().manual_seed(settings.seed)
     total = len(passes) * (settings.warmup + settings.repeats)
-    with logging.tqdm(total=total, desc="Benchmark", unit="pass", disable=None) as progress:
+    with Progress(total, "Benchmark", "turn") as progress:
         for batch_size in settings.batch_sizes:
             ids = torch.randint(vocab_size, (batch_size, settings.seqlen), generator=generator, device="cpu")
             for turn in range(-settings.warmup, settings.repeats):

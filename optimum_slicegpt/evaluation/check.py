@@ -13,6 +13,7 @@ from transformers.utils import logging
 from ..configuration import SliceGPTConfig
 from ..data.batches import TokenBatches, find_tokenizer
 from ..data.calibration import held_out_batches
+from ..progress import announce
 from .perplexity import Losses, evaluate_losses
 
 
@@ -64,6 +65,7 @@ class Check:
             self._tokenizer = find_tokenizer(tokenizer or config.tokenizer or dense.name_or_path)
         except ValueError:  # Tokens need none.
             self._tokenizer = None
+        announce("Checking the dense model")
         self._losses, self._answers = self._measure(dense)
 
     def _measure(self, model: PreTrainedModel) -> tuple[list[Losses], list[str]]:
@@ -82,6 +84,7 @@ class Check:
         Raises:
             ValueError: it lost more than that.
         """
+        announce("Checking the sliced model")
         losses, answers = self._measure(sliced)
         kinds = {}
         for text, dense, after in zip(self._texts, self._losses, losses, strict=True):

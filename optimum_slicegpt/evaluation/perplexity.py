@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..data.batches import TokenBatches, load_batches
 from ..modeling.contexts import computing_on, evaluating
+from ..progress import track
 from .losses import sum_over_positions
 
 
@@ -165,7 +165,7 @@ def evaluate_losses(
             Device that computes, to which the model is copied, or one layer at a time if it is too large for the
             device. By default its own.
         progress (`bool`, defaults to `False`):
-            Whether to show a progress bar.
+            Whether to show how far it is.
 
     Returns:
         [`Losses`]: per sequence of at least 2 tokens, or per window, in order. Losses per token are in float32, sums
@@ -188,7 +188,7 @@ def evaluate_losses(
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     sums = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
     with evaluating(model), nullcontext() if device is None else computing_on(model, torch.device(device)):
-        for part in logging.tqdm(parts, desc="Perplexity", disable=not progress):
+        for part in track(parts, "Perplexity", "batch", shown=progress):
             sums[part] = torch.stack(_sum_losses(model, [windows[index] for index in part]))
     return Losses(sums, torch.tensor([count for _, count in windows], dtype=torch.float64, device="cpu"))
 

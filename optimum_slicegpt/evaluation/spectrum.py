@@ -2,7 +2,6 @@
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..configuration import SliceGPTConfig
 from ..data.batches import TokenBatches
@@ -41,12 +40,12 @@ def measure_spectrum(
     run, statistics = Computation(model, batches, config, InMemory(model, config)), Statistics()
     with evaluating(model):
         statistics.streams = [run.start()]
-        for step in run.progress(DensePass(run, statistics).steps(), "Measuring"):
+        for step in run.progress(DensePass(run, statistics).steps(), "Measuring", "layer"):
             step()
     moments = [moment / moment.trace() for moment in statistics.moments]
     # Without a metric, `shared_axes` has these axes, the first of them for any width.
     shared = principal_axes(sum(moments))[1]
-    sites = logging.tqdm(moments, desc="Eigenvalues", unit="site", disable=None)
+    sites = run.progress(moments, "Eigenvalues", "site")
     energy = {
         "per_block": torch.stack([principal_axes(moment)[0] for moment in sites]),
         "shared": torch.stack([(shared * (moment @ shared)).sum(0) for moment in moments]),

@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.utils import logging
 
 from ..evaluation.losses import UNLABELLED
+from ..progress import Progress
 from .configuration import RecoveryConfig
 from .distillation import chunks, cross_entropy, distillation_loss, divergence
 
@@ -124,7 +125,7 @@ class RecoveryTrainer(Trainer):
             train_dataset=sequences.train,
             eval_dataset=sequences.held_out,
             compute_metrics=partial(mean_losses, kinds=sequences.kinds),
-            callbacks=[Progress()] + [EarlyStoppingCallback(config.patience)] * bool(config.patience),
+            callbacks=[ShownProgress()] + [EarlyStoppingCallback(config.patience)] * bool(config.patience),
         )
         self.remove_callback(PrinterCallback)
         self.teacher, self.temperature, self.bf16 = teacher, config.temperature, config.bf16
@@ -207,23 +208,23 @@ def mean_losses(prediction, kinds: tuple[str, ...]) -> dict[str, float]:
     return metrics | {"held_out": np.mean(list(losses.values())), "perplexity": perplexity}
 
 
-class Progress(TrainerCallback):
-    """A progress bar over the steps with the losses, in the first process, and on a terminal only."""
+class ShownProgress(TrainerCallback):
+    """Shows how many steps are done, with the losses, in the first process."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        disable = None if state.is_world_process_zero else True  # None hides the bar where there is no terminal.
-        self.bar = logging.tqdm(total=state.max_steps, initial=state.global_step, desc="Recovering", disable=disable)
+        shown = state.is_world_process_zero
+        self.progress = Progress(state.max_steps, "Recovering", done=state.global_step, shown=shown)
         self.losses = {}
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update(1)
+        self.progress.update()
 
     def on_log(self, args, state, control, logs, **kwargs):
         titles = {"loss": "loss", "eval_held_out": "held-out loss"}
         self.losses |= {title: f"{logs[name]:.4g}" for name, title in titles.items() if name in logs}
-        self.bar.set_postfix(self.losses)
+        self.progress.note = ", ".join(f"{title} {loss}" for title, loss in self.losses.items())
         if state.is_world_process_zero:
             logger.info(f"step {state.global_step} of {state.max_steps}: {logs}")
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+        self.progress.close()

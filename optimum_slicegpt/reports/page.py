@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from transformers.utils import logging
 
+from ..progress import track
 from .figures import DPI, WIDTH_INCHES, render_png
 
 
@@ -105,9 +105,9 @@ class Page:
             (folder / f"{picture.name}.png").write_bytes(render_png(picture.draw))
 
     def pictures(self) -> Iterator[Picture]:
-        """Yields all pictures, with a progress bar on terminals."""
+        """Yields all pictures, and shows how many are drawn."""
         pictures = [section.picture for section in self.sections if section.picture]
-        yield from logging.tqdm(pictures, desc="Drawing", unit="picture", disable=None)
+        yield from track(pictures, "Drawing", "picture")
 
 
 def _data_url(image: bytes) -> str:

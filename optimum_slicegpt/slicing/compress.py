@@ -8,19 +8,22 @@ Equations and figures are those of the paper (https://arxiv.org/abs/2401.15024).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
 from ..modeling.contexts import evaluating, undisturbed
 from ..storage.base import InMemory
+from .estimate import estimate_phases
 from .methods.energy import EnergyNeurons, UniformNeurons
 from .methods.fisher import FisherMetric, PlainMetric
 from .methods.per_block import per_block_axes
 from .methods.refit import Refit
 from .methods.rotate import Rotate
 from .methods.shared import SharedAxes
-from .run import Run, SlicedResult
+from .run import Run
+from .state import SlicedResult
 from .statistics import measuring_steps
 from .streams import DenseStream, SlicedStream
 from .writing import write_embeddings, write_head, write_readers, write_shortcut, write_writers
@@ -65,7 +68,8 @@ def compress(
         ConnectionError: another process has failed.
         ValueError: activations are not finite; processes were given different things.
     """
-    run = Run(model, plan, batches, config, storage or InMemory(model, config))
+    estimate = partial(estimate_phases, model, plan, config, batches.ntokens, len(set(batches.groups)))
+    run = Run(model, plan, batches, config, storage or InMemory(model, config), estimate)
     metric, neurons, fit = METRICS[config.metric](run), NEURONS[config.schedule](run), FITS[config.refit](run)
     axes = AXES[config.rotation](run, metric, fit)
     parts = metric, neurons, axes, fit
@@ -75,16 +79,16 @@ def compress(
     # Each item of `run.steps` is done once: a run that resumes skips it, and its state is saved before the next one.
     with evaluating(model):
         run.start_or_resume()
-        for measure in run.steps(measuring_steps(run, parts), "Measuring"):
+        for measure in run.steps(measuring_steps(run, parts), "Measuring", "layer"):
             measure()
-        for part in run.steps([part for part in parts if part.decides]):
+        for part in run.steps([part for part in parts if part.decides], "Deciding"):
             part.decide()
 
         for _ in run.single_step():
             run.state.basis = axes.find(0, None, x, z)
             write_embeddings(run, run.state.basis)  # equation 3
             z.start(x, run.state.basis)
-        for index in run.steps(range(len(run.dense.layers)), "Slicing"):
+        for index in run.steps(range(len(run.dense.layers)), "Slicing", "layer"):
             with run.layer(index) as blocks:
                 for block in blocks:
                     here = run.state.basis
@@ -98,6 +102,6 @@ def compress(
                     fitted = fit.writers(block, there, shortcut, x, z)  # they follow x; fewer neurons
                     z.leave(block, here, there, shortcut, fitted)
                     run.state.basis = there
-        for _ in run.single_step():
+        for _ in run.single_step("Head"):
             write_head(run, run.final_norm(), run.state.basis, fit, x, z)  # equation 7
     return run.outcome()

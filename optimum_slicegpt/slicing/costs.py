@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import starmap
+from itertools import chain, starmap
 from typing import TYPE_CHECKING
 
 import torch
@@ -173,38 +173,61 @@ class Costs:
         layer = sum(parameter.numel() for parameter in self.dense.layers[0].parameters())
         return max(table.nbytes, layer * self.dtype.itemsize, (table.numel() + head.numel()) * 4 * self.fisher)
 
-    def work(self) -> list[Work]:
-        """Returns all work of the run, one entry for each kind, size and dtype."""
-        narrow, found = str(self.dtype).removeprefix("torch."), Counter()
-        for kind, size, flops in (*self._forward_work(), *self._axes_work(), *self._fitting_work()):
-            dtype = {"forward": narrow, "sums": narrow, "factorisation": "float32"}.get(kind, "float64")
-            found[kind, size, dtype] += flops
-        return [Work(*key, flops) for key, flops in found.items() if flops]
+    def work(self) -> dict[str, list[Work]]:
+        """Returns all work of every phase of a run, one entry for each kind, size and dtype."""
+        narrow, phases = str(self.dtype).removeprefix("torch."), {}
+        dtypes = {"forward": narrow, "sums": narrow, "factorisation": "float32"}
+        for phase, parts in self._phases().items():
+            found = Counter()
+            for kind, size, flops in chain.from_iterable(parts):
+                found[kind, size, dtypes.get(kind, "float64")] += flops
+            phases[phase] = [Work(*key, flops) for key, flops in found.items() if flops]
+        return phases
 
-    def _forward_work(self):
-        products, size = product_size(self.dense, self.plan.embeddings), self.size
-        dense = 2 * products([size] * self.sites, shortcuts=False) - self.head
-        sliced = 2 * products(self.plan.widths, self.plan.neurons, self.plan.shortcuts) - self.head
-        yield "forward", size, self.tokens * (dense + sliced if self.refit else sliced if self.per_block else 0)
-        yield "forward", size, self.measured_tokens * (4 * dense + 3 * self.head if self.fisher else dense)
-        yield "forward", size, 2 * self.tokens * sum(inputs * outputs for inputs, outputs in self.fits)
-        yield "forward", size, 6 * self.steps * STEP_TOKENS * self._mlp_weights
+    def _phases(self):
+        tied = self.plan.embeddings == "tied"
+        head, everything = self.head * self.size, 2 * self.size * self.dense.model.num_parameters()
+        composed = [("product", self.size, everything - (2 if tied else 1) * head)]
+        return {
+            "Measuring": [self._measuring_work()],
+            "Deciding": [self._deciding_work()],
+            "Slicing": [self._slicing_work(), composed, self._fitting_work(self.fits[:-1])],
+            "Head": [[("product", self.size, head)], self._fitting_work(self.fits[-1:])],
+        }
 
-    def _axes_work(self):
-        size, sums = self.size, 2 * self.size**2 * self.sites
-        yield "sums", size, sums * (self.tokens if self.per_block else self.measured_tokens * (1 + self.fisher))
-        yield "eigenvectors", size, 12 * size**3 * (self.sites if self.plan.shortcuts else 1)
-        if self.fisher and not self.plan.shortcuts:  # Axes that all sites share are searched for.
+    @property
+    def _forward_flops(self):
+        """Operations of the layers on a token, of the dense and of the sliced model."""
+        products = product_size(self.dense, self.plan.embeddings)
+        dense = 2 * products([self.size] * self.sites, shortcuts=False) - self.head
+        return dense, 2 * products(self.plan.widths, self.plan.neurons, self.plan.shortcuts) - self.head
+
+    def _measuring_work(self):
+        dense, _ = self._forward_flops
+        yield "forward", self.size, self.measured_tokens * (4 * dense + 3 * self.head if self.fisher else dense)
+        yield "sums", self.size, self.measured_tokens * 2 * self.size**2 * self.sites * (1 + self.fisher)
+
+    def _deciding_work(self):
+        size, shared = self.size, not (self.plan.shortcuts or self.plan.whole)
+        yield "eigenvectors", size, 12 * size**3 * shared
+        if self.fisher and shared:  # Axes that all sites share are searched for.
             deleted = size - self.width
             yield "product", size, SEARCH_STEPS * self.sites * (4 * size**2 * deleted + 8 * size * deleted**2)
-        tied = self.plan.embeddings == "tied"
-        yield "product", size, 2 * size * self.dense.model.num_parameters() - self.head * size * tied
 
-    def _fitting_work(self):
+    def _slicing_work(self):
+        size, (dense, sliced) = self.size, self._forward_flops
+        yield "forward", size, self.tokens * (dense + sliced if self.refit else sliced if self.per_block else 0)
+        yield "forward", size, 6 * self.steps * STEP_TOKENS * self._mlp_weights
+        yield "sums", size, self.tokens * 2 * size**2 * self.sites * self.per_block
+        yield "eigenvectors", size, 12 * size**3 * self.sites * self.plan.shortcuts
         if self.dense.family.post_norms and self.plan.embeddings == "narrow":  # The table is measured, too.
-            yield "sums", self.size, self.head * self.size
-        most = most_inputs(self.dense) if self.fits else 0
-        for inputs, outputs in self.fits:
+            yield "sums", size, self.head * size
+
+    def _fitting_work(self, fits):
+        """Yields the work of regressions, of which numbers of inputs and outputs are given."""
+        most = most_inputs(self.dense) if fits else 0
+        for inputs, outputs in fits:
+            yield "forward", self.size, 2 * self.tokens * inputs * outputs
             yield "sums", inputs, self.tokens * inputs**2 / token_stride(inputs, most)
             yield "factorisation", inputs, FACTORISATIONS * inputs**3 / 3 + 2 * inputs**2 * outputs
             judged = outputs + (1 + self.groups) * min(outputs, JUDGED_OUTPUTS)

@@ -119,7 +119,7 @@ def estimate_run(
     costs = Costs(model, plan, config, tokens, tokens_per_batch, groups)
     streaming, dense = max_memory is not None, sum(each.nbytes for each in model.parameters())
     after, device = plan.num_parameters(model), torch.device(config.device or "cpu")
-    written, work, needed = after * model.dtype.itemsize, costs.work(), {BATCH: costs.batch, MATRICES: costs.matrices}
+    written, needed = after * model.dtype.itemsize, {BATCH: costs.batch, MATRICES: costs.matrices}
     kept = {ACTIVATIONS: min(costs.kept, max_memory) if streaming else costs.kept}
     memory = {"libraries": LIBRARIES}
     memory |= {"weights of a layer or a table": costs.weights_at_once} if streaming else {WEIGHTS: dense + written}
@@ -132,7 +132,7 @@ def estimate_run(
             memory |= kept
         else:
             device_memory |= kept
-    flops = Counter()
+    flops, work = Counter(), [each for phase in costs.work().values() for each in phase]
     for each in work:
         flops[each.counted_dtype] += each.flops
     return RunEstimate(
@@ -159,3 +159,17 @@ def seconds_for(work: Iterable[Work], device: torch.device) -> float | None:
     if device.type == "cuda" and not torch.cuda.is_available():
         return None
     return sum(each.flops / flops_per_s(each.kind, each.size, each.dtype, str(device)) for each in work)
+
+
+def estimate_phases(
+    model: PreTrainedModel, plan: SlicePlan, config: SliceGPTConfig, tokens: int, groups: int
+) -> dict[str, float]:
+    """
+    Estimates the seconds of each phase of a run, in order, on a device that is here.
+
+    Args:
+        model (`PreTrainedModel`), plan ([`SlicePlan`]), config ([`SliceGPTConfig`]), tokens (`int`), groups (`int`):
+            see [`estimate_run`].
+    """
+    work, device = Costs(model, plan, config, tokens, 0, groups).work(), torch.device(config.device or "cpu")
+    return {phase: seconds_for(parts, device) for phase, parts in work.items()}

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..distributed import Processes
 from ..linalg.axes import aligned_axes, random_orthogonal
 from ..modeling.contexts import placed
 from ..modeling.decoder import Decoder
+from ..progress import Forecast, track
 from ..storage.base import release_freed_memory
 from .pairs import BlockPair, NormPair, pair_blocks
 from .places import places_of
 from .skeleton import adopt_untouched, build_sliced, release_values, resize_mlps
-from .state import State
+from .state import SlicedResult, State
 from .stock_form import StockForm
 from .streams import Batch, first_stream, padded_behind
 from .writing import reader_map
@@ -37,22 +36,6 @@ if TYPE_CHECKING:
 
 SETTINGS = ("rotation", "refit", "refine", "metric", "schedule", "round_neurons_to", "orientation", "seed", "dtype")
 """Settings on which the steps of a run depend, so that all processes must have the same."""
-
-
-@dataclass
-class SlicedResult:
-    """
-    The outcome of a run.
-
-    Args:
-        model (`PreTrainedModel`): the sliced model; shares with the dense one the tensors that slicing leaves alone.
-        energy_kept (`list[float]`): share of the stream's energy that is kept at every site.
-        seconds (`dict[str, float]`): wall time by phase.
-    """
-
-    model: PreTrainedModel
-    energy_kept: list[float]
-    seconds: dict[str, float]
 
 
 class Computation:
@@ -164,9 +147,9 @@ class Computation:
     def _storage_phase(self, name):
         return self.phase(name) if self.storage.on_disk else nullcontext()
 
-    def progress(self, items: Iterable, description: str) -> Iterable:
-        """Returns the items behind a progress bar, on terminals, in the first process."""
-        return logging.tqdm(items, desc=description, unit="step", disable=None if self.processes.is_first else True)
+    def progress(self, items: Iterable, phase: str, unit: str = "step", **options: Any) -> Iterator:
+        """Yields the items, and shows in the first process how many are done, see [`track`]."""
+        return track(items, phase, unit, shown=self.processes.is_first, **options)
 
 
 class Run(Computation):
@@ -178,6 +161,7 @@ class Run(Computation):
         model (`PreTrainedModel`): a dense causal language model.
         plan ([`SlicePlan`]): what to keep.
         batches ([`TokenBatches`]), config ([`SliceGPTConfig`]), storage ([`Storage`]): see [`Computation`].
+        estimate (callable): returns the estimated seconds of every phase.
 
     Attributes:
         sliced ([`Decoder`]): the model of a sliced class, in which weights are computed.
@@ -193,6 +177,7 @@ class Run(Computation):
         batches: TokenBatches,
         config: SliceGPTConfig,
         storage: Storage,
+        estimate: Callable[[], dict[str, float]],
     ):
         self.plan, self.sliced = plan, Decoder(build_sliced(model, plan))
         self._form = None if plan.stock_size is None else StockForm(self.sliced, plan.stock_size)
@@ -201,7 +186,7 @@ class Run(Computation):
         data = [batches.batches, batches.groups]
         self.processes.check_alike({"widths": plan, "settings": settings, "calibration data": data})
         adopt_untouched(self.dense, self.sliced)
-        self._done, self._count = 0, 0
+        self._done, self._count, self._forecast = 0, 0, Forecast(estimate)
 
     def start_or_resume(self) -> None:
         """Starts the run, or resumes it from the state that the storage has."""
@@ -223,18 +208,23 @@ class Run(Computation):
     def result(self) -> PreTrainedModel:
         return self.sliced.model if self._form is None else self._form.model
 
-    def steps(self, items: Iterable, description: str | None = None) -> Iterator:
+    def steps(self, items: Iterable, phase: str | None = None, unit: str = "step") -> Iterator:
         """
         Yields the items whose step is not done yet, and commits each when the next one is asked for.
 
         Args:
             items (`Iterable`): one for each step; always the same ones in a run and in those that resume it.
-            description (`str`, *optional*): of a progress bar.
+            phase (`str`, *optional*): one of the estimate's, which is shown.
+            unit (`str`): what a step of it is called.
         """
         items = list(items)
         first, self._count = self._count, self._count + len(items)
-        left = items[max(0, self._done - first) :]
-        for item in self.progress(left, description) if description and left else left:
+        done = min(max(0, self._done - first), len(items))
+        left = items[done:]
+        if phase and left:
+            seconds_left = self._forecast.begin(phase, done / len(items))
+            left = self.progress(left, phase, unit, done=done, seconds_left=seconds_left)
+        for item in left:
             yield item
             self._done += 1
             if self._form is not None:
@@ -245,9 +235,9 @@ class Run(Computation):
                 self.storage.commit(self.result, self.state.to_dict(), self._done)
             release_freed_memory()
 
-    def single_step(self) -> Iterator:
+    def single_step(self, phase: str | None = None) -> Iterator:
         """Yields once, as the one item of a step, unless that step is done."""
-        return self.steps([None])
+        return self.steps([None], phase)
 
     @contextmanager
     def layer(self, index: int) -> Iterator[list[BlockPair]]:

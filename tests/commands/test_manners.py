@@ -51,14 +51,6 @@ def test_every_command_can_print_json(name):
     assert "--json" in parser.format_help()
 
 
-@pytest.mark.parametrize("name", ["compress", "eval", "export", "inspect"])
-def test_json_is_all_there_is_and_nothing_moves_where_nobody_watches(name, every_command, capfd):
-    run(*every_command[name], "--json")
-    printed = capfd.readouterr()
-    json.loads(printed.out)
-    assert printed.err == ""
-
-
 @pytest.fixture
 def loggers():
     """Returns the loggers of which commands set the level, and restores it afterwards."""
@@ -67,6 +59,30 @@ def loggers():
     yield loggers
     for logger, value in zip(loggers, before, strict=True):
         logger.setLevel(value)
+
+
+PHASES = {
+    "compress": ["Loading", "Writing text", "Checking", "Measuring", "Deciding", "Slicing", "Head", "Saving"],
+    "inspect": ["Loading", "Measuring", "Eigenvalues", "Drawing"],
+}
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_json_is_alone_and_every_phase_takes_a_line_where_nobody_watches(name, every_command, capfd):
+    run(*every_command[name], "--json")
+    printed = capfd.readouterr()
+    json.loads(printed.out)
+    lines = printed.err.splitlines()
+    assert {next(phase for phase in PHASES[name] if line.startswith(phase)) for line in lines} == {*PHASES[name]}
+    assert "\r" not in printed.err and len(lines) < 12
+
+
+@pytest.mark.parametrize("name", ["eval", "export"])
+def test_nothing_but_the_result_by_request(name, every_command, capfd, loggers):
+    run(*every_command[name], "--json", "--quiet")
+    printed = capfd.readouterr()
+    json.loads(printed.out)
+    assert printed.err == ""
 
 
 def test_progress_bars_of_others_are_for_terminals(monkeypatch, loggers):

@@ -10,7 +10,7 @@ from paths import ROOT
 PACKAGE = ROOT / "optimum_slicegpt"
 MODULES = {path.relative_to(PACKAGE).with_suffix("").parts: path for path in sorted(PACKAGE.rglob("*.py"))}
 LEVELS = [
-    {"linalg", "modeling", "validation", "configuration", "distributed"},
+    {"linalg", "modeling", "validation", "configuration", "distributed", "progress"},
     {"planning", "data", "storage"},
     {"slicing", "record"},
     {"evaluation", "reports", "recovery", "export", "quantizer"},

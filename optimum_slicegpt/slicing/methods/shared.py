@@ -43,7 +43,7 @@ class SharedAxes(Axes):
         run = self.run
         moments = LazySequence(run.state.statistics.moments, lambda moment: moment.to(run.device))
         metrics = LazySequence(range(len(moments)), self.metric.at)
-        progress = partial(run.progress, description="Axes")
+        progress = partial(run.progress, phase="Axes")
         axes = shared_axes(moments, metrics, run.plan.widths[0], progress=progress)
         for moment in moments:
             self.record_energy(axes, moment)
