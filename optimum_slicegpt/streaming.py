@@ -233,7 +233,7 @@ class StreamedRun:
                 f"resume=True, --resume on the command line, {remedy}."
             )
         fingerprint = json.loads(json.dumps(self.fingerprint()))
-        differing = [name for name, value in fingerprint.items() if saved["fingerprint"].get(name) != value]
+        differing = _differences(saved["fingerprint"], fingerprint)
         if differing:
             raise ValueError(
                 f"The interrupted run into {str(self.output)!r} had other {' and '.join(differing)}; resume it as it "
@@ -278,3 +278,14 @@ class StreamedRun:
         move_into_place(weights, self.output)
         sync_folder(self.output.parent)
         shutil.rmtree(self.folder)
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Describes the parts of two fingerprints that differ, the settings with both values."""
+    differing = [name for name in now if then.get(name) != now[name]]
+    changed = [
+        f"{name}: {then['settings'].get(name)!r} then, {value!r} now"
+        for name, value in now["settings"].items()
+        if then["settings"].get(name) != value
+    ]
+    return [f"settings ({'; '.join(changed)})" if name == "settings" else name for name in differing]

@@ -172,9 +172,8 @@ def test_an_interrupted_run_is_not_overwritten(interrupted):
 @pytest.mark.parametrize(
     "change, named",
     [
-        ({"sparsity": 0.5}, "settings and widths"),
-        ({"seed": 7}, "settings"),
-        ({"dtype": "bfloat16"}, "settings"),
+        ({"sparsity": 0.5}, r"settings \(sparsity: 0.3\d+ then, 0.5 now\) and widths"),
+        ({"seed": 7, "dtype": "bfloat16"}, r"settings \(seed: 0 then, 7 now; dtype: None then, 'bfloat16' now\)"),
         ({"dataset": calibration(2)}, "calibration data"),
     ],
 )

@@ -32,7 +32,9 @@ def find_teacher(
     """
     if not config.distill:
         if teacher is not None:
-            raise ValueError("A teacher is given and distill=False; set distill=True, or leave the teacher out.")
+            raise ValueError(
+                "A teacher is given (--teacher) and distill=False (--no-distill); leave out one of the two."
+            )
         return None
     if teacher is None:
         teacher = public_name(str((student.config.slicegpt or {}).get("base_model") or ""))

@@ -5,10 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ..progress import track
 from .figures import DPI, WIDTH_INCHES, render_png
+
+
+try:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+except ImportError as error:
+    raise ImportError("Reports need jinja2: pip install optimum-slicegpt[report]") from error
 
 
 @dataclass(frozen=True)

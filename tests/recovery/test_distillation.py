@@ -172,7 +172,9 @@ def test_a_teacher_that_is_not_there(by_record, tmp_path):
 
 
 def test_a_teacher_that_is_not_asked():
-    with pytest.raises(ValueError, match="A teacher is given and distill=False"):
+    with pytest.raises(
+        ValueError, match=r"A teacher is given \(--teacher\) and distill=False \(--no-distill\); leave out one"
+    ):
         find_teacher(build("llama"), sliced(), RecoveryConfig(distill=False), CPU)
 
 

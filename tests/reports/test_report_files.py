@@ -52,11 +52,12 @@ def test_nothing_is_left_of_a_report_that_fails(cli_files, tmp_path, capsys, mon
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
 
-def test_without_matplotlib_a_report_says_what_to_install(cli_files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.parametrize("what, package", [("Pictures", "matplotlib"), ("Reports", "jinja2")])
+def test_reports_say_what_to_install(what, package, cli_files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
     for name in ("report", "page", "figures"):
         monkeypatch.delitem(sys.modules, f"optimum_slicegpt.reports.{name}", raising=False)
-    message = "error: Pictures need matplotlib: pip install optimum-slicegpt[report]"
+    message = f"error: {what} need {package}: pip install optimum-slicegpt[report]"
     report = tmp_path / "report.html"
     assert fails(capsys, "inspect", "--model", cli_files / "dense", "--report", report) == message
     assert not report.exists()
