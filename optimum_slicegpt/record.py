@@ -154,11 +154,18 @@ def record_run(
     )
     sliced.config.slicegpt = asdict(record)
     if record.parameters_after > record.parameters_before:
-        logger.warning(
-            f"The model grew from {record.parameters_before:,} to {record.parameters_after:,} parameters: what "
-            f"slicing to widths of {min(plan.widths)} removes is less than shortcuts and projections add. Raise "
-            "sparsity."
-        )
+        grew = f"The model grew from {record.parameters_before:,} to {record.parameters_after:,} parameters: "
+        others = record.parameters_before - (record.parameters_after - after["head"])
+        if plan.embeddings == "sliced" and not before["head"] and others > 0:
+            logger.warning(
+                f"{grew}the head, which shared the embedding's matrix, has one of its own with {after['head']:,}; all "
+                f"other parts have {others:,} fewer. embeddings='auto' keeps one matrix where it can."
+            )
+        else:
+            logger.warning(
+                f"{grew}what slicing to widths of {min(plan.widths)} removes is less than shortcuts and projections "
+                "add. Raise sparsity."
+            )
 
 
 def public_name(name_or_path: str) -> str:

@@ -149,6 +149,13 @@ def test_growth_is_a_warning(caplog):
     assert "The model grew from 30,288 to" in caplog.text
 
 
+def test_growth_by_an_untied_head_is_told_apart(caplog):
+    model = build("llama", tie_word_embeddings=True, vocab_size=400)
+    model.compress(config(sparsity=1 / 3, embeddings="sliced"))
+    told = "the head, which shared the embedding's matrix, has one of its own with 19,200; all other parts have 8,128 "
+    assert told in caplog.text and "Raise sparsity" not in caplog.text
+
+
 @torch.no_grad()
 def test_text_through_the_tokenizer(tiny_tokenizer):
     text = " ".join(f"w{number % 95}" for number in range(3, 400))

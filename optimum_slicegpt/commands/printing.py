@@ -12,7 +12,7 @@ from ..evaluation.benchmark import Benchmark
 from ..evaluation.speed import Spread
 from ..planning.inspection import Inspection
 from ..planning.machine import Room
-from ..reports.text import format_change, format_loss, format_value, inspection_rows
+from ..reports.text import format_change, format_loss, format_rate, format_value, inspection_rows
 from ..slicing.estimate import RunEstimate
 
 
@@ -190,7 +190,7 @@ def print_benchmark(names: dict[str, str], found: Benchmark) -> None:
         phases = [
             cell
             for phase in (each.prefill, each.decode)
-            for cell in (_format_spread(phase.latency_ms, 1), f"{phase.tokens_per_s:,.0f}")
+            for cell in (_format_spread(phase.latency_ms, 1), format_rate(phase.tokens_per_s))
         ]
         rows.append((str(each.batch_size), each.model, *phases, f"{gib:.3f}"))
     print_table(rows)

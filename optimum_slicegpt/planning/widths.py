@@ -121,7 +121,7 @@ class SlicePlan:
                     f"parameter_reduction={config.parameter_reduction} leaves {left}, less than a quarter, which "
                     "destroys a model. Ask for less, or give widths, sparsity or mlp_sparsity to have it nevertheless."
                 )
-            logger.warning(f"The settings leave {left}, less than a quarter, which destroys most models.")
+            logger.warning_once(f"The settings leave {left}, less than a quarter, which destroys most models.")
 
     @classmethod
     def _stock(cls, config, model_config):

@@ -43,6 +43,17 @@ def format_change(before: float, after: float) -> str:
     return f"{after / before - 1:+.1%}"
 
 
+def format_rate(rate: float) -> str:
+    """
+    Formats a speed with two digits at least.
+
+    Examples:
+        >>> format_rate(0.347), format_rate(2.5), format_rate(1234.5)
+        ('0.35', '2.5', '1,234')
+    """
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+
+
 def format_millions(count: int) -> str:
     return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,}"
 

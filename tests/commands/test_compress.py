@@ -71,9 +71,12 @@ def test_compress_prints_the_true_change(arguments, capsys):
     assert "perplexity" not in printed
 
 
-def test_compress_prints_perplexity_where_asked(cli_files, arguments, capsys):
-    run(*arguments, "--sparsity", 0.8, "--eval-dataset", cli_files / "test.txt", "--eval-seqlen", 16)
+def test_compress_prints_perplexity_where_asked(cli_files, arguments, tmp_path, capsys):
+    output = ("--output", tmp_path / "rel" / ".." / "sliced")
+    run(*arguments, *output, "--sparsity", 0.8, "--eval-dataset", cli_files / "test.txt", "--eval-seqlen", 16)
     printed = capsys.readouterr().out
+    assert f"Saved in {tmp_path / 'sliced'}\n" in printed
+    assert "-100.0%" not in printed
     assert re.search(r"^perplexity on test.txt +[\d.]+ +[\d.]+ +[+-][\d.]+%$", printed, re.MULTILINE)
     assert re.search(r"^The model shrank: [\d.]+% fewer parameters.$", printed, re.MULTILINE)
 

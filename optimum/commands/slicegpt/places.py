@@ -39,6 +39,8 @@ def check_places(args: Namespace) -> None:
                 check_dataset(str(each), f"--{key.replace('_', '-')}")
     for key in OUTPUTS:
         if given.get(key) is not None:
+            if ".." in Path(given[key]).parts:  # The folders that such a path goes through need not be there.
+                setattr(args, key, str(Path(given[key]).resolve()))
             check_writable(Path(given[key]), f"--{key}")
 
 
