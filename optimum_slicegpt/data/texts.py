@@ -150,9 +150,10 @@ def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = 
         try:
             return _read_named(BROAD, split, text_column), BROAD
         except ConnectionError as error:
-            logger.warning(
-                f"Using dataset={OFFLINE!r}, prose and code that Python ships: {BROAD!r} is out of reach. "
-                f"{error.__cause__}"
+            logger.warning_once(
+                f"Using dataset={OFFLINE!r}, prose and code that Python ships: {BROAD!r} is out of reach. A model "
+                "does worse on other text than on what it was calibrated and measured on. Give files of the text that "
+                f"it will read, or be online once. {error.__cause__}"
             )
             dataset = OFFLINE
     items = list_items(dataset)
