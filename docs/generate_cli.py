@@ -23,7 +23,8 @@ Installing the package gives `optimum-cli` one more command, `slicegpt`. For all
 - **Errors** that a user can correct are one line, `error: ...`. [Troubleshooting](troubleshooting.md) lists them. All
   checks run before weights are read.
 - **Exit codes**: 0 when done, 1 after such an error, 2 for flags that are wrong by themselves, 130 after Ctrl-C.
-- **Output folders** are complete or absent: they are written under another name and renamed at the end.
+- **Output folders** are complete or absent: they are written under another name and renamed at the end. What
+  is there already is refused; `--overwrite` replaces an earlier result, once the new one is complete.
 {commands}"""
 
 COMMAND = """

@@ -75,7 +75,7 @@ def compress_checkpoint(
             `optimum-cli slicegpt write` writes it.
         tokenizer (`str` or tokenizer, *optional*): for calibration data that is text; saved in `output`, too.
         **options: the other arguments of [`StreamedRun`]: `dtype`, `max_memory`, `max_shard_size`, `resume`,
-            `trust_remote_code`.
+            `overwrite`, `trust_remote_code`.
 
     Returns:
         `PreTrainedModel`: the sliced model without values, on `meta`.
@@ -104,6 +104,7 @@ class StreamedRun:
             in memory; others wait in files. Weights and a step's own matrices come on top.
         max_shard_size (`int` or `str`): of a weight file, as in `save_pretrained`.
         resume (`bool`): resume a run into `output` that was interrupted, if there is one.
+        overwrite (`bool`): replace an earlier result in `output`, and, unless `resume`, an interrupted run into it.
         trust_remote_code (`bool`): run code that comes with the model.
 
     Attributes:
@@ -128,13 +129,14 @@ class StreamedRun:
         max_memory: int | str = DEFAULT_MEMORY,
         max_shard_size: int | str = DEFAULT_SHARD_SIZE,
         resume: bool = False,
+        overwrite: bool = False,
         trust_remote_code: bool = False,
     ):
         self.processes = Processes(config.device or "cpu")
         self.output = Path(output).resolve()
-        check_output(self.output)
+        check_output(self.output, overwrite)
         self.max_memory, self.max_shard_size = file_size(max_memory), file_size(max_shard_size)
-        self.config, self.resume = config, resume
+        self.config, self.resume, self.overwrite = config, resume, overwrite
         self.tokenizer = None if tokenizer is None else find_tokenizer(tokenizer)
         self.checkpoint = Checkpoint(model, dtype, trust_remote_code)
         dense = self.checkpoint.model
@@ -214,10 +216,11 @@ class StreamedRun:
         }
 
     def _saved_state(self) -> dict[str, Any] | None:
-        check_output(self.output)
+        check_output(self.output, self.overwrite)
         state = self.folder / STATE_FILE
         # A run that ended before its first step lacks one of the two.
-        if not state.exists() or not (self.folder / WEIGHTS).exists():
+        begun = state.exists() and (self.folder / WEIGHTS).exists()
+        if not begun or (self.overwrite and not self.resume):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir()
             sync_folder(self.output.parent)

@@ -182,6 +182,14 @@ def test_other_settings_and_data_are_refused(interrupted, change, named):
         compress_checkpoint(*interrupted, config_of("refit", **change), resume=True)
 
 
+def test_a_run_begins_anew_where_it_may_overwrite(interrupted, undisturbed, monkeypatch):
+    interrupted[1].mkdir()
+    (interrupted[1] / "config.json").write_text('{"slicegpt": {}}')
+    compress_checkpoint(*interrupted, config_of("refit"), overwrite=True)
+    assert hash_files(interrupted[1])["model.safetensors"] == undisturbed("refit")["model.safetensors"]
+    assert not (interrupted[1].parent / ".sliced.slicegpt").exists()
+
+
 def test_another_model_is_refused(interrupted):
     weights = interrupted[0] / "model.safetensors"
     os.utime(weights, ns=(0, 0))

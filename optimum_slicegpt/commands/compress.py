@@ -140,6 +140,7 @@ def stream(args: Namespace, config: SliceGPTConfig, processes: Processes) -> Non
         max_memory=args.max_memory or DEFAULT_MEMORY,
         max_shard_size=args.max_shard_size,
         resume=args.resume,
+        overwrite=args.overwrite,
         trust_remote_code=args.trust_remote_code,
     )
     found = run.estimate()
@@ -155,7 +156,7 @@ def stream(args: Namespace, config: SliceGPTConfig, processes: Processes) -> Non
 
 def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Processes) -> None:
     """Slices a model in memory, in one process or in several."""
-    with written_aside(Path(args.output)) if processes.is_first else nullcontext() as folder:
+    with written_aside(Path(args.output), args.overwrite) if processes.is_first else nullcontext() as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
         SlicePlan.from_config(config, model_config).check_rest(config, model_config)
         test = None

@@ -24,7 +24,7 @@ def run(args: Namespace) -> None:
         OSError, ValueError: the model cannot be exported, or the output cannot be used. No weights are read before
             both are checked.
     """
-    with written_aside(Path(args.output)) as folder:
+    with written_aside(Path(args.output), args.overwrite) as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
         with torch.device("meta"):
             check_exportable(AutoModelForCausalLM.from_config(model_config, trust_remote_code=args.trust_remote_code))

@@ -40,8 +40,8 @@ def run(args: Namespace) -> None:
     if args.report or args.figures:
         from ..reports.report import dense_report, sliced_report  # This module cannot be imported without matplotlib.
     with ExitStack() as outputs:
-        report = args.report and outputs.enter_context(file_written_aside(Path(args.report)))
-        figures = args.figures and outputs.enter_context(written_aside(Path(args.figures)))
+        report = args.report and outputs.enter_context(file_written_aside(Path(args.report), args.overwrite))
+        figures = args.figures and outputs.enter_context(written_aside(Path(args.figures), args.overwrite))
         model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
         sliced = is_sliced(model_config)
         if sliced:

@@ -40,7 +40,7 @@ def run(args: Namespace) -> None:
     if not processes.is_main_process:
         silence()
     check_device(config.teacher_device)
-    output = check_output(Path(args.output))
+    output = check_output(Path(args.output), args.overwrite)
     _, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
     model = load_model(args, args.dtype)
     recovered = recover(
@@ -48,7 +48,7 @@ def run(args: Namespace) -> None:
     )
     if not processes.is_main_process:
         return
-    with written_aside(output) as folder:
+    with written_aside(output, args.overwrite) as folder:
         recovered.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
         if not config.keep_adapter:

@@ -10,9 +10,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 
-def check_output(output: Path) -> Path:
+def check_output(output: Path, overwrite: bool = False) -> Path:
     """
-    Checks that an output folder is absent or empty, and returns its whole path.
+    Checks that an output folder is absent or empty, or may be replaced, and returns its whole path.
+
+    Args:
+        output (`Path`): a folder.
+        overwrite (`bool`): whether an earlier result may be replaced.
 
     Raises:
         FileExistsError: `output` is something else.
@@ -20,15 +24,44 @@ def check_output(output: Path) -> Path:
     output = output.resolve()
     # A mount point cannot be replaced, which would show only at the end.
     if output.exists() and (not output.is_dir() or any(output.iterdir()) or output.is_mount()):
-        raise FileExistsError(f"Output {str(output)!r} is there already; give a folder that is absent or empty.")
+        if not overwrite:
+            raise FileExistsError(
+                f"Output {str(output)!r} is there already; give a folder that is absent or empty, or overwrite it "
+                "(--overwrite)."
+            )
+        if not is_result(output):
+            raise FileExistsError(
+                f"Output {str(output)!r} is no earlier result of this package, which alone is overwritten; delete it "
+                "yourself, or write elsewhere."
+            )
     return output
 
 
+def is_result(folder: Path) -> bool:
+    """Tells whether a folder holds what this package writes: a model with a record, an adapter, or pictures."""
+    if not folder.is_dir() or folder.is_mount():
+        return False
+    config = folder / "config.json"
+    if config.is_file():
+        return '"slicegpt"' in config.read_text(encoding="utf-8")
+    return (folder / "adapter_config.json").is_file() or all(
+        path.is_file() and path.suffix == ".png" for path in folder.iterdir()
+    )
+
+
 def move_into_place(folder: Path, output: Path) -> None:
-    """Renames a finished folder to `output`, which is absent or empty."""
-    if output.exists():
-        output.rmdir()
-    folder.rename(output)
+    """Renames a finished folder or file to `output`. An earlier result there ends up beside `folder`."""
+    if not output.is_dir():
+        folder.replace(output)
+        return
+    replaced = folder.with_name(f"{folder.name}.replaced")
+    try:
+        output.rename(replaced)
+        folder.rename(output)
+    except BaseException:
+        if replaced.exists() and not output.exists():
+            replaced.rename(output)
+        raise
 
 
 @contextmanager
@@ -61,15 +94,21 @@ def locked(output: Path) -> Iterator[None]:
 
 
 @contextmanager
-def written_aside(output: Path) -> Iterator[Path]:
+def written_aside(output: Path, overwrite: bool = False) -> Iterator[Path]:
     """
-    Yields a folder to write to, which becomes `output` at the end. After an error nothing of it is left.
+    Yields a folder to write to, which becomes `output` at the end. After an error nothing of it is left, and an
+    earlier result is what it was.
 
     Raises:
         BlockingIOError: another run writes to `output`.
-        FileExistsError: `output` is something else than an empty folder.
+        FileExistsError: `output` is something else than an empty folder, or than what may be replaced.
     """
-    output = check_output(output)
+    with _written_aside(check_output(output, overwrite)) as folder:
+        yield folder
+
+
+@contextmanager
+def _written_aside(output: Path) -> Iterator[Path]:
     # The name is known before the folder exists, so that an interruption at any moment leaves none.
     aside = output.parent / f".{output.name}.{secrets.token_hex(4)}"
     with locked(output):
@@ -82,17 +121,21 @@ def written_aside(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def file_written_aside(output: Path) -> Iterator[Path]:
+def file_written_aside(output: Path, overwrite: bool = False) -> Iterator[Path]:
     """
-    Yields a file to write to, which becomes `output` at the end. After an error nothing of it is left.
+    Yields a file to write to, which becomes `output` at the end. After an error nothing of it is left, and an earlier
+    file is what it was.
 
     Raises:
         BlockingIOError: another run writes to `output`.
-        FileExistsError: `output` exists.
+        FileExistsError: `output` exists, and is no file that may be replaced.
     """
-    if output.exists():
-        raise FileExistsError(f"Output {str(output)!r} is there already; give the name of a file that is absent.")
-    with written_aside(output) as file:
+    if output.exists() and not (overwrite and output.is_file()):
+        raise FileExistsError(
+            f"Output {str(output)!r} is there already; give the name of a file that is absent, or overwrite it "
+            "(--overwrite)."
+        )
+    with _written_aside(output.resolve()) as file:
         yield file
 
 

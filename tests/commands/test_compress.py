@@ -72,7 +72,9 @@ def test_compress_prints_the_true_change(arguments, capsys):
 
 
 def test_compress_prints_perplexity_where_asked(cli_files, arguments, tmp_path, capsys):
-    output = ("--output", tmp_path / "rel" / ".." / "sliced")
+    output = ("--output", tmp_path / "rel" / ".." / "sliced", "--overwrite")
+    (tmp_path / "sliced").mkdir()
+    (tmp_path / "sliced" / "config.json").write_text('{"slicegpt": {}}')  # It is replaced.
     run(*arguments, *output, "--sparsity", 0.8, "--eval-dataset", cli_files / "test.txt", "--eval-seqlen", 16)
     printed = capsys.readouterr().out
     assert f"Saved in {tmp_path / 'sliced'}\n" in printed

@@ -150,6 +150,10 @@ COMPRESS = "compress --output new --model"
         ),
         ("eval --model model --baseline no/such/model", "There is no folder --baseline no/such/model."),
         ("inspect --model model --report text.txt", "Output 'text.txt' is there already"),
+        (
+            f"{COMPRESS} model --overwrite --output ./model",
+            "--output model is --model, which would be overwritten; wr",
+        ),
     ],
 )
 def test_places(line, message, folder, light, capsys):

@@ -34,7 +34,7 @@ def test_outputs_that_are_there_are_refused_untouched(cli_files, tmp_path, capsy
     monkeypatch.setattr(inspect, "load_model", lambda *args: pytest.fail("a model was loaded"))
     kept = tmp_path / "kept.html"
     kept.write_text("mine")
-    message = "kept.html' is there already; give a place that is absent or empty."
+    message = "kept.html' is there already; give a place that is absent or empty, or --overwrite."
     assert message in fails(capsys, "inspect", *measuring(cli_files), "--report", kept)
     message = "is there already; give a place that is absent or empty"
     assert message in fails(capsys, "inspect", *measuring(cli_files), "--figures", tmp_path)

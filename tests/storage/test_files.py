@@ -5,7 +5,7 @@ import os
 import pytest
 
 from optimum_slicegpt.storage import files
-from optimum_slicegpt.storage.files import locked, written_aside
+from optimum_slicegpt.storage.files import file_written_aside, locked, move_into_place, written_aside
 
 
 def test_an_interruption_as_soon_as_a_folder_is_there_leaves_nothing(tmp_path, monkeypatch):
@@ -46,3 +46,51 @@ def test_folders_that_something_was_written_to_stay(tmp_path):
     with written_aside(tmp_path / "new" / "sliced") as folder:
         folder.mkdir()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["sliced"]
+
+
+@pytest.fixture
+def result(tmp_path):
+    """Returns the folder of an earlier result."""
+    folder = tmp_path / "result"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"slicegpt": {}}')
+    return folder
+
+
+def test_an_earlier_result_is_replaced_once_the_new_one_is_complete(result):
+    with pytest.raises(KeyboardInterrupt), written_aside(result, overwrite=True) as folder:
+        folder.mkdir()
+        raise KeyboardInterrupt
+    assert [path.name for path in result.iterdir()] == ["config.json"]
+    with written_aside(result, overwrite=True) as folder:
+        folder.mkdir()
+        (folder / "new").touch()
+    assert [path.name for path in result.iterdir()] == ["new"] and list(result.parent.iterdir()) == [result]
+
+
+def test_an_earlier_result_is_put_back_where_the_new_one_cannot_take_its_place(result):
+    with pytest.raises(FileNotFoundError):
+        move_into_place(result.parent / "nothing", result)
+    assert [path.name for path in result.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "config.json", "pictures.png/a.txt"])
+def test_nothing_but_results_is_replaced(name, tmp_path):
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(FileExistsError, match="is no earlier result of this package, which alone is overwritten"):
+        with written_aside(tmp_path / "mine", overwrite=True):
+            pytest.fail("it was to be replaced")
+    assert file.read_text() == "{}"
+
+
+def test_a_file_is_replaced(tmp_path):
+    file = tmp_path / "report.html"
+    file.write_text("old")
+    with pytest.raises(FileExistsError, match="give the name of a file that is absent, or overwrite it"):
+        with file_written_aside(file):
+            pytest.fail("it was to be replaced")
+    with file_written_aside(file, overwrite=True) as aside:
+        aside.write_text("new")
+    assert file.read_text() == "new"

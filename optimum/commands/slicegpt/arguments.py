@@ -141,6 +141,16 @@ def add_rounding_arguments(group) -> None:
 
 def add_output_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where to save: absent, or an empty folder")
+    add_overwrite_argument(parser)
+
+
+def add_overwrite_argument(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        default=False,
+        help="replace an earlier result, once the new one is complete",
+    )
 
 
 def add_dtype_argument(parser: ArgumentParser, help: str = "load the model in this dtype") -> None:

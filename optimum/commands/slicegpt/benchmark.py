@@ -4,7 +4,13 @@ from argparse import ArgumentParser
 
 from optimum.commands.base import CommandInfo
 
-from .arguments import SliceGPTSubcommand, add_baseline_argument, add_dtype_argument, add_model_arguments
+from .arguments import (
+    SliceGPTSubcommand,
+    add_baseline_argument,
+    add_dtype_argument,
+    add_model_arguments,
+    add_overwrite_argument,
+)
 from .parsing import count, natural
 
 
@@ -48,3 +54,4 @@ class BenchmarkCommand(SliceGPTSubcommand):
         parser.add_argument("--device", help="compute here (default: cpu)")
         add_dtype_argument(parser)
         parser.add_argument("--output", metavar="FILE", help="write what --json prints to this file, too")
+        add_overwrite_argument(parser)

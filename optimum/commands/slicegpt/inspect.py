@@ -8,6 +8,7 @@ from .arguments import (
     SliceGPTSubcommand,
     add_dtype_argument,
     add_model_arguments,
+    add_overwrite_argument,
     add_rounding_arguments,
     add_text_arguments,
     seed,
@@ -49,6 +50,7 @@ class InspectCommand(SliceGPTSubcommand):
             "--report", metavar="FILE", help="write this as one HTML file with pictures; the file must be absent"
         )
         parser.add_argument("--figures", metavar="FOLDER", help="write the pictures as PNG files: absent, or empty")
+        add_overwrite_argument(parser)
 
         energy = parser.add_argument_group("energy of the stream, measured where a dataset is given")
         energy.argument_default = SUPPRESS  # Only flags that were given are then refused without a dataset.

@@ -5,6 +5,7 @@ import re
 import shutil
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from .parsing import did_you_mean
 
@@ -41,7 +42,8 @@ def check_places(args: Namespace) -> None:
         if given.get(key) is not None:
             if ".." in Path(given[key]).parts:  # The folders that such a path goes through need not be there.
                 setattr(args, key, str(Path(given[key]).resolve()))
-            check_writable(Path(given[key]), f"--{key}")
+            check_writable(Path(given[key]), f"--{key}", given["overwrite"])
+            check_apart(Path(given[key]), f"--{key}", given)
 
 
 def check_model(name: str, flag: str) -> None:
@@ -111,16 +113,31 @@ def check_dataset(name: str, flag: str) -> None:
         raise FileNotFoundError(f"{flag} {name}: no dataset has that name, and no such file is there{hint or '.'}")
 
 
-def check_writable(path: Path, flag: str) -> None:
+def check_apart(path: Path, flag: str, given: dict[str, Any]) -> None:
     """
-    Checks that an output is absent or empty, and that the folder that will hold it can be written to.
+    Checks that an output is not one of the models.
+
+    Raises:
+        FileExistsError: it is, so that it would be overwritten by what is made of it.
+    """
+    for key in MODELS:
+        if given.get(key) is not None and path.resolve() == Path(given[key]).resolve():
+            raise FileExistsError(f"{flag} {path} is --{key}, which would be overwritten; write elsewhere.")
+
+
+def check_writable(path: Path, flag: str, overwrite: bool) -> None:
+    """
+    Checks that an output is absent, empty or to be overwritten, and that the folder that will hold it can be written
+    to. What is overwritten is checked once the package is imported.
 
     Raises:
         FileExistsError: there is something else.
         PermissionError: the folder is read-only.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"Output {str(path)!r} is there already; give a place that is absent or empty.")
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())) and not overwrite:
+        raise FileExistsError(
+            f"Output {str(path)!r} is there already; give a place that is absent or empty, or --overwrite."
+        )
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"{flag} {path} would be inside of {nearest}, which is a file; write elsewhere.")
