@@ -1,6 +1,7 @@
 """[`SliceGPTQuantizer`]: the object behind every way to slice a model."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -15,6 +16,7 @@ from .record import record_run
 from .slicing.compress import compress
 from .slicing.skeleton import replace_in_place
 from .slicing.twin import stock_twin
+from .storage.files import saving
 
 
 class SliceGPTQuantizer:
@@ -81,8 +83,14 @@ class SliceGPTQuantizer:
         return replace_in_place(model, result.model)
 
     def save(self, model: PreTrainedModel, save_dir: str | os.PathLike, **kwargs) -> None:
-        """Writes an ordinary checkpoint: `model.save_pretrained(save_dir, **kwargs)`."""
-        model.save_pretrained(save_dir, **kwargs)
+        """
+        Writes an ordinary checkpoint: `model.save_pretrained(save_dir, **kwargs)`.
+
+        Raises:
+            OSError: a write failed. The model can be saved elsewhere.
+        """
+        with saving(Path(save_dir)):
+            model.save_pretrained(save_dir, **kwargs)
 
     @staticmethod
     def load(save_dir: str | os.PathLike, **kwargs) -> PreTrainedModel:

@@ -26,7 +26,7 @@ from .slicing.estimate import RunEstimate, estimate_run
 from .slicing.state import SlicedResult
 from .slicing.twin import is_stock
 from .storage.checkpoint import Checkpoint
-from .storage.files import check_output, locked, move_into_place, sync_folder
+from .storage.files import check_output, check_space, locked, move_into_place, sync_folder
 from .storage.on_disk import STATE_FILE, WEIGHTS, OnDisk
 from .storage.shards import DEFAULT_SHARD_SIZE, verify_checkpoint
 from .storage.tokenizers import save_tokenizer
@@ -185,8 +185,9 @@ class StreamedRun:
         """
         first = self.processes.is_first
         with locked(self.output) if first else nullcontext():
-            saved = self.processes.gathered(self._saved_state() if first else None)[0]
+            saved, costs = self.processes.gathered(self._saved_state() if first else None)[0], self.estimate()
             try:
+                check_space(self.output, costs.bytes_written + costs.bytes_per_step, self.folder)
                 storage = OnDisk(
                     self.checkpoint,
                     self.processes,

@@ -20,9 +20,10 @@ from ..planning.machine import Machine
 from ..planning.rounding import unfilled_blocks
 from ..planning.widths import SlicePlan
 from ..progress import announce
+from ..reports.hub import check_access
 from ..reports.model_card import model_card, save_picture
 from ..slicing.estimate import estimate_run
-from ..storage.files import written_aside
+from ..storage.files import check_space, saving, written_aside
 from ..storage.shards import verify_checkpoint
 from ..storage.tokenizers import save_tokenizer
 from ..streaming import DEFAULT_MEMORY, StreamedRun, file_size
@@ -158,7 +159,10 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
     """Slices a model in memory, in one process or in several."""
     with written_aside(Path(args.output), args.overwrite) if processes.is_first else nullcontext() as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
-        SlicePlan.from_config(config, model_config).check_rest(config, model_config)
+        plan = SlicePlan.from_config(config, model_config)
+        plan.check_rest(config, model_config)
+        if args.push_to_hub and processes.is_first:
+            check_access(args.push_to_hub)
         test = None
         if args.eval_dataset is not None and processes.is_first:
             test = load_test_batches(
@@ -166,6 +170,8 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
             )
 
         model = load_model(args, args.model_dtype)
+        if processes.is_first:
+            check_space(folder, plan.num_parameters(model) * model.dtype.itemsize)
         size_before = sum(parameter.nbytes for parameter in model.parameters())
         before = test and measure_perplexity(model, test, config.device)
         recovery = recovery_config() if args.recover else None
@@ -178,13 +184,14 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
             finite = {when: value for when, value in found.items() if math.isfinite(value)}  # JSON has no infinity.
             model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
         announce("Saving")
-        model.save_pretrained(folder, max_shard_size=args.max_shard_size)
-        model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
-        save_tokenizer(tokenizer, folder)
+        with saving(folder):
+            model.save_pretrained(folder, max_shard_size=args.max_shard_size)
+            model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
+            save_tokenizer(tokenizer, folder)
         verify_checkpoint(folder, model)
 
     if args.push_to_hub:
-        model.push_to_hub(args.push_to_hub, tokenizer=tokenizer)
+        push(args, model, tokenizer)
 
     summary = summarise(args, model, size_before)
     if test:
@@ -194,6 +201,20 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
             "perplexity_after": asdict(after),
         }
     print_json(summary) if args.json else print_summary(summary)
+
+
+def push(args: Namespace, model: PreTrainedModel, tokenizer: Any) -> None:
+    """
+    Publishes the model.
+
+    Raises:
+        OSError: the Hub refused, or the connection broke.
+    """
+    try:
+        model.push_to_hub(args.push_to_hub, tokenizer=tokenizer)
+    except OSError as error:
+        upload = f"hf upload {args.push_to_hub} {args.output}"
+        raise OSError(f"{error} The model is complete in {args.output!r}; publish it from there: {upload}") from error
 
 
 def recovery_config() -> RecoveryConfig:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ..export import check_exportable, export_stock
-from ..storage.files import written_aside
+from ..storage.files import saving, written_aside
 from ..storage.tokenizers import save_tokenizer
 from .loading import load_config_and_tokenizer, load_model
 from .printing import print_json
@@ -29,8 +29,9 @@ def run(args: Namespace) -> None:
         with torch.device("meta"):
             check_exportable(AutoModelForCausalLM.from_config(model_config, trust_remote_code=args.trust_remote_code))
         model = export_stock(load_model(args, "auto"))
-        model.save_pretrained(folder)
-        save_tokenizer(tokenizer, folder)
+        with saving(folder):
+            model.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     name, width, count = type(model).__name__, model.config.hidden_size, model.num_parameters()
     if args.json:

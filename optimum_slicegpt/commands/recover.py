@@ -9,7 +9,7 @@ from ..distributed import join_processes
 from ..recovery import RecoveryConfig, recover
 from ..recovery.trainer import uses_cpu
 from ..reports.model_card import model_card
-from ..storage.files import check_output, written_aside
+from ..storage.files import check_output, check_space, saving, written_aside
 from ..storage.tokenizers import save_tokenizer
 from .loading import check_device, load_config_and_tokenizer, load_model, silence
 from .printing import print_json, print_table
@@ -43,16 +43,18 @@ def run(args: Namespace) -> None:
     output = check_output(Path(args.output), args.overwrite)
     _, tokenizer = load_config_and_tokenizer(args, args.tokenizer)
     model = load_model(args, args.dtype)
+    check_space(output, sum(parameter.nbytes for parameter in model.parameters()))
     recovered = recover(
         model, tokenizer, config, teacher=args.teacher, checkpoints=args.checkpoints, resume=args.resume
     )
     if not processes.is_main_process:
         return
     with written_aside(output, args.overwrite) as folder:
-        recovered.save_pretrained(folder)
-        save_tokenizer(tokenizer, folder)
-        if not config.keep_adapter:
-            model_card(model).save(folder / "README.md")
+        with saving(folder):
+            recovered.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
+            if not config.keep_adapter:
+                model_card(model).save(folder / "README.md")
     record = model.config.slicegpt["recovery"]
     if args.json:
         print_json({"model": args.model, "output": args.output, "recovery": record})

@@ -121,6 +121,28 @@ def push_to_hub(
             )
 
 
+def check_access(repo_id: str) -> None:
+    """
+    Checks before the work that a model can be published after it.
+
+    Args:
+        repo_id (`str`): where it will be published.
+
+    Raises:
+        ConnectionError: the Hub does not answer, or there is no token, or one that may only read.
+    """
+    try:
+        token = HfApi().whoami()["auth"].get("accessToken", {})
+        reason = "the token may only read" if token.get("role") == "read" else None
+    except (OSError, httpx.TransportError) as error:
+        reason = str(error).rstrip(".")
+    if reason:
+        raise ConnectionError(
+            f"Cannot publish in {repo_id!r}: {reason}. Log in with a token that may write (hf auth login); or leave "
+            "--push-to-hub out, and publish the folder later (hf upload)."
+        )
+
+
 @contextmanager
 def _one_kind_of_failure(repo_id: str):
     """Raises an upload or a connection that breaks as an `OSError`. A refusal of the Hub is one already."""

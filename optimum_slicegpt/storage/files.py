@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 
 def check_output(output: Path, overwrite: bool = False) -> Path:
@@ -62,6 +63,45 @@ def move_into_place(folder: Path, output: Path) -> None:
         if replaced.exists() and not output.exists():
             replaced.rename(output)
         raise
+
+
+def check_space(output: Path, size: int, working_folder: Path | None = None) -> None:
+    """
+    Checks that a disk has room for what a run writes.
+
+    Args:
+        output (`Path`): where the run writes.
+        size (`int`): bytes that it writes.
+        working_folder (`Path`, *optional*): what an interrupted run has left counts as written.
+
+    Raises:
+        OSError: it has not.
+    """
+    there = next(parent for parent in output.absolute().parents if parent.exists())
+    files = working_folder.rglob("*") if working_folder else ()
+    free = shutil.disk_usage(there).free + sum(file.stat().st_size for file in files if file.is_file())
+    if free < size:
+        raise OSError(
+            f"The run writes {size / 1e6:,.1f} MB, and the disk of {str(there)!r} has {free / 1e6:,.1f} MB left; make "
+            "room, or write elsewhere."
+        )
+
+
+@contextmanager
+def saving(output: Path) -> Iterator[None]:
+    """
+    Has a write that fails say where the model is then.
+
+    Raises:
+        OSError: a write failed: the disk is full, for example.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"Cannot write to {str(output)!r}: {error} In Python the model is still there, sliced as it is: save it "
+            "elsewhere with save_pretrained."
+        ) from error
 
 
 @contextmanager

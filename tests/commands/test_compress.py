@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from command_line import optimum_cli, run
+from huggingface_hub import HfApi
 from tiny import build, tokens
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
@@ -148,6 +149,7 @@ def test_compress_loads_and_saves_in_the_dtype_asked_for(arguments, tmp_path):
 @pytest.mark.parametrize("architecture", ["stock", "sliced"])
 def test_compress_pushes_where_asked(arguments, monkeypatch, architecture):
     pushed = []
+    monkeypatch.setattr(HfApi, "whoami", lambda api: {"auth": {"accessToken": {"role": "write"}}})
     for owner in (PreTrainedModel, SlicedModelMixin):
         monkeypatch.setattr(owner, "push_to_hub", lambda *args, **kwargs: pushed.append((args, kwargs)))
     run(*arguments, "--json", "--push-to-hub", "me/sliced", "--architecture", architecture)

@@ -1,17 +1,23 @@
 """`optimum-cli slicegpt compress`: what it refuses, and what a run that ends early leaves behind."""
 
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import fails, run
 from configurations import BIASED
+from huggingface_hub import HfApi
+from huggingface_hub.utils import httpx
 from paths import ROOT
-from tiny import build
-from transformers import OpenAIGPTConfig, PreTrainedModel
+from safetensors import SafetensorError
+from tiny import build, calibration, tokens
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig, PreTrainedModel
 
+from optimum_slicegpt import SliceGPTConfig, SliceGPTQuantizer
 from optimum_slicegpt.commands import compress
+from optimum_slicegpt.storage import files
 
 
 TIED = {"tie_word_embeddings": True}
@@ -139,3 +145,81 @@ def test_bugs_keep_their_traceback(arguments, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run(*arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+# What fails only at the end
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Lets weights be written half, as on a disk that fills up."""
+
+    def fill(tensors, path, metadata=None):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fill)
+
+
+def test_a_disk_without_room_is_found_before_slicing(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PreTrainedModel, "compress", lambda *args, **kwargs: pytest.fail("it was sliced"))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: Namespace(free=1000))
+    for more in ([], ["--stream", "--json"]):
+        line = fails(capsys, *arguments, *more)
+        assert re.search(
+            r"The run writes 0.\d MB, and the disk of .* has 0.0 MB left; make room, or write elsewh", line
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_the_model_in_memory(arguments, tmp_path, capsys, full_disk, monkeypatch):
+    message = "No space left on device (os error 28) In Python the model is still there, sliced as it is: save it"
+    assert message in fails(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+    quantizer = SliceGPTQuantizer(SliceGPTConfig(sparsity=1 / 3, dataset=calibration()))
+    model = quantizer.quantize_model(build("llama", torch.float32))
+    expected = model(tokens()).logits
+    with pytest.raises(
+        OSError, match="Cannot write to .*full': I/O error: No space left .*save it elsewhere with save_"
+    ):
+        quantizer.save(model, tmp_path / "full")
+    monkeypatch.undo()
+    assert torch.equal(model(tokens()).logits, expected)
+    model.save_pretrained(tmp_path / "elsewhere")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "elsewhere")(tokens()).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "answer, reason",
+    [
+        (OSError("Token is required."), "Token is required"),
+        (httpx.ConnectError("[Errno 111] Connection refused"), r"\[Errno 111\] Connection refused"),
+        ({"auth": {"accessToken": {"role": "read"}}}, "the token may only read"),
+    ],
+)
+def test_publishing_is_tried_before_slicing(arguments, tmp_path, capsys, monkeypatch, answer, reason):
+    def whoami(api):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(compress, "load_model", lambda *args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(HfApi, "whoami", whoami)
+    line = fails(capsys, *arguments, "--push-to-hub", "me/sliced")
+    assert re.search(f"Cannot publish in 'me/sliced': {reason}. Log in with a token that may write", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_push_that_fails_names_the_folder(arguments, tmp_path, capsys, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("It was cut off.")
+
+    monkeypatch.setattr(HfApi, "whoami", lambda api: {"auth": {}})
+    monkeypatch.setattr(PreTrainedModel, "push_to_hub", refuse)
+    line = fails(capsys, *arguments, "--push-to-hub", "me/it")
+    output = tmp_path / "sliced"
+    assert (
+        f"It was cut off. The model is complete in '{output}'; publish it from there: hf upload me/it {output}" in line
+    )
+    assert (output / "model.safetensors").is_file()
