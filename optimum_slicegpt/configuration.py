@@ -98,7 +98,8 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         tokenizer (`str` or tokenizer, *optional*):
             Turns text into tokens. Loaded from `model.name_or_path` by default.
         device (`str`, *optional*): device that computes, one layer at a time. The model's own by default.
-        dtype (`str`, *optional*): dtype in which layers compute. The model's own by default.
+        dtype (`str`, *optional*): dtype in which layers compute. The model's own by default; with `"auto"` bfloat16
+            instead of float32 where the processor multiplies it in its hardware.
         offload_activations (`bool`, defaults to `False`): whether calibration activations are kept in host memory.
 
     Raises:
@@ -168,7 +169,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             self._require_choice(key, names)
         if self.architecture == "stock" and self.stock_obstacle():
             raise ValueError(f"architecture='stock' with {self.stock_obstacle()}; leave either out.")
-        self._require_dtype("dtype", optional=True)
+        self._require_dtype("dtype", others=(None, "auto"))
         self._require_device("device")
 
     def _check_size(self):

@@ -22,12 +22,12 @@ class Validated:
         names = ", ".join(name for name in choices if name)
         self._require(key, getattr(self, key) in choices, f"choose one of {names}")
 
-    def _require_dtype(self, key: str, optional: bool = False) -> None:
-        """Checks that a setting names a dtype, and stores the name of a `torch.dtype`."""
+    def _require_dtype(self, key: str, others: tuple[str | None, ...] = ()) -> None:
+        """Checks that a setting names a dtype or is one of other values, and stores the name of a `torch.dtype`."""
         value = getattr(self, key)
         if isinstance(value, torch.dtype):
             setattr(self, key, str(value).removeprefix("torch."))
-        self._require_choice(key, (None, *DTYPES) if optional else DTYPES)
+        self._require_choice(key, (*others, *DTYPES))
 
     def _require_device(self, key: str) -> None:
         """Checks that a setting, unless it is `None`, names a device, and stores the name of a `torch.device`."""

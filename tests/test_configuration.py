@@ -122,7 +122,7 @@ def test_deepcopy_keeps_data_and_tokenizer_by_reference():
         ({"seed": -1}, "seed=-1; give a non-negative integer, or None"),
         ({"orientation": "up"}, "orientation='up'; choose one of pca, random"),
         ({"embeddings": "both"}, "embeddings='both'; choose one of auto, narrow, tied, sliced"),
-        ({"dtype": "int8"}, "dtype='int8'; choose one of float16, bfloat16, float32, float64"),
+        ({"dtype": "int8"}, "dtype='int8'; choose one of auto, float16, bfloat16, float32, float64"),
         ({"device": "gpu0"}, "device='gpu0' is not a torch device"),
         ({"quant_method": "gptq"}, "quant_method='gptq'; a SliceGPTConfig holds 'slicegpt'"),
     ],

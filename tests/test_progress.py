@@ -5,8 +5,10 @@ import torch
 from tiny import build, calibration
 from transformers.utils import logging
 
-from optimum_slicegpt import SliceGPTConfig, progress
+from optimum_slicegpt import SliceGPTConfig, load_batches, progress
 from optimum_slicegpt.progress import Forecast, Progress, announce, track
+from optimum_slicegpt.slicing.run import Computation
+from optimum_slicegpt.storage.base import InMemory
 
 
 @pytest.fixture
@@ -98,3 +100,13 @@ def test_a_run_names_its_phases(capsys):
     build("llama", torch.float32).compress(SliceGPTConfig(sparsity=1 / 3, dataset=calibration()))
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["Measuring: 2 layers", "Deciding: 1 step", "Slicing: 2 layers", "Head: 1 step"]
+
+
+@pytest.mark.parametrize("has_bfloat16, dtype", [(True, "bfloat16"), (False, "float32")])
+def test_a_run_says_which_dtype_is_the_fastest(has_bfloat16, dtype, monkeypatch, capsys):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: has_bfloat16, raising=False)
+    model, config = build("llama", torch.float32), SliceGPTConfig(dtype="auto")
+    run = Computation(model, load_batches(calibration()), config, InMemory(model, config))
+    assert str(run.dtype) == f"torch.{dtype}"
+    assert capsys.readouterr().err == f"Computing in {dtype}, the fastest here (dtype='auto')\n"

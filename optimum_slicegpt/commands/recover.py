@@ -62,6 +62,7 @@ def run(args: Namespace) -> None:
     print_table(
         [
             ("trained on", f"{record['sequences']:,} sequences of {record['source']}"),
+            ("held out", f"{record['held_out_sequences']:,} other sequences, to measure on"),
             ("steps", f"{record['steps']:,}, the best is {record['best_step']:,}"),
             *held_out_losses(record),
             ("held-out perplexity before", f"{record['perplexity_before']:.2f}"),

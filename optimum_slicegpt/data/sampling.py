@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 from ..distributed import fingerprint
-from ..modeling.contexts import computing_on, evaluating
+from ..modeling.contexts import computing_on, evaluating, fastest_dtype
 from ..progress import Progress
 
 
@@ -66,7 +66,7 @@ def write_blocks(
     device = torch.device(device or model.device)
     bar = Progress((stop - start) * length, "Writing text", "token")
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
-    with evaluating(model), computing_on(model, device, _fastest_dtype(model, device)), bar:
+    with evaluating(model), computing_on(model, device, fastest_dtype(model.dtype, device)), bar:
         rows = max(1, CACHE_BYTES // (length * cache_bytes_per_token(model)))
         while start < stop:
             end = min(stop, start - start % BLOCK + BLOCK, start + rows)
@@ -121,18 +121,6 @@ def _draw(logits: Tensor, noise: Tensor) -> Tensor:
     reached = noise[:, None] * min(SAMPLING["top_p"], 1) * sums[:, -1:]
     drawn = torch.searchsorted(sums, reached, right=True).clamp(max=logits.shape[-1] - 1)
     return (drawn if order is None else order.gather(1, drawn))[:, 0]
-
-
-def _fastest_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
-    """Returns the model's dtype, or bfloat16 instead of float32 where the processor multiplies it in its hardware."""
-    if model.dtype != torch.float32:
-        return model.dtype
-    if device.type == "cpu":
-        instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
-        has_bfloat16 = any(getattr(torch.cpu, name, bool)() for name in instructions)
-    else:
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def chat_opening(tokenizer: Any) -> list[int]:

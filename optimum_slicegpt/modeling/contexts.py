@@ -33,6 +33,25 @@ def undisturbed(gradients: bool = False) -> Iterator[None]:
         yield
 
 
+def fastest_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Returns a dtype, or bfloat16 instead of float32 where the processor multiplies it in its hardware."""
+    if dtype != torch.float32:
+        return dtype
+    if device.type == "cpu":
+        instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
+        has_bfloat16 = any(getattr(torch.cpu, name, bool)() for name in instructions)
+    else:
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def choose_dtype(name: str | None, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """Returns the dtype in which layers compute: one by its name, the fastest for `"auto"`, or by default `stored`."""
+    if name == "auto":
+        return fastest_dtype(stored, device)
+    return getattr(torch, name) if name else stored
+
+
 PLAIN_OUTPUTS = {
     "_output_attentions": False,  # Its setter refuses some values that are there.
     "output_hidden_states": False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +59,21 @@ class Training:
     seconds: float
 
 
+@contextmanager
+def silent_libraries() -> Iterator[None]:
+    """Hides warnings about how transformers' Trainer and PEFT call their own code, which nobody here can act on."""
+    trainer = logging.get_logger("transformers.trainer_utils")
+    level = trainer.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        trainer.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            trainer.setLevel(level)
+
+
+@silent_libraries()
 def train(
     model: PreTrainedModel,
     adapter: LoraConfig | None,

@@ -14,6 +14,7 @@ from ..linalg.axes import SEARCH_STEPS
 from ..linalg.moments import ROWS_AT_ONCE, wide
 from ..linalg.regression import POSITIVE_STEPS, TOKENS_AT_ONCE, token_stride
 from ..linalg.ridge import JUDGED_OUTPUTS
+from ..modeling.contexts import choose_dtype
 from ..modeling.decoder import Decoder
 from ..planning.sizes import most_inputs, product_size
 from .methods.refine import STEP_TOKENS, number_of_steps
@@ -83,7 +84,7 @@ class Costs:
     ):
         self.dense, self.plan, self.refit = Decoder(model), plan, config.refit
         self.tokens, self.groups = tokens, groups
-        self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
+        self.dtype = choose_dtype(config.dtype, model.dtype, torch.device(config.device or "cpu"))
         self.fisher = config.metric == "fisher"
         costs = config.schedule == "energy" and plan.neurons is not None
         self.measured = self.fisher or costs or not (plan.shortcuts or plan.whole)

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from ..distributed import Processes
 from ..linalg.axes import aligned_axes, random_orthogonal
-from ..modeling.contexts import placed
+from ..modeling.contexts import choose_dtype, placed
 from ..modeling.decoder import Decoder
-from ..progress import Forecast, track
+from ..progress import Forecast, announce, track
 from ..storage.base import release_freed_memory
 from .pairs import BlockPair, NormPair, pair_blocks
 from .places import places_of
@@ -70,8 +70,10 @@ class Computation:
             raise ValueError(
                 "Cannot slice on device='mps', which has no float64 for sums over tokens; use device='cpu'."
             )
-        self.dtype = getattr(torch, config.dtype) if config.dtype else model.dtype
+        self.dtype = choose_dtype(config.dtype, model.dtype, self.device)
         self.processes = Processes(self.device)
+        if config.dtype == "auto" and self.processes.is_first:
+            announce(f"Computing in {str(self.dtype).removeprefix('torch.')}, the fastest here (dtype='auto')")
         self.num_tokens, self.num_groups = batches.ntokens, len(set(batches.groups))
         places = places_of(batches.counts, batches.groups)
         self.token_batches, self.places = self.share(batches.batches), self.share(places)

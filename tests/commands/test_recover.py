@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -97,10 +98,15 @@ def test_recover_end_to_end(files, arguments, tmp_path, name, architecture):
 
 
 def test_what_is_printed(arguments, capsys):
-    run(*arguments)
-    printed = capsys.readouterr().out.splitlines()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        run(*arguments)
+    captured = capsys.readouterr()
+    assert "FutureWarning" not in captured.err and "mtime" not in captured.err
+    printed = captured.out.splitlines()
     rows = (
         "trained on +22 sequences of train.txt",
+        "held out +3 other sequences, to measure on",
         r"steps +4, the best is \d",
         r"held-out loss on train.txt +\d\.\d{4} before, \d\.\d{4} after",
         r"scale of the adapter +[\d.]+",

@@ -77,7 +77,11 @@ def test_times_come_from_the_sizes_that_a_run_has(monkeypatch):
     model, _ = small_model("llama")
     found = planned_for(model, SliceGPTConfig(sparsity=0.3))
     assert {kind for kind, *_ in seen} == KINDS.keys()
-    assert {size for kind, size, *_ in seen if kind == "factorisation"} == {64, 96, 320}  # stream, before and after; neurons
+    assert {size for kind, size, *_ in seen if kind == "factorisation"} == {
+        64,
+        96,
+        320,
+    }  # stream, before and after; neurons
     assert found.seconds == pytest.approx(sum(found.flops.values()) / 1e9)
 
 

@@ -200,7 +200,12 @@ class CompressCommand(SliceGPTSubcommand):
         calibration.add_argument(
             "--device", help="compute one layer at a time here, and perplexity (default: where the model is)"
         )
-        calibration.add_argument("--dtype", choices=DTYPES, help="of the calibration pass (default: the model's)")
+        calibration.add_argument(
+            "--dtype",
+            choices=("auto", *DTYPES),
+            help="of the calibration pass; auto is bfloat16 instead of float32 where the processor multiplies that in "
+            "its hardware (default: the model's)",
+        )
         calibration.add_argument(
             "--offload-activations", action="store_true", help="keep calibration activations in host memory"
         )
