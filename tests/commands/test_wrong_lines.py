@@ -1,12 +1,14 @@
 """Wrong command lines: the flag that was meant, a line or two, within a moment, and nothing is written."""
 
+import itertools
 import re
 import sys
 
 import pytest
-from command_line import parse, run
+from command_line import help_of, parse, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optimum.commands.base import RootOptimumCLICommand
 from optimum.commands.register.register_slicegpt import SliceGPTCommand
 from optimum.commands.slicegpt import arguments, places
 
@@ -22,6 +24,13 @@ def refused(capsys, *line):
     assert printed.out == "" and "Traceback" not in printed.err and len(printed.err.splitlines()) <= 2
     assert exit.value.code == (2 if "All flags: " in printed.err else 1)
     return printed.err
+
+
+@pytest.fixture(scope="module")
+def parser():
+    root = RootOptimumCLICommand("optimum-cli", usage="optimum-cli")
+    SliceGPTCommand(root.subparsers)
+    return root.parser
 
 
 @pytest.fixture
@@ -181,27 +190,41 @@ def test_a_hub_that_does_not_answer_is_asked_once(folder, light, capsys, monkeyp
 # Anything
 
 
-WORDS = st.sampled_from(
-    "0 1 -1 0.2 20% 20 nan inf 1e9 none auto per_block python wikitext3 text.txt model . .. / full me/model ~ '' %s "
-    "--json --sparsity --widths --dataset --model --output --nsamples --rotation --refit --no-refit --seed --sparcity "
-    "--resume --stream --device --max-shard-size --parameter-reduction --eval-dataset --config -h- -x = --=".split()
+COMMANDS = [command.name for command in SliceGPTCommand.SUBCOMMANDS]
+FLAGS = sorted(set(re.findall(r"--[a-z0-9-]+", " ".join(map(help_of, COMMANDS)))) - {"--help", "--version"})
+VALUES = (
+    "0 1 -1 0.2 20% 20 nan inf 1e9 0x10 none auto per_block python wikitext3 float16 '' %s -x = --= 5GB 7XB".split()
 )
-LINES = st.tuples(st.sampled_from(["compress", "eval", "inspect", "recover", "slice"]), st.lists(WORDS, max_size=7))
+PLACES = (
+    "text.txt text.tx model model/ model/config.json ./modle . .. / ~ full full/kept.txt texts texts/a.txt rel/../new "
+    "text.txt/new me/model me/mo:del a/b/c /proc/new /dev/null new"
+).split() + ["\0", "a b", "é" * 300, "…/ü"]
+FLAG, VALUE = st.sampled_from(FLAGS), st.sampled_from([*VALUES, *PLACES])
+WORDS = st.one_of(
+    st.tuples(FLAG, VALUE),
+    st.tuples(FLAG),
+    st.tuples(VALUE),
+    st.tuples(FLAG.map(lambda flag: flag[:-1])),  # A letter is missing.
+    st.tuples(st.builds("{}={}".format, FLAG, VALUE)),
+    st.tuples(st.text(max_size=4)),
+)
+BEGINNINGS = [*([name] for name in [*COMMANDS, "slice"]), *([name, "--model", "model"] for name in COMMANDS)]
+BEGINNINGS += [[*beginning, "--output", "new"] for beginning in BEGINNINGS if "--model" in beginning]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(line=LINES)
-def test_any_wrong_line(line, folder, capsys, monkeypatch):
+@given(beginning=st.sampled_from(BEGINNINGS), words=st.lists(WORDS, max_size=3))
+def test_any_wrong_line(beginning, words, folder, parser, capsys, monkeypatch):
     reached = []
     monkeypatch.setattr(arguments, "import_module", lambda name: reached.append(name) or exit(1))
     before = sorted(folder.rglob("*"))
-    command, words = line
     with pytest.raises(SystemExit) as end:
-        run(command, *words)
+        args = parser.parse_args(["slicegpt", *beginning, *itertools.chain(*words)])
+        args.func(args).run()
     printed = capsys.readouterr()
-    assert end.value.code in (1, 2)
-    assert reached or printed.err.startswith("error: ")
-    assert len(printed.err.splitlines()) <= 12 and printed.out == ""
+    assert end.value.code in (1, 2) or printed.out.startswith("usage: ")
+    assert reached or printed.err.startswith("error: ") or not end.value.code
+    assert len(printed.err.splitlines()) <= 12 and "Traceback" not in printed.err
     assert sorted(folder.rglob("*")) == before
 
 
