@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..modeling.contexts import evaluating, undisturbed
 from ..storage.base import InMemory
-from .estimate import estimate_phases
+from .costs import estimate_phases
 from .methods.energy import EnergyNeurons, UniformNeurons
 from .methods.fisher import FisherMetric, PlainMetric
 from .methods.per_block import per_block_axes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, starmap
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from ..linalg.ridge import JUDGED_OUTPUTS
 from ..modeling.contexts import choose_dtype
 from ..modeling.decoder import Decoder
 from ..planning.sizes import most_inputs, product_size
+from ..planning.speed import flops_per_s
 from .methods.refine import STEP_TOKENS, number_of_steps
 from .statistics import AXES_TOKENS
 
@@ -233,3 +235,24 @@ class Costs:
             yield "factorisation", inputs, FACTORISATIONS * inputs**3 / 3 + 2 * inputs**2 * outputs
             judged = outputs + (1 + self.groups) * min(outputs, JUDGED_OUTPUTS)
             yield "product", inputs, 2 * inputs**2 * (judged + POSITIVE_STEPS * (outputs == 1))
+
+
+def seconds_for(work: Iterable[Work], device: torch.device) -> float | None:
+    """Returns how long work takes on a device; `None` where the device is not here."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return None
+    return sum(each.flops / flops_per_s(each.kind, each.size, each.dtype, str(device)) for each in work)
+
+
+def estimate_phases(
+    model: PreTrainedModel, plan: SlicePlan, config: SliceGPTConfig, tokens: int, groups: int
+) -> dict[str, float]:
+    """
+    Estimates the seconds of each phase of a run, in order, on a device that is here.
+
+    Args:
+        model (`PreTrainedModel`), plan ([`SlicePlan`]), config ([`SliceGPTConfig`]), tokens (`int`), groups (`int`):
+            see [`estimate.estimate_run`].
+    """
+    work, device = Costs(model, plan, config, tokens, 0, groups).work(), torch.device(config.device or "cpu")
+    return {phase: seconds_for(parts, device) for phase, parts in work.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,7 @@ from transformers import PreTrainedModel
 
 from ..configuration import SliceGPTConfig
 from ..planning.machine import Machine, Room, room_for
-from ..planning.speed import flops_per_s
-from .costs import Costs, Work
+from .costs import Costs, seconds_for
 
 
 if TYPE_CHECKING:
@@ -152,24 +150,3 @@ def estimate_run(
         flops=dict(flops),
         seconds=seconds_for(work, device),
     )
-
-
-def seconds_for(work: Iterable[Work], device: torch.device) -> float | None:
-    """Returns how long work takes on a device; `None` where the device is not here."""
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return None
-    return sum(each.flops / flops_per_s(each.kind, each.size, each.dtype, str(device)) for each in work)
-
-
-def estimate_phases(
-    model: PreTrainedModel, plan: SlicePlan, config: SliceGPTConfig, tokens: int, groups: int
-) -> dict[str, float]:
-    """
-    Estimates the seconds of each phase of a run, in order, on a device that is here.
-
-    Args:
-        model (`PreTrainedModel`), plan ([`SlicePlan`]), config ([`SliceGPTConfig`]), tokens (`int`), groups (`int`):
-            see [`estimate_run`].
-    """
-    work, device = Costs(model, plan, config, tokens, 0, groups).work(), torch.device(config.device or "cpu")
-    return {phase: seconds_for(parts, device) for phase, parts in work.items()}

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.planning.machine import Machine
 from optimum_slicegpt.planning.speed import KINDS, flops_per_s
-from optimum_slicegpt.slicing import estimate
+from optimum_slicegpt.slicing import costs
 from optimum_slicegpt.slicing.estimate import LIBRARIES, estimate_run
 
 
@@ -73,7 +73,7 @@ def test_every_class_of_products_is_in_the_plan(method):
 
 def test_times_come_from_the_sizes_that_a_run_has(monkeypatch):
     seen = []
-    monkeypatch.setattr(estimate, "flops_per_s", lambda *tried: seen.append(tried) or 1e9)
+    monkeypatch.setattr(costs, "flops_per_s", lambda *tried: seen.append(tried) or 1e9)
     model, _ = small_model("llama")
     found = planned_for(model, SliceGPTConfig(sparsity=0.3))
     assert {kind for kind, *_ in seen} == KINDS.keys()
