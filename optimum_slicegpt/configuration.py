@@ -71,9 +71,9 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         embeddings (`str`, defaults to `"auto"`):
             How a head that is tied to the embedding is sliced. `"narrow"` slices their shared matrix once, with the
             stream; the final norm gets gains. `"tied"` keeps the shared V × D matrix, and puts a linear layer behind
-            the embedding and another before the head. `"sliced"` slices both, which unties them. `"auto"` is
-            `"narrow"` in a stock architecture; in a sliced one it is `"tied"` or `"sliced"`, whichever has fewer
-            parameters, and with `parameter_reduction` it is `"tied"`.
+            the embedding and another before the head; a head of its own keeps its D dimensions, too. `"sliced"`
+            slices both, which unties them. `"auto"` is `"narrow"` in a stock architecture; in a sliced one it is
+            `"tied"` or `"sliced"`, whichever has fewer parameters, and with `parameter_reduction` it is `"tied"`.
         orientation (`str`, defaults to `"pca"`):
             `"pca"`, or `"random"` to turn the axes that every site keeps by a random rotation. The model computes the
             same, with outliers spread over all dimensions, which is meant for a later quantization.

@@ -76,8 +76,8 @@ def check_exportable(model: PreTrainedModel) -> None:
         )
     if config.embedding_size is not None:
         raise ValueError(
-            f"{refused}: embedding_size={config.embedding_size}, the head shares the embedding's matrix, and no stock "
-            "class has projections on either side of that. Slice the dense model with embeddings='narrow'."
+            f"{refused}: embedding_size={config.embedding_size}, embeddings and head keep their width, and no stock "
+            "class has projections between them and the stream. Slice the dense model with embeddings='auto'."
         )
     if config.intermediate_sizes is not None:
         raise ValueError(

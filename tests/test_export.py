@@ -213,7 +213,7 @@ REFUSED_BY_WIDTH = [
 ]
 REFUSED_BY_FORM = [
     ({"shortcuts": True}, r"this sliced_llama model: shortcuts=True, .*rotation='shared'"),
-    ({"embeddings": "tied"}, r"embedding_size=48, the head shares .* embeddings='narrow'"),
+    ({"embeddings": "tied"}, r"embedding_size=48, embeddings and head keep .* embeddings='auto'"),
 ]
 
 

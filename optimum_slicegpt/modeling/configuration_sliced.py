@@ -17,8 +17,8 @@ class SlicedConfigMixin:
     - `hidden_size`: width of the last hidden state, which heads read.
     - `original_hidden_size`: hidden size D of the dense model.
     - `widths`: width of the stream at every site, from the first norm to the final one.
-    - `embedding_size`: D where the table of embeddings keeps its width because the head shares it. Then a linear layer
-      leads from the embeddings to the first site, and another from the final norm back to D dimensions.
+    - `embedding_size`: D where embeddings and head keep their width, mostly because they share a matrix. Then a linear
+      layer leads from the embeddings to the first site, and another from the final norm back to D dimensions.
     - `shortcuts`: whether every site has a basis of its own. Then a linear layer on each residual connection leads
       from one basis to the next. Without shortcuts, all sites share one basis and one width.
     - `intermediate_sizes`: number of neurons in every layer's MLP, where layers differ. Then the family's own key

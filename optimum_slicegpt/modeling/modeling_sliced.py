@@ -28,7 +28,7 @@ from .weights import Reader, Writer, body_of, eps_of, has_bias, resize_mlp
 
 
 class ProjectedNorm(nn.RMSNorm):
-    """The final norm of a model whose head shares the embedding's matrix, with a projection back to D dimensions."""
+    """The final norm of a model whose head keeps its width, with a projection back to D dimensions."""
 
     def __init__(self, width, out_features, bias, eps, device=None, dtype=None):
         super().__init__(width, eps=eps, device=device, dtype=dtype)

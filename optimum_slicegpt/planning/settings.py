@@ -130,12 +130,12 @@ def check_embeddings(config: SliceGPTConfig, model_config) -> None:
     Checks that the model has the tie that `embeddings` is about.
 
     Raises:
-        ValueError: `"tied"` or `"narrow"` is asked for, and the dense model's head has a matrix of its own.
+        ValueError: `"narrow"` is asked for, and the dense model's head has a matrix of its own.
     """
-    if config.embeddings in ("tied", "narrow") and not model_config.tie_word_embeddings:
+    if config.embeddings == "narrow" and not model_config.tie_word_embeddings:
         raise ValueError(
-            f"embeddings={config.embeddings!r}, but this model's head has a matrix of its own; use embeddings='auto' "
-            "or 'sliced'."
+            "embeddings='narrow', but this model's head has a matrix of its own; use embeddings='auto', 'tied' or "
+            "'sliced'."
         )
 
 

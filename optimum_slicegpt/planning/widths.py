@@ -43,8 +43,9 @@ class SlicePlan:
         hidden_size (`int`): D of the dense model.
         widths (`tuple[int, ...]`): width at every site, from the first norm to the final one.
         embeddings (`str`):
-            `"sliced"` where the head has a matrix of its own. Where it shares the embedding's matrix, `"narrow"` if
-            that is as narrow as the stream, `"tied"` if it keeps D dimensions, with a projection on either side.
+            `"sliced"` where the head has a matrix of its own, as wide as the stream. `"tied"` where embeddings and
+            head keep D dimensions, with projections behind and before. `"narrow"` where they share a matrix that is as
+            narrow as the stream.
         shortcuts (`bool`): whether every site has a basis of its own. Without shortcuts, all widths are the same.
         neurons (`int`, *optional*): neurons that every MLP keeps; `None` for all.
         stock_size (`int`, *optional*):

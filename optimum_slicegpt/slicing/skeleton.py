@@ -29,14 +29,14 @@ def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
         plan ([`SlicePlan`]): width at every site, and neurons.
     """
     dense = {key: value for key, value in model.config.to_dict().items() if key not in LEFT_BEHIND}
-    projected = plan.embeddings == "tied"
+    projected, tied = plan.embeddings == "tied", model.config.tie_word_embeddings and plan.embeddings != "sliced"
     last = plan.hidden_size if projected else plan.widths[-1]
     family = family_of(model.config)
     sizes = dict.fromkeys(family.size_keys, last)
     if plan.neurons is not None:
         sizes[family.neurons_key] = plan.neurons
     config = CONFIG_MAPPING[f"sliced_{model.config.model_type}"](
-        **dense | sizes | {"tie_word_embeddings": plan.embeddings != "sliced"},
+        **dense | sizes | {"tie_word_embeddings": tied},
         shortcuts=plan.shortcuts,
         widths=list(plan.widths),
         original_hidden_size=plan.hidden_size,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def write_embeddings(run: Run, basis: Basis) -> None:
-    """Writes what starts the stream: tables, or the projection behind a table that the head shares (equation 3)."""
+    """Writes what starts the stream: tables, or the projection behind one that keeps its width (equation 3)."""
     dense, sliced, projected = run.dense, run.sliced, run.plan.embeddings == "tied"
     tables = [*dense.table_names, *([dense.head_name] if projected else [])]
     with run.loaded(*tables), run.phase("compose"):
@@ -85,7 +85,7 @@ def write_shortcut(run: Run, block: BlockPair, here: Basis, there: Basis) -> Ten
 
 
 def write_head(run: Run, norm: NormPair, basis: Basis, fit: Fit, x: DenseStream, z: SlicedStream) -> None:
-    """Writes the final norm, and the head or what leads to a matrix that the head shares (equation 7)."""
+    """Writes the final norm, and the head or what leads to one that keeps its width (equation 7)."""
     dense, embeddings = run.dense, run.plan.embeddings
     with run.loaded(dense.final_norm_name, *([] if embeddings == "tied" else [dense.head_name])):
         if embeddings == "narrow":

@@ -1,9 +1,11 @@
 """A head that shares the embedding's matrix goes on sharing it, with a projection on either side."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import HIDDEN, TINY, VOCAB, build, calibration, paper, relative_error, tokens
+from tiny import HIDDEN, TINY, VOCAB, aligned, build, calibration, paper, relative_error, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from optimum_slicegpt import SlicePlan
@@ -92,11 +94,21 @@ def test_auto_takes_the_smaller():
         assert counts["auto"] == min(counts.values()) == counts["tied" if tied else "sliced"]
 
 
-def test_an_untied_model_has_no_tie_to_keep():
-    model = build("llama", tie_word_embeddings=False)
-    assert SlicePlan.from_config(paper(sparsity=0.3), model.config).embeddings == "sliced"
-    with pytest.raises(ValueError, match="embeddings='tied', but this model's head has a matrix of its own"):
-        SlicePlan.from_config(paper(sparsity=0.3, embeddings="tied"), model.config)
+@torch.no_grad()
+def test_a_head_of_its_own_may_keep_its_width(tmp_path):
+    model, config = build("llama", tie_word_embeddings=False), paper(sparsity=0.3, dataset=calibration())
+    assert SlicePlan.from_config(config, model.config).embeddings == "sliced"
+    with pytest.raises(ValueError, match="embeddings='narrow', but this model's head has a matrix of its own"):
+        SlicePlan.from_config(replace(config, rotation="shared", embeddings="narrow"), model.config)
+    narrow = build("llama", tie_word_embeddings=False).compress(config)
+    head, config = model.lm_head.weight, replace(config, embeddings="tied")
+    count = SlicePlan.from_config(config, model.config).num_parameters(model)
+    wide = model.compress(config)
+    assert wide.lm_head.weight.data_ptr() == head.data_ptr() and not wide.config.tie_word_embeddings
+    assert wide.num_parameters() == count
+    assert relative_error(wide(tokens()).logits, narrow(tokens()).logits) < 1e-6
+    wide.save_pretrained(tmp_path)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens()).logits, aligned(wide)(tokens()).logits)
 
 
 def test_the_record_says_which():
