@@ -5,9 +5,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
-from optimum_slicegpt.modeling.families import FAMILIES, NOT_SLICEABLE
+from optimum_slicegpt.modeling.families import FAMILIES, NOT_SLICEABLE, TOWERS
 from optimum_slicegpt.modeling.family import EXPERTS_KEEP_WIDTH, Family
 
 
@@ -56,7 +59,7 @@ TEXT = """\
 # Supported models
 
 A family is a `model_type` of transformers, as `config.json` of a checkpoint names it. {count} can be sliced: the rows
-below, and those that load as one of them.
+below, those that load as one of them, and the text models of [models of images and text](#models-of-images-and-text).
 
 {loaded_as}
 
@@ -75,6 +78,26 @@ below, and those that load as one of them.
   `architecture="auto"`, a result that has no stock form is of a sliced class.
 - **Limits** are checked before any weight changes. Where two sites must be equally wide, `sparsity` leaves both at the
   width of the wider one, with a warning; `widths` that differ there are refused.
+
+## Models of images and text
+
+{towers}
+
+Their text models are sliced, where a row above describes them: Llama, Mistral, Qwen2, Gemma, ... What encodes images
+stays as it is, and so do the table and the head: images enter the residual stream beside the table. One projection
+leads from both to the narrower stream, another back to the head. The result is of its stock class, around a sliced
+text model; import `optimum_slicegpt` before it is loaded. Calibration data may be what the model's processor returns,
+images included:
+
+<!-- not run: an excerpt -->
+```python
+model = AutoModelForImageTextToText.from_pretrained(base)
+batches = [processor(text=prompt, images=image, return_tensors="pt") for prompt, image in examples]
+model.compress(SliceGPTConfig(parameter_reduction=0.2, dataset=batches))
+```
+
+By default it is text, as for other models. `parameter_reduction` counts the text model alone. These models are sliced
+in memory; streaming, `recover` and the command line know language models only.
 
 ## Not supported
 
@@ -161,7 +184,7 @@ def generate() -> dict[Path, str]:
         for model_type, family in FAMILIES.items()
     ]
     text = TEXT.format(
-        count=len(FAMILIES) + len(LOADED_AS),
+        count=len(FAMILIES) + len(LOADED_AS) + len(TOWERS),
         loaded_as=table(("Family", "Loads as"), [(f"`{key}`", f"`{value}`") for key, value in LOADED_AS.items()]),
         others=table(
             ("Families", "What is in the way"),
@@ -169,6 +192,10 @@ def generate() -> dict[Path, str]:
         ),
         supported=table(
             ("Family", "Class", "Norm", "Blocks", "Experts", "Stock form of another width", "Limits"), supported
+        ),
+        towers=table(
+            ("Family", "Class"),
+            [(f"`{key}`", f"`{MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[key]}`") for key in TOWERS],
         ),
         refused=table(("Families", "Why"), by_reason((f"`{key}`", reason) for key, reason in NOT_SLICEABLE.items())),
     )

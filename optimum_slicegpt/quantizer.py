@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .configuration import SliceGPTConfig
 from .data.calibration import calibration_batches
 from .evaluation.check import Check
-from .modeling.checks import check_sliceable
-from .modeling.contexts import undisturbed
+from .modeling.checks import check_dense, check_sliceable
+from .modeling.contexts import evaluating, undisturbed
+from .modeling.towers import WIDE_ENTRY, has_tower, put_back, text_tower
+from .planning.settings import with_wide_entry
 from .planning.widths import SlicePlan
 from .record import record_run
 from .slicing.compress import compress
@@ -54,7 +56,9 @@ class SliceGPTQuantizer:
         checkpointing enabled and no parameters frozen, whatever the dense model had.
 
         Args:
-            model (`PreTrainedModel`): a dense causal language model of a supported family.
+            model (`PreTrainedModel`):
+                A dense causal language model of a supported family, or a model of images and text around one, whose
+                text tower is sliced.
             tokenizer (`str` or tokenizer, *optional*):
                 For calibration data that is text. By default `config.tokenizer`, then `model.name_or_path`.
             check (`bool`): compare the result with the dense model, see [`Check`]; `config.slicegpt` gets `check`.
@@ -70,6 +74,13 @@ class SliceGPTQuantizer:
             ValueError: the model, the widths or the calibration data cannot be used; activations are not finite;
                 processes were given different things; the model lost more than `refuse_above`.
         """
+        if has_tower(model):
+            check_dense(model.config.text_config)
+            tower, quantizer = text_tower(model), SliceGPTQuantizer(with_wide_entry(self.config, WIDE_ENTRY))
+            with evaluating(model):
+                quantizer.quantize_model(tower, tokenizer, check=check, refuse_above=refuse_above)
+            put_back(model, tower)
+            return model
         check_sliceable(model)
         dense = stock_twin(model)
         plan = SlicePlan.from_config(self.config, dense.config)

@@ -16,6 +16,7 @@ from .configuration import SliceGPTConfig
 from .modeling.checks import is_sliced
 from .modeling.families import FAMILIES, family_of
 from .modeling.modeling_sliced import SlicedModelMixin
+from .modeling.towers import has_tower
 from .quantizer import SliceGPTQuantizer
 from .reports.hub import push_to_hub
 from .storage.older_readers import to_diff_dict
@@ -47,7 +48,7 @@ class SliceGPTHfQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model, **kwargs):
-        family_of(model.config)
+        family_of(model.config.text_config if has_tower(model) else model.config)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
         self.remove_quantization_config(model)
@@ -88,6 +89,11 @@ def compress(
     quantizer = SliceGPTQuantizer(config)
     if recover is None:
         return quantizer.quantize_model(self, tokenizer, check=check, refuse_above=refuse_above)
+    if has_tower(self):
+        raise ValueError(
+            f"recover= fine-tunes language models, and a {type(self).__name__} has images, too; slice it without, and "
+            "fine-tune it as the dense model would be."
+        )
     from .recovery.fine_tuning import check_dtype  # loads transformers' Trainer
     from .recovery.fine_tuning import recover as fine_tune
 

@@ -3,7 +3,7 @@
 import itertools
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ class TokenBatches:
 
     Args:
         batches (`list[dict[str, torch.Tensor]]`):
-            Each has `input_ids` `(B, T)`, int64 on the CPU, and `attention_mask` of that shape where one was given.
+            Each has `input_ids` `(B, T)`, int64 on the CPU, and `attention_mask` of that shape where one was given;
+            for models of images and text what else their processors return.
         source (`str`):
             The data that was used: a name of `DATASETS`, file names, `"texts"`, `"tokens"`, or `"self"` for text of
             the model. Names of a mixture are joined by commas.
@@ -81,6 +82,7 @@ def load_batches(
     seed: int | None = 0,
     vocab_size: int | None = None,
     held_out: int = 0,
+    also: Collection[str] = (),
 ) -> TokenBatches:
     """
     Loads a dataset as fixed token batches. Joins its documents by blank lines, tokenises them once without special
@@ -90,8 +92,8 @@ def load_batches(
         dataset:
             Text: a name of `DATASETS` or `"auto"`, a path or list of paths, texts, or rows, see [`load_texts`]. Or
             batches that are tokenised already, which are used as they are: mappings with `input_ids` `(B, T)` or
-            `(T,)` and perhaps `attention_mask` of the same shape. Other keys are dropped, and so are batches without
-            tokens, with a warning.
+            `(T,)` and perhaps `attention_mask` of the same shape. Keys that `also` does not name are dropped, and so
+            are batches without tokens, with a warning.
         tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*):
             The object, its name or its path. Text needs one.
         split (`str`, defaults to `"train"`):
@@ -111,6 +113,8 @@ def load_batches(
         held_out (`int`, defaults to 0):
             With a number, at most so many of the chunks that the same call without it does not return. Where it
             returns all, there is none. Text only.
+        also (`Collection[str]`, *optional*):
+            Further keys of batches that are tokenised already, such as `pixel_values`: the tensors of processors.
 
     Returns:
         `TokenBatches`: the same ones for the same arguments.
@@ -154,7 +158,7 @@ def load_batches(
         if 0 < len(kept) < len(items):
             logger.warning(f"{len(items) - len(kept)} of {len(items)} tokenised batches have no tokens: left out.")
             items, groups = [items[index] for index in kept], [groups[index] for index in kept]
-        batches = [_token_batch(item) for item in items]
+        batches = [_token_batch(item, also) for item in items]
     if vocab_size is not None and batches:
         ids = torch.cat([batch["input_ids"].flatten() for batch in batches])
         if ids.min() < 0 or ids.max() >= vocab_size:
@@ -239,7 +243,7 @@ def _is_blank(item: Any) -> bool:
     return any(tensor.numel() == 0 for tensor in tensors) or not all(tensor.any() for tensor in tensors[1:])
 
 
-def _token_batch(item: Any) -> dict[str, torch.Tensor]:
+def _token_batch(item: Any, also: Collection[str]) -> dict[str, torch.Tensor]:
     """Checks a tokenised batch, and turns its values into tensors."""
     if not isinstance(item, Mapping) or item.get("input_ids") is None:
         got = list(item) if isinstance(item, Mapping) else type(item).__name__
@@ -250,7 +254,7 @@ def _token_batch(item: Any) -> dict[str, torch.Tensor]:
     if mask is not None and (mask.shape != shape or not mask.any()):
         got = f"shape {tuple(mask.shape)}, {mask.count_nonzero()} nonzero"
         raise ValueError(f"attention_mask must have the shape of input_ids, {shape}, and not be all zero; got {got}.")
-    return batch
+    return batch | {key: torch.as_tensor(item[key]) for key in also if item.get(key) is not None}
 
 
 def _integer_matrix(values: Any, name: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from .contexts import inputs_seen
 from .families import family_of, num_neurons
 from .family import Block, Family, has
-from .weights import Reader, Writer, body_of
+from .weights import Reader, Writer, body_of, whole_of
 
 
 def empty_model(config) -> PreTrainedModel:
@@ -155,6 +155,22 @@ class Decoder:
             DecoderBlock(site, index, self.layers[index], names.of(self.layers[index]), self.family)
             for site, names in enumerate(self.family.blocks, first)
         ]
+
+    # What turns inputs into the stream
+
+    @property
+    def front(self) -> nn.Module:
+        """The module that turns inputs into the stream: the body, or the model of images and text around it."""
+        whole = whole_of(self.model)
+        return self.body if whole is None else whole.base_model
+
+    def front_modules(self) -> nn.ModuleList:
+        """Returns all modules but the layers that turn inputs into the stream, tables and the final norm included."""
+        around, front = self.modules(*self.around_layers), self.front
+        if front is not self.body:
+            around.extend(child for child in front.children() if self.body not in child.modules())
+            around.append(nn.ParameterList(front.parameters(recurse=False)))
+        return around
 
     # Names, as `model.get_submodule` takes them
 

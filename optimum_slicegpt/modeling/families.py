@@ -19,11 +19,21 @@ from .family import Family
 FAMILIES: dict[str, Family] = RMS_NORM | POST_NORM | EXPERTS | HYBRID | LAYER_NORM
 """Rows of the families that can be sliced, by `model_type`."""
 
+TOWERS: dict[str, str] = dict.fromkeys(
+    (
+        *("llava", "llava_next", "llava_onevision", "vipllava", "paligemma", "mistral3", "internvl", "aya_vision"),
+        *("cohere2_vision", "lfm2_vl", "lighton_ocr", "got_ocr2", "ovis2"),
+    ),
+    "language_model",
+) | dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "text_model")
+"""Models of images and text that hold a text model of any family, and its name in their base model."""
+
 POST_LAYER_NORM = "its norms act on the residual stream itself, so that no connection leads around them"
 PER_LAYER = "its layers read embeddings of their own beside the residual stream"
 EXPERTS_BEHIND = "the norms behind its experts need writers that are fitted, and experts are not fitted"
 NORMS_BEHIND = "it has norms behind its blocks, in an arrangement that no row describes yet"
 VISION = "it is a model of images and text; load its text model, and slice that"
+WHOLE = "it is a model of images and text; load it with AutoModelForImageTextToText, and slice it in memory (compress)"
 PER_CHANNEL = "it scales the residual stream channel by channel, which does not commute with a rotation"
 NOT_SLICEABLE: dict[str, str] = {
     "gemma3": VISION,
@@ -50,7 +60,8 @@ def family_of(config) -> Family:
     """
     model_type = config.model_type.removeprefix("sliced_")
     if model_type not in FAMILIES:
-        reason = NOT_SLICEABLE.get(model_type, "no table row describes where it reads and writes the residual stream")
+        unknown = "no table row describes where it reads and writes the residual stream"
+        reason = WHOLE if model_type in TOWERS else NOT_SLICEABLE.get(model_type, unknown)
         raise ValueError(f"Cannot slice model_type={model_type!r}: {reason}. Supported: {', '.join(FAMILIES)}.")
     family = FAMILIES[model_type]
     for key, value, reason in family.requires:

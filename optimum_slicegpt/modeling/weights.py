@@ -129,6 +129,11 @@ def body_of(model: nn.Module, family: Family) -> nn.Module:
     return base.get_submodule(family.body) if has(base, family.body) else base
 
 
+def whole_of(model: nn.Module) -> nn.Module | None:
+    """Returns the model of images and text that a causal language model is the text tower of, if it is one."""
+    return vars(model).get("_whole")
+
+
 def is_among(parameter: str, weights: set[str]) -> bool:
     """Tells whether a parameter is one of some weights, or the bias beside one. Routers may have another, too."""
     owner, _, key = parameter.rpartition(".")

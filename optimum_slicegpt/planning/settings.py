@@ -1,6 +1,7 @@
 """What the settings of a run mean for a model: sites, steps, embeddings, and whether a stock class can hold it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from transformers.utils import logging
 
@@ -137,6 +138,24 @@ def check_embeddings(config: SliceGPTConfig, model_config) -> None:
             "embeddings='narrow', but this model's head has a matrix of its own; use embeddings='auto', 'tied' or "
             "'sliced'."
         )
+
+
+def with_wide_entry(config: SliceGPTConfig, reason: str) -> SliceGPTConfig:
+    """
+    Returns the settings for a model whose table keeps its width, with a projection between it and the stream.
+
+    Args:
+        config ([`SliceGPTConfig`]): how to slice.
+        reason (`str`): why the table cannot be narrower: ends the messages.
+
+    Raises:
+        ValueError: they ask for a stock class, or for narrow embeddings.
+    """
+    wanted = {"architecture": ("auto", "sliced"), "embeddings": ("auto", "tied")}
+    for key, values in wanted.items():
+        if getattr(config, key) not in values:
+            raise ValueError(f"{key}={getattr(config, key)!r}, but this model's table keeps its width: {reason}.")
+    return replace(config, architecture="sliced", embeddings="tied")
 
 
 def narrow_obstacle(config: SliceGPTConfig, model_config, keeps_width: bool = False) -> str | None:

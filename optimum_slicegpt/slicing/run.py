@@ -89,7 +89,7 @@ class Computation:
         """
         around = self.dense.around_layers
         # What layers are called with, such as the masks of flex attention, is made where they compute.
-        tables = placed(self.dense.modules(*around), self.device, self.dense.model.dtype)
+        tables = placed(self.dense.front_modules(), self.device, self.dense.model.dtype)
         with self.loaded(*around), self.phase("forward"), tables:
             started = [
                 first_stream(self.dense, padded_behind(inputs), place, self.device, self.dtype)

@@ -57,7 +57,7 @@ def first_stream(
 
     Args:
         dense ([`Decoder`]): the dense model; its tables and what positions need are on the device.
-        inputs (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`.
+        inputs (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`, perhaps images.
         place ([`Place`]): of the batch.
         device (`torch.device`), dtype (`torch.dtype`): in which the layers will compute.
 
@@ -74,10 +74,11 @@ def first_stream(
 
     inputs = send_to_device(inputs, device)
     with layers_replaced(dense, record):
-        dense.body(**inputs, use_cache=False)
+        dense.front(**_cast(inputs, dense.model.dtype), use_cache=False)
     stream = calls[0][0].to(dtype, copy=True)
     if family.layer_norm:
         stream -= stream.mean(-1, keepdim=True)
+    inputs = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
     mask = inputs.get("attention_mask")
     real = None if mask is None else mask.flatten().nonzero().squeeze(1)
     layer_kwargs = [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls]
@@ -92,11 +93,11 @@ def padded_behind(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     if "attention_mask" not in inputs:
         return inputs
     order = (inputs["attention_mask"] == 0).int().argsort(stable=True)
-    return {key: value.gather(1, order) for key, value in inputs.items()}
+    return {key: value.gather(1, order) if value.shape == order.shape else value for key, value in inputs.items()}
 
 
-def _cast(layer_kwargs: list[dict], dtype: torch.dtype) -> list[dict]:
-    """Casts floating tensors, wherever they are in the arguments; a tensor that layers share stays shared."""
+def _cast(arguments: Any, dtype: torch.dtype) -> Any:
+    """Casts floating tensors, wherever they are in some arguments; a tensor that layers share stays shared."""
     casts = {}
 
     def cast(value):
@@ -106,7 +107,7 @@ def _cast(layer_kwargs: list[dict], dtype: torch.dtype) -> list[dict]:
             casts[id(value)] = _clamp_to_dtype(value, dtype)
         return casts[id(value)]
 
-    return recursively_apply(cast, layer_kwargs)
+    return recursively_apply(cast, arguments)
 
 
 def _clamp_to_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -99,8 +99,8 @@ def test_a_tied_head_stays_tied_unless_it_is_to_be_sliced():
     assert plan.embeddings == "sliced"
     assert abs(found(plan, SMOL) - 0.25) <= TOLERANCE
     assert solve(tiny_config("llama", tied=False)).embeddings == "sliced"
-    with pytest.raises(ValueError, match="embeddings='tied', but this model's head"):
-        solve(tiny_config("llama", tied=False), embeddings="tied")
+    with pytest.raises(ValueError, match="embeddings='narrow', but this model's head"):
+        solve(tiny_config("llama", tied=False), embeddings="narrow")
 
 
 def test_a_sliced_head_is_as_wide_as_the_rest():

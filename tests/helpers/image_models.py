@@ -1,0 +1,116 @@
+"""Tiny random models of images and text around the text models of `tiny`, and inputs for them."""
+
+from typing import NamedTuple
+
+import torch
+from shapes import HIDDEN, VOCAB
+from tiny import ALL, tokens
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+
+IMAGE = 1
+"""The token in whose places features of images are put. `tiny.tokens` never draws it."""
+ENCODER = {"hidden_size": 36, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 3}
+CLIP = ENCODER | {"model_type": "clip_vision_model", "image_size": 12, "patch_size": 4, "projection_dim": 16}
+SIGLIP = ENCODER | {"image_size": 16, "patch_size": 4, "vision_use_head": False, "model_type": "siglip_vision_model"}
+PIXTRAL = ENCODER | {"model_type": "pixtral", "image_size": 16, "patch_size": 4, "head_dim": 12}
+INTERN = ENCODER | {"image_size": [16, 16], "patch_size": [4, 4]}
+SAM = {"hidden_size": 36, "output_channels": 22, "num_hidden_layers": 1, "num_attention_heads": 3, "mlp_dim": 20}
+SAM |= {"image_size": 64, "patch_size": 8, "window_size": 2, "global_attn_indexes": [0], "initializer_range": 0.02}
+OVIS = ENCODER | {"image_size": 16, "patch_size": 4, "hidden_stride": 2}
+OVIS |= {"vocab_size": 29, "num_visual_indicator_tokens": 5}
+PERCEIVER = {
+    "resampler_n_latents": 4,
+    "resampler_depth": 1,
+    "resampler_n_heads": 2,
+    "resampler_head_dim": 7,
+    "num_key_value_heads": 1,
+}
+
+
+class Tiny(NamedTuple):
+    """
+    A tiny model.
+
+    Args:
+        text (`str`): name of its text model in `tiny`.
+        config (`dict`): the other arguments of its configuration.
+        num_tokens (`int`): the number of tokens that an image is.
+        pixels (`tuple`): shape of what its image processor makes of an image.
+        further (`dict`): what else that returns, for two images.
+    """
+
+    text: str
+    config: dict
+    num_tokens: int = 4
+    pixels: tuple = (3, 16, 16)
+    further: dict = {}
+
+
+TABLE = {"hidden_size": HIDDEN, "vocab_size": VOCAB}
+SIZES = {"image_sizes": torch.tensor([[16, 16]] * 2)}
+TILED = {"vision_config": CLIP, "vision_feature_layer": -1, "image_grid_pinpoints": [[12, 12]]}
+TILES = {"image_sizes": torch.tensor([[12, 12]] * 2)}
+MERGED = {"spatial_merge_size": 2}
+IMAGE_MODELS = {
+    "llava": Tiny("llama", {"vision_config": CLIP, "vision_feature_layer": -1}, 9, (3, 12, 12)),
+    "vipllava": Tiny("qwen3", {"vision_config": CLIP, "vision_feature_layers": [-1, -2]}, 9, (3, 12, 12)),
+    "llava_next": Tiny("mistral", TILED, 21, (2, 3, 12, 12), TILES),
+    "llava_onevision": Tiny("qwen2", TILED | {"vision_feature_select_strategy": "default"}, 21, (2, 3, 12, 12), TILES),
+    "paligemma": Tiny("gemma2", {"vision_config": SIGLIP, "projection_dim": HIDDEN}, 16),
+    "mistral3": Tiny("ministral3", {"vision_config": PIXTRAL, "vision_feature_layer": -1} | MERGED, further=SIZES),
+    "lighton_ocr": Tiny("qwen3", {"vision_config": PIXTRAL} | MERGED, further=SIZES),
+    "internvl": Tiny("qwen3_moe", {"vision_config": INTERN, "image_seq_length": 4}),
+    "aya_vision": Tiny("cohere2", {"vision_config": SIGLIP, "downsample_factor": 2, "vision_feature_layer": -1}),
+    "cohere2_vision": Tiny("cohere2", {"vision_config": SIGLIP, "downsample_factor": 2}),
+    "lfm2_vl": Tiny(
+        "lfm2",
+        {"vision_config": ENCODER | {"model_type": "siglip2_vision_model", "patch_size": 4, "num_patches": 16}}
+        | {"downsample_factor": 2, "projector_hidden_size": 26},
+        pixels=(16, 48),
+        further={"spatial_shapes": torch.tensor([[4, 4]] * 2), "pixel_attention_mask": torch.ones(2, 16).long()},
+    ),
+    "got_ocr2": Tiny("qwen2", {"vision_config": SAM, "image_seq_length": 4}, pixels=(3, 64, 64)),
+    "ovis2": Tiny("qwen2", {"vision_config": OVIS, "visual_indicator_token_ids": [91, 92, 93, 94, 95]} | TABLE),
+    "idefics2": Tiny(
+        "mistral",
+        {"vision_config": SIGLIP | {"model_type": "idefics2_vision"}, "perceiver_config": PERCEIVER},
+        pixels=(1, 3, 16, 16),
+    ),
+    "idefics3": Tiny(
+        "llama",
+        {"vision_config": SIGLIP | {"model_type": "idefics3_vision"}, "scale_factor": 2},
+        pixels=(1, 3, 16, 16),
+    ),
+    "smolvlm": Tiny(
+        "llama", {"vision_config": SIGLIP | {"model_type": "smolvlm_vision"}, "scale_factor": 2}, pixels=(1, 3, 16, 16)
+    ),
+}
+"""Tiny models of all types of `families.TOWERS`, by `model_type`."""
+
+
+def build_whole(name: str, dtype=torch.float64, **text):
+    """Builds a random model of images and text in evaluation mode, whose norms and biases are far from trivial."""
+    tiny = IMAGE_MODELS[name]
+    sizes = {"model_type": tiny.text} | ALL[tiny.text] | text
+    marks = {"image_token_id": IMAGE, "tie_word_embeddings": sizes.get("tie_word_embeddings", False)}
+    torch.manual_seed(0)
+    whole = AutoModelForImageTextToText.from_config(
+        AutoConfig.for_model(name, text_config=sizes, **tiny.config | marks)
+    )
+    whole.model.set_experts_implementation("eager")  # The grouped matrix product knows no float64.
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.3 * torch.randn_like(parameter)
+            else:
+                parameter *= 4
+    return whole.to(dtype).eval()
+
+
+def seen_and_read(name: str, dtype=torch.float64, seed=1):
+    """Draws two texts with an image in each, as a processor returns them."""
+    tiny, ids = IMAGE_MODELS[name], tokens(length=40, seed=seed)
+    ids[:, 5 : 5 + tiny.num_tokens] = IMAGE
+    torch.manual_seed(seed)
+    return {"input_ids": ids, "pixel_values": torch.randn(2, *tiny.pixels, dtype=dtype)} | tiny.further
