@@ -33,7 +33,7 @@ OTHERS = {
     "roberta-prelayernorm roc_bert roformer xlm xlm-roberta xlm-roberta-xl xmod": "encoders that also run as decoders",
     "bart bigbird_pegasus blenderbot blenderbot-small marian mbart mvp pegasus plbart prophetnet trocr whisper "
     "musicgen musicgen_melody": "decoders that belong to encoders: cross-attention is a third block",
-    "cohere_compass_text dots3_note dots3_note_text emu3 fuyu gemma4_assistant gemma4_unified_assistant git got_ocr2 "
+    "cohere_compass_text dots3_note dots3_note_text emu3 fuyu gemma4_assistant gemma4_unified_assistant git "
     "minimax_m3_vl_text mllama moshi moss_transcribe_diarize phi4_multimodal": "parts of models of images or speech",
     "deepseek_v4 hy_v4 qwen4_exp qwen4_exp_text": "several residual streams, mixed by hyper-connections",
     "rwkv xlstm ctrl reformer xlnet cpmant blt hrm_text inkling_text inkling2_text": "other architectures",
@@ -86,8 +86,9 @@ below, those that load as one of them, and the text models of [models of images 
 Their text models are sliced, where a row above describes them: Llama, Mistral, Qwen2, Gemma, ... What encodes images
 stays as it is, and so do the table and the head: images enter the residual stream beside the table. One projection
 leads from both to the narrower stream, another back to the head. The result is of its stock class, around a sliced
-text model; import `optimum_slicegpt` before it is loaded. Calibration data may be what the model's processor returns,
-images included:
+text model, or of one derived from it where the stock class takes one kind of text model only. It loads with
+`AutoModelForImageTextToText` once `optimum_slicegpt` is imported. Calibration data may be what the model's processor
+returns, images included:
 
 <!-- not run: an excerpt -->
 ```python
@@ -184,7 +185,7 @@ def generate() -> dict[Path, str]:
         for model_type, family in FAMILIES.items()
     ]
     text = TEXT.format(
-        count=len(FAMILIES) + len(LOADED_AS) + len(TOWERS),
+        count=len(FAMILIES) + len({*LOADED_AS, *TOWERS}),
         loaded_as=table(("Family", "Loads as"), [(f"`{key}`", f"`{value}`") for key, value in LOADED_AS.items()]),
         others=table(
             ("Families", "What is in the way"),

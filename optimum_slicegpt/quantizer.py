@@ -11,7 +11,8 @@ from .data.calibration import calibration_batches
 from .evaluation.check import Check
 from .modeling.checks import check_dense, check_sliceable
 from .modeling.contexts import evaluating, undisturbed
-from .modeling.towers import WIDE_ENTRY, has_tower, put_back, text_tower
+from .modeling.towers import WIDE_ENTRY, has_tower, text_tower
+from .modeling.wholes import put_back
 from .planning.settings import with_wide_entry
 from .planning.widths import SlicePlan
 from .record import record_run

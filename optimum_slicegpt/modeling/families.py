@@ -22,7 +22,7 @@ FAMILIES: dict[str, Family] = RMS_NORM | POST_NORM | EXPERTS | HYBRID | LAYER_NO
 TOWERS: dict[str, str] = dict.fromkeys(
     (
         *("llava", "llava_next", "llava_onevision", "vipllava", "paligemma", "mistral3", "internvl", "aya_vision"),
-        *("cohere2_vision", "lfm2_vl", "lighton_ocr", "got_ocr2", "ovis2"),
+        *("cohere2_vision", "lfm2_vl", "lighton_ocr", "got_ocr2", "ovis2", "gemma3", "aria", "qwen3_5", "qwen3_5_moe"),
     ),
     "language_model",
 ) | dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "text_model")
@@ -32,11 +32,9 @@ POST_LAYER_NORM = "its norms act on the residual stream itself, so that no conne
 PER_LAYER = "its layers read embeddings of their own beside the residual stream"
 EXPERTS_BEHIND = "the norms behind its experts need writers that are fitted, and experts are not fitted"
 NORMS_BEHIND = "it has norms behind its blocks, in an arrangement that no row describes yet"
-VISION = "it is a model of images and text; load its text model, and slice that"
 WHOLE = "it is a model of images and text; load it with AutoModelForImageTextToText, and slice it in memory (compress)"
 PER_CHANNEL = "it scales the residual stream channel by channel, which does not commute with a rotation"
 NOT_SLICEABLE: dict[str, str] = {
-    "gemma3": VISION,
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), PER_LAYER),
     **dict.fromkeys(("gemma4_unified", "gemma4_unified_text"), PER_LAYER),
     "flex_olmo": EXPERTS_BEHIND,

@@ -8,7 +8,7 @@ values, then resizes every weight on the stream, replaces the norms, and gives e
 
 import inspect
 import sys
-from functools import cache
+from functools import cache, partial
 
 from torch import Tensor, nn
 from transformers import (
@@ -208,15 +208,15 @@ def define(model_type: str) -> type:
 
 class Undefined(type):
     """
-    The class of what stands for a sliced configuration class until it is needed: defining all families' classes takes
-    seconds, and an error in the code of one family must not keep the others from being used.
+    The class of what stands for a sliced configuration class until it is needed, which `define` returns: defining all
+    families' classes takes seconds, and an error in the code of one family must not keep the others from being used.
     """
 
     def __call__(cls, *args, **kwargs):
-        return define(cls.family)(*args, **kwargs)
+        return cls.define()(*args, **kwargs)
 
     def __getattr__(cls, name: str):
-        return getattr(define(cls.family), name)
+        return getattr(cls.define(), name)
 
 
 def _stem(config_name: str) -> str:
@@ -242,4 +242,5 @@ def _dense_module(config_class: type) -> str:
 
 
 for _config_name, _model_type in SLICED_CONFIG_NAMES.items():
-    AutoConfig.register(f"sliced_{_model_type}", Undefined(_config_name, (), {"family": _model_type}), exist_ok=True)
+    _define = staticmethod(partial(define, _model_type))
+    AutoConfig.register(f"sliced_{_model_type}", Undefined(_config_name, (), {"define": _define}), exist_ok=True)

@@ -56,16 +56,3 @@ def image_inputs(model: PreTrainedModel) -> set[str]:
     if whole is None:
         return set()
     return {*inspect.signature(whole.base_model.forward).parameters} - {"input_ids", "attention_mask", "labels"}
-
-
-def put_back(whole: PreTrainedModel, sliced: PreTrainedModel) -> None:
-    """
-    Replaces the text tower of a model of images and text.
-
-    Args:
-        whole (`PreTrainedModel`): the dense model.
-        sliced (`PreTrainedModel`): what became of its [`text_tower`].
-    """
-    setattr(whole.base_model, TOWERS[whole.config.model_type], sliced.base_model)
-    whole.set_output_embeddings(sliced.get_output_embeddings())
-    whole.config.text_config = sliced.config

@@ -19,6 +19,8 @@ SAM = {"hidden_size": 36, "output_channels": 22, "num_hidden_layers": 1, "num_at
 SAM |= {"image_size": 64, "patch_size": 8, "window_size": 2, "global_attn_indexes": [0], "initializer_range": 0.02}
 OVIS = ENCODER | {"image_size": 16, "patch_size": 4, "hidden_stride": 2}
 OVIS |= {"vocab_size": 29, "num_visual_indicator_tokens": 5}
+QWEN = {"hidden_size": 36, "intermediate_size": 20, "depth": 2, "num_heads": 3, "patch_size": 4}
+QWEN |= {"out_hidden_size": HIDDEN, "num_position_embeddings": 16, "spatial_merge_size": 2}
 PERCEIVER = {
     "resampler_n_latents": 4,
     "resampler_depth": 1,
@@ -38,6 +40,7 @@ class Tiny(NamedTuple):
         num_tokens (`int`): the number of tokens that an image is.
         pixels (`tuple`): shape of what its image processor makes of an image.
         further (`dict`): what else that returns, for two images.
+        marks (`str`, *optional*): the name of what says where images are.
     """
 
     text: str
@@ -45,12 +48,14 @@ class Tiny(NamedTuple):
     num_tokens: int = 4
     pixels: tuple = (3, 16, 16)
     further: dict = {}
+    marks: str | None = None
 
 
 TABLE = {"hidden_size": HIDDEN, "vocab_size": VOCAB}
 SIZES = {"image_sizes": torch.tensor([[16, 16]] * 2)}
 TILED = {"vision_config": CLIP, "vision_feature_layer": -1, "image_grid_pinpoints": [[12, 12]]}
 TILES = {"image_sizes": torch.tensor([[12, 12]] * 2)}
+GRID = {"image_grid_thw": torch.tensor([[1, 4, 4]] * 2)}
 MERGED = {"spatial_merge_size": 2}
 IMAGE_MODELS = {
     "llava": Tiny("llama", {"vision_config": CLIP, "vision_feature_layer": -1}, 9, (3, 12, 12)),
@@ -72,6 +77,13 @@ IMAGE_MODELS = {
     ),
     "got_ocr2": Tiny("qwen2", {"vision_config": SAM, "image_seq_length": 4}, pixels=(3, 64, 64)),
     "ovis2": Tiny("qwen2", {"vision_config": OVIS, "visual_indicator_token_ids": [91, 92, 93, 94, 95]} | TABLE),
+    "gemma3": Tiny("gemma3_text", {"vision_config": SIGLIP, "mm_tokens_per_image": 4}, marks="token_type_ids"),
+    "aria": Tiny(
+        "aria_text",
+        {"vision_config": SIGLIP | {"model_type": "idefics3_vision"}, "projector_patch_to_query_dict": {16: 4}},
+    ),
+    "qwen3_5": Tiny("qwen3_5_text", {"vision_config": QWEN}, 4, (16, 96), GRID, "mm_token_type_ids"),
+    "qwen3_5_moe": Tiny("qwen3_5_moe_text", {"vision_config": QWEN}, 4, (16, 96), GRID, "mm_token_type_ids"),
     "idefics2": Tiny(
         "mistral",
         {"vision_config": SIGLIP | {"model_type": "idefics2_vision"}, "perceiver_config": PERCEIVER},
@@ -105,6 +117,8 @@ def build_whole(name: str, dtype=torch.float64, **text):
                 parameter += 0.3 * torch.randn_like(parameter)
             else:
                 parameter *= 4
+            if not parameter.any():  # Some projections start from nothing.
+                parameter += 0.1 * torch.randn_like(parameter)
     return whole.to(dtype).eval()
 
 
@@ -113,4 +127,8 @@ def seen_and_read(name: str, dtype=torch.float64, seed=1):
     tiny, ids = IMAGE_MODELS[name], tokens(length=40, seed=seed)
     ids[:, 5 : 5 + tiny.num_tokens] = IMAGE
     torch.manual_seed(seed)
-    return {"input_ids": ids, "pixel_values": torch.randn(2, *tiny.pixels, dtype=dtype)} | tiny.further
+    pixels = torch.randn(2, *tiny.pixels, dtype=dtype)
+    if "image_grid_thw" in tiny.further:  # With which the patches of all images are in one row.
+        pixels = pixels.flatten(0, 1)
+    marks = {tiny.marks: ids.eq(IMAGE).int()} if tiny.marks else {}
+    return {"input_ids": ids, "pixel_values": pixels} | tiny.further | marks
