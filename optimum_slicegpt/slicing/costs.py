@@ -130,8 +130,10 @@ class Costs:
         yield reader
 
     @property
-    def _mlp_weights(self):
-        """Weights in all MLPs of the sliced model."""
+    def _trained_weights(self):
+        """Weights in all MLPs of the sliced model, if they are trained."""
+        if not self.steps:  # Experts are not, and may be layers apart.
+            return 0
         dense, widths = self.dense, self.plan.widths
         readers = sum(reader.weight.numel() for reader in dense.mlp_readers(0))
         writer = dense.mlp_writer(0).weight.numel()
@@ -164,7 +166,7 @@ class Costs:
 
     @property
     def _bytes_of_training(self):
-        weights = 4 * self._mlp_weights / len(self.dense.layers)  # with gradients and Adam's two averages
+        weights = 4 * self._trained_weights / len(self.dense.layers)  # with gradients and Adam's two averages
         step = STEP_TOKENS * (6 * max(self.inputs) + 4 * self.width)
         tokens = min(self.tokens, self.steps * STEP_TOKENS) * 2 * self.width
         return 4 * (weights + step + tokens) * (self.steps > 0)
@@ -220,7 +222,7 @@ class Costs:
     def _slicing_work(self):
         size, (dense, sliced) = self.size, self._forward_flops
         yield "forward", size, self.tokens * (dense + sliced if self.refit else sliced if self.per_block else 0)
-        yield "forward", size, 6 * self.steps * STEP_TOKENS * self._mlp_weights
+        yield "forward", size, 6 * self.steps * STEP_TOKENS * self._trained_weights
         yield "sums", size, self.tokens * 2 * size**2 * self.sites * self.per_block
         yield "eigenvectors", size, 12 * size**3 * self.sites * self.plan.shortcuts
         if self.dense.family.post_norms and self.plan.embeddings == "narrow":  # The table is measured, too.
