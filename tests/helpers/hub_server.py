@@ -13,6 +13,7 @@ from hub_store import HubStore, Refusal, git_oid
 
 REPO = r"(?P<repo>[^/]+/[^/]+)"
 ROUTES = [
+    ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/validate-yaml", "validate"),
     ("GET", rf"/api/models/{REPO}(/revision/(?P<revision>[^/]+))?", "info"),

@@ -65,6 +65,9 @@ class HubStore:
 
     # Answers: JSON, or a file's content
 
+    def whoami(self, body):
+        return {"name": NAMESPACE, "type": "user", "auth": {"accessToken": {"role": "write"}}}
+
     def create(self, body):
         repo = f"{body.get('organization') or NAMESPACE}/{body['name']}"
         url = f"{self.endpoint}/{repo}"
