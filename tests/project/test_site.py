@@ -44,6 +44,21 @@ def test_nothing_is_fetched_from_elsewhere(site):
     assert re.findall(r"(?:url\(|@import\s*)[\"']?(?:https?:)?//[^)\"']+", styles) == []
 
 
+def test_the_search_works_from_the_disk(site):
+    """The index is a script, which pages may read from files, and a worker is replaced where browsers allow none."""
+    index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
+    assert index.startswith("var __index = {") and '"location":"settings.html' in index
+    for page in site.glob("*.html"):
+        assert 'src="theme/iframe-worker.js"' in page.read_text(encoding="utf-8") or page.name == "404.html"
+    assert 'location.protocol === "file:"' in (site / "theme" / "iframe-worker.js").read_text(encoding="utf-8")
+
+
+def test_every_page_has_its_next_one(site):
+    pages = {page.name: page.read_text(encoding="utf-8") for page in site.glob("*.html")}
+    last = [name for name, text in pages.items() if "md-footer__link--next" not in text]
+    assert sorted(last) == ["404.html", "troubleshooting.html"]
+
+
 def test_what_pages_link_to_is_there(site):
     """The site includes examples, tests and pictures from outside docs/."""
     for page in site.glob("*.html"):
