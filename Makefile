@@ -1,10 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+CONSTRAINTS := constraints.txt
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo docs test test-all check format clients clean
+.PHONY: help install demo docs test test-all check format clients dist clean
 
 help:
 	@echo "make install   set up $(VENV)"
@@ -15,6 +16,7 @@ help:
 	@echo "make check     format and lint, changing nothing"
 	@echo "make format    format and lint, changing files"
 	@echo "make clients   run the model in vLLM, llama.cpp, MLX-LM, ...: [MODEL=folder BASE=folder] [ONLY=vllm,mlx]"
+	@echo "make dist      build what is published into dist/, and check it"
 	@echo "make clean     remove $(VENV) and caches"
 
 install: $(INSTALLED)
@@ -50,6 +52,12 @@ format: install
 
 clients: install
 	@$(VENV)/bin/python benchmarks/clients/run.py --model "$(MODEL)" --base "$(BASE)" --only "$(ONLY)" --repeats $(or $(REPEATS),1)
+
+dist: install
+	@$(PIP) -e ".[release]"
+	@rm -rf dist
+	@$(VENV)/bin/python -m build --no-isolation
+	@$(VENV)/bin/python -m twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache
