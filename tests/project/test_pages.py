@@ -5,6 +5,7 @@ The blocks of a page run in order, in one process: they share a folder, and bloc
 """
 
 import importlib.util
+import json
 import re
 import runpy
 import shlex
@@ -93,6 +94,21 @@ def test_blocks_run(page, folder, monkeypatch):
             code = "\n".join(line.removeprefix("$ ") for line in code.splitlines() if line.startswith("$ "))
         for command in code.replace("\\\n", " ").splitlines():
             run(shlex.split(command, comments=True), monkeypatch)
+
+
+def test_the_notebook_runs_from_top_to_bottom(folder, capsys):
+    """It has no results of its own, which would be those of some other version."""
+    notebook = json.loads((ROOT / "examples" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    names = {"__name__": "quickstart"}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and not source.startswith("%pip"):
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            exec(compile(source, "quickstart.ipynb", "exec"), names)
+    printed = capsys.readouterr().out
+    assert re.search(r"^[\d,]+ parameters before, [\d,]+ after$", printed, flags=re.M)
+    assert re.search(r"^self: [\d.]+ dense, [\d.]+ sliced$", printed, flags=re.M)
+    assert re.search(rf"^{MODEL}: [\d.]+\nsliced: [\d.]+$", printed, flags=re.M)
 
 
 def test_every_fence_is_a_block():
