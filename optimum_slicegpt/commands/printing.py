@@ -12,7 +12,7 @@ from ..evaluation.benchmark import Benchmark
 from ..evaluation.speed import Spread
 from ..planning.inspection import Inspection
 from ..planning.machine import Room
-from ..reports.text import format_change, format_loss, format_rate, format_value, inspection_rows
+from ..reports.text import format_change, format_loss, format_rate, format_value, inspection_rows, loss_rows
 from ..slicing.estimate import RunEstimate
 
 
@@ -78,10 +78,7 @@ def print_check(check: dict[str, Any] | None) -> None:
     """Prints what a model lost on each kind of text, and what it answers before and after, as [`Check`] found it."""
     if check is None:
         return
-    rows = [("loss, nats per token", "tokens", "dense", "sliced", "more")]
-    for kind, text in check["texts"].items():
-        figures = [format_value(text[key]) for key in ("dense", "sliced")]
-        rows.append((kind, f"{text['tokens']:,}", *figures, format_loss(text["loss"], text["stderr"])))
+    rows = loss_rows(check["texts"])
     if len(check["texts"]) > 1:
         rows.append(("mean", "", "", "", format_loss(check["loss"])))
     if check["texts"]:

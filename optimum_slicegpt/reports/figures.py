@@ -242,6 +242,38 @@ def draw_widths(hidden_size: int, widths: Sequence[int], energy_kept: Sequence[f
     return figure
 
 
+def draw_neurons(all_neurons: int, kept: Sequence[int], colors: dict) -> Figure:
+    """Draws the neurons that every MLP keeps."""
+    figure, axis = _figure(2.4)
+    layers = range(len(kept))
+    axis.bar(layers, kept, width=1.0, color=colors["shared"], label="kept")
+    axis.bar(
+        layers, [all_neurons - each for each in kept], bottom=kept, width=1.0, color=colors["pale"], label="deleted"
+    )
+    title = f"{format_range(kept)} of {all_neurons:,} neurons"
+    axis.set(title=title, xlabel="layer", ylabel="neurons", ylim=(0, all_neurons), xlim=(-0.5, len(kept) - 0.5))
+    axis.grid(False)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.legend(loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    return figure
+
+
+def draw_losses(texts: dict[str, dict], colors: dict) -> Figure:
+    """Draws the loss of the dense and of the sliced model on every kind of text."""
+    figure, axis = _figure(1.2 + 0.6 * len(texts))
+    for label, shift, color in (("dense", -0.2, "pale"), ("sliced", 0.2, "shared")):
+        rows, losses = [row + shift for row in range(len(texts))], [text[label] or 0 for text in texts.values()]
+        bars = axis.barh(rows, losses, height=0.38, color=colors[color], label=label)
+        axis.bar_label(bars, [f"{loss:.3f}" if loss else "not finite" for loss in losses], padding=3, fontsize="small")
+    axis.set_yticks(range(len(texts)), texts, parse_math=False)
+    axis.invert_yaxis()
+    axis.grid(False)
+    axis.margins(x=0.1)
+    axis.set(xlabel="loss, nats per token")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure
+
+
 def draw_parameters(before: dict[str, int], after: dict[str, int], colors: dict) -> Figure:
     """Draws the parameters of the dense and of the sliced model, part by part."""
     figure, axis = _figure(3.0)

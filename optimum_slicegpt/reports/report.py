@@ -13,6 +13,8 @@ from .figures import (
     draw_cost,
     draw_energy_by_sparsity,
     draw_energy_curves,
+    draw_losses,
+    draw_neurons,
     draw_parameters,
     draw_spectrum,
     draw_widths,
@@ -29,6 +31,7 @@ from .text import (
     format_range,
     inspection_rows,
     list_settings,
+    loss_rows,
     stream_sizes,
 )
 
@@ -137,7 +140,8 @@ def sliced_report(name: str, model_config) -> Page:
     """
     record = model_config.slicegpt or {}
     base = public_name(record.get("base_model") or "") or "A language model"
-    sections = [parts_section(record), stream_section(model_config, record)]
+    sections = [loss_section(record), parts_section(record), neurons_section(model_config, record)]
+    sections.append(stream_section(model_config, record))
     rows = list(list_settings(model_config, record).items())
     sections.append(Section("How it was made", "Settings and calibration data.", tables=[Table(rows, titled=False)]))
     if record.get("seconds"):
@@ -162,8 +166,7 @@ def sliced_facts(model_config, record: dict[str, Any]) -> dict[str, str]:
     hidden_size, widths = stream_sizes(model_config)
     facts["width"] = f"{format_range(widths)} of {hidden_size:,}"
     if record.get("neurons"):
-        neurons = getattr(model_config, "intermediate_sizes", None) or [record["neurons"]]
-        facts["neurons per MLP"] = format_range(neurons)
+        facts["neurons per MLP"] = format_range(list_neurons(model_config, record))
     if lost is not None:
         facts["loss, nats per token"] = format_loss(lost)
     if energy:
@@ -172,6 +175,34 @@ def sliced_facts(model_config, record: dict[str, Any]) -> dict[str, str]:
         on = " on ".join(filter(None, ("perplexity", perplexity.get("dataset"))))
         facts[on] = f"{perplexity['before']:.2f} → {perplexity['after']:.2f}"
     return facts
+
+
+def list_neurons(model_config, record: dict[str, Any]) -> list[int]:
+    """Lists the neurons that the MLP of every layer keeps."""
+    return getattr(model_config, "intermediate_sizes", None) or [record["neurons"]] * model_config.num_hidden_layers
+
+
+def loss_section(record: dict[str, Any]) -> Section | None:
+    check = record.get("check") or {}
+    texts, answers = check.get("texts"), check.get("answers") or {}
+    if not texts:
+        return None
+    said = [(f"{prompt} ({model})", answer) for prompt, both in answers.items() for model, answer in both.items()]
+    return Section(
+        "What it lost",
+        "The loss on text that the run did not see, before and after, and what both models answer.",
+        "Standard errors are of the difference, paired by sequence.",
+        Picture("losses", "Loss of the dense and of the sliced model by kind of text", partial(draw_losses, texts)),
+        [Table(loss_rows(texts)), *([Table(said, titled=False)] if said else [])],
+    )
+
+
+def neurons_section(model_config, record: dict[str, Any]) -> Section | None:
+    if not (record.get("neurons") and record.get("all_neurons")):
+        return None
+    draw = partial(draw_neurons, record["all_neurons"], list_neurons(model_config, record))
+    text = "How many neurons the MLP of every layer has left."
+    return Section("Neurons", text, picture=Picture("neurons", "Neurons kept in every layer", draw))
 
 
 def parts_section(record: dict[str, Any]) -> Section | None:

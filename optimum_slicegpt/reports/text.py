@@ -64,6 +64,15 @@ def format_loss(loss: float | None, stderr: float | None = None) -> str:
     return "not finite" if loss is None else f"{loss:+.3f}{error}"
 
 
+def loss_rows(texts: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Lists what a model lost on each kind of text, as [`Check`] found it; the titles of the columns first."""
+    rows = [("loss, nats per token", "tokens", "dense", "sliced", "more")]
+    for kind, text in texts.items():
+        losses = ["not finite" if text[key] is None else format_value(text[key]) for key in ("dense", "sliced")]
+        rows.append((kind, f"{text['tokens']:,}", *losses, format_loss(text["loss"], text["stderr"])))
+    return rows
+
+
 def format_value(value: Any) -> str:
     """Formats a value of a record in one line: a number, a text, a list of either, or a mapping of such values."""
     if isinstance(value, dict):

@@ -177,13 +177,30 @@ def test_a_page_of_a_sliced_model_is_what_its_configuration_says(sliced, tmp_pat
     assert "some|&lt;b&gt;text&lt;/b&gt;" in page.text and "<b>text" not in page.text
 
 
+CHECK = {
+    "loss": 0.25,
+    "texts": {
+        "a$b$.txt": {"tokens": 4088, "dense": 2.5, "sliced": 2.75, "loss": 0.25, "stderr": 0.01},
+        "self": {"tokens": 4088, "dense": 1.5, "sliced": None, "loss": None, "stderr": None},
+    },
+    "answers": {"Where?": {"dense": "Here.", "sliced": "There."}},
+}
+
+
 def test_a_page_of_a_stock_result(tmp_path, capsys):
     config = SliceGPTConfig(sparsity=1 / 3, mlp_sparsity=0.4, dataset=calibration())
-    build("llama", torch.float32).compress(config).config.save_pretrained(tmp_path / "sliced")
+    model = build("llama", torch.float32).compress(config)
+    model.config.slicegpt["check"] = CHECK
+    model.config.save_pretrained(tmp_path / "sliced")
     page, found = inspected(capsys, tmp_path, "--model", tmp_path / "sliced")
-    assert page.headings == ["sliced", "Parameters", "Width and energy of the stream", "How it was made", "Time"]
+    first = ["sliced", "What it lost", "Parameters", "Neurons"]
+    assert page.headings == [*first, "Width and energy of the stream", "How it was made", "Time"]
     assert_loads_nothing(page)
-    assert len(page.pictures()) == 2 * 2
+    assert len(page.pictures()) == 2 * 4
+    assert page.table("loss, nats per token") == [
+        ["a$b$.txt", "4,088", "2.5", "2.75", "+0.250 ± 0.010"],
+        ["self", "4,088", "1.5", "not finite", "not finite"],
+    ]
     assert (found["model_type"], found["original_hidden_size"], found["widths"]) == ("llama", 48, [32] * 5)
     assert not {"embedding_size", "shortcuts"} & found.keys()
     assert [row[2] for row in page.table("site")] == ["32"] * 5
@@ -191,8 +208,10 @@ def test_a_page_of_a_stock_result(tmp_path, capsys):
     rows = dict(row for table in page.tables for row in table if len(row) == 2)
     assert (rows["Architecture"], rows["Hidden size before"]) == ("stock", "48")
     assert (rows["Neurons kept in each MLP"], rows["Embeddings"]) == ("24", "sliced")
+    assert (rows["Where? (dense)"], rows["Where? (sliced)"]) == ("Here.", "There.")
     run("inspect", "--model", tmp_path / "sliced", "--figures", tmp_path / "figures")
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"parameters.png", "slicegpt.png"}
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert names == {"losses", "parameters", "neurons", "slicegpt"}
 
 
 def test_a_page_of_a_recovered_model_says_how(tmp_path, capsys):
