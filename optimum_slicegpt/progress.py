@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,16 @@ def track(items: Iterable, phase: str, unit: str = "step", **options: Any) -> It
         for item in items:
             yield item
             progress.update()
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hides bars of transformers, over work that is none of a user's. Bars of downloads stay."""
+    before = logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **kwargs | {"disable": True}))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 class Progress:

@@ -9,6 +9,7 @@ from optimum_slicegpt import SliceGPTConfig, load_batches, progress
 from optimum_slicegpt.progress import Forecast, Progress, announce, track
 from optimum_slicegpt.slicing.run import Computation
 from optimum_slicegpt.storage.base import InMemory
+from optimum_slicegpt.storage.checkpoint import Checkpoint
 
 
 @pytest.fixture
@@ -110,3 +111,12 @@ def test_a_run_says_which_dtype_is_the_fastest(has_bfloat16, dtype, monkeypatch,
     run = Computation(model, load_batches(calibration()), config, InMemory(model, config))
     assert str(run.dtype) == f"torch.{dtype}"
     assert capsys.readouterr().err == f"Computing in {dtype}, the fastest here (dtype='auto')\n"
+
+
+def test_checking_a_checkpoint_shows_no_bar(tmp_path, capsys, monkeypatch):
+    """The bar of loading it is the only one."""
+    build("llama", torch.float32).save_pretrained(tmp_path)
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    capsys.readouterr()
+    Checkpoint(tmp_path, "auto")
+    assert capsys.readouterr().err == ""

@@ -132,7 +132,7 @@ def check_access(repo_id: str) -> None:
         ConnectionError: the Hub does not answer, or there is no token, or one that may only read.
     """
     try:
-        token = HfApi().whoami()["auth"].get("accessToken", {})
+        token = HfApi().whoami().get("auth", {}).get("accessToken", {})
         reason = "the token may only read" if token.get("role") == "read" else None
     except (OSError, httpx.TransportError) as error:
         reason = str(error).rstrip(".")
