@@ -126,6 +126,12 @@ def root_mean_square(stream: Tensor, eps: float = 1e-6) -> Tensor:
     return (stream.square().mean(-1, keepdim=True) + eps).sqrt()
 
 
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Moves a tensor to a device and a dtype, and has it cross in the narrower of both dtypes."""
+    narrower = min(tensor.dtype, dtype, key=lambda each: each.itemsize)
+    return tensor.to(narrower).to(device).to(dtype)
+
+
 def compose(weight: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """
     Computes `weight @ matrix` in float64, and rounds the result once.
@@ -141,5 +147,5 @@ def compose(weight: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty(*weight.shape[:-1], matrix.shape[1], dtype=dtype, device=matrix.device)
     for source, target in zip(*((weight, out) if weight.ndim == 3 else (weight[None], out[None])), strict=True):
         for rows, result in zip(source.split(ROWS_AT_ONCE), target.split(ROWS_AT_ONCE), strict=True):
-            result.copy_(rows.to(matrix) @ matrix)
+            result.copy_(moved(rows, matrix.device, matrix.dtype) @ matrix)
     return out

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..linalg.moments import moved
+
 
 if TYPE_CHECKING:
     from .decoder import Decoder
@@ -95,7 +97,7 @@ def placed(
     buffers = [(owner._buffers, key, value) for owner in modules for key, value in owner._buffers.items()]
     try:
         for parameter, data in parameters:
-            parameter.data = data.to(device, dtype)
+            parameter.data = moved(data, device, dtype or data.dtype)
         for held, key, value in buffers:
             if value is not None and not value.is_meta:
                 held[key] = value.to(device)
@@ -108,7 +110,12 @@ def placed(
 
 
 SHARE_OF_DEVICE = 0.7
-"""Share of a device's free memory that weights may take. Activations take the rest."""
+"""Share of a device's free memory that may be kept occupied. What a step needs takes the rest."""
+
+
+def room_on(device: torch.device) -> int:
+    """Returns how many bytes may be kept on a GPU in addition to what is there."""
+    return int(SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0])
 
 
 @contextmanager
@@ -120,7 +127,7 @@ def computing_on(
     layers is, and each layer while it computes.
     """
     layers, elsewhere = [], sum(each.nbytes for each in model.parameters() if each.device != device)
-    if device.type == "cuda" and elsewhere > SHARE_OF_DEVICE * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cuda" and elsewhere > room_on(device):
         names = set(model._no_split_modules or ())
         layers = [module for module in model.modules() if type(module).__name__ in names]
 

@@ -99,8 +99,8 @@ def compress(
                     there = axes.find(block.site + 1, here, x, z)  # equation 8; k of D axes, equation 9
                     write_writers(run, block, there, x)  # equations 5 and 6
                     shortcut = write_shortcut(run, block, here, there)  # figure 4
-                    fitted = fit.writers(block, there, shortcut, x, z)  # they follow x; fewer neurons
-                    z.leave(block, here, there, shortcut, fitted)
+                    fit.writers(block, there, shortcut, x, z)  # they follow x; fewer neurons
+                    z.leave(block, here, there, shortcut)
                     run.state.basis = there
         for _ in run.single_step("Head"):
             write_head(run, run.final_norm(), run.state.basis, fit, x, z)  # equation 7

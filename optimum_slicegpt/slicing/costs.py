@@ -102,8 +102,8 @@ class Costs:
         stream, inputs = self.size * self.dtype.itemsize, max(self.inputs) * self.dtype.itemsize
         matrix = 8 * self.size**2
         self.state = tokens * stream * (2 if config.refit else 1) + 3 * matrix
-        # A refit keeps both streams, the dense one before a layer and after its blocks, and later what writers read.
-        self.activations = tokens * (max(4 * stream, 3 * stream + inputs) if config.refit else stream)
+        # A refit keeps both streams, the dense one before a layer and after its blocks.
+        self.activations = tokens * stream * (4 if config.refit else 1)
         self.activations += tokens * 2 * stream * self.dense.family.post_norms  # What goes into the norms behind them.
         self.moments = self.sites * matrix * (self.measured + self.fisher)
         measuring = self.moments + tokens * stream
@@ -221,7 +221,8 @@ class Costs:
 
     def _slicing_work(self):
         size, (dense, sliced) = self.size, self._forward_flops
-        yield "forward", size, self.tokens * (dense + sliced if self.refit else sliced if self.per_block else 0)
+        yield "forward", size, self.tokens * (dense + 2 * sliced if self.refit else sliced if self.per_block else 0)
+        yield "forward", size, 2 * self.tokens * size * self.width * len(self.inputs) * self.refit
         yield "forward", size, 6 * self.steps * STEP_TOKENS * self._trained_weights
         yield "sums", size, self.tokens * 2 * size**2 * self.sites * self.per_block
         yield "eigenvectors", size, 12 * size**3 * self.sites * self.plan.shortcuts
@@ -232,7 +233,6 @@ class Costs:
         """Yields the work of regressions, of which numbers of inputs and outputs are given."""
         most = most_inputs(self.dense) if fits else 0
         for inputs, outputs in fits:
-            yield "forward", self.size, 2 * self.tokens * inputs * outputs
             yield "sums", inputs, self.tokens * inputs**2 / token_stride(inputs, most)
             yield "factorisation", inputs, FACTORISATIONS * inputs**3 / 3 + 2 * inputs**2 * outputs
             judged = outputs + (1 + self.groups) * min(outputs, JUDGED_OUTPUTS)

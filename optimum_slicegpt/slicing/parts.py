@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -150,7 +150,9 @@ class Fit(Part):
         """
         return prior
 
-    def writers(self, block: BlockPair, there: Basis, shortcut: Tensor | None, x: DenseStream, z: SlicedStream) -> Any:
+    def writers(
+        self, block: BlockPair, there: Basis, shortcut: Tensor | None, x: DenseStream, z: SlicedStream
+    ) -> None:
         """
         Fits the writers of a block, which hold what the basis makes of the dense ones, and may delete neurons.
 
@@ -160,7 +162,4 @@ class Fit(Part):
             shortcut (`torch.Tensor` of shape `(k, k')`, *optional*): on the residual connection; `None` for none.
             x ([`streams.DenseStream`]): the dense stream after the block.
             z ([`streams.SlicedStream`]): the sliced one, which has entered the block.
-
-        Returns:
-            What the fit's own [`streams.SlicedStream`] needs to leave the block; `None` if nothing.
         """

@@ -107,7 +107,7 @@ class Computation:
             yield
 
     def keep(self, tensor: Tensor) -> Any:
-        """Stores a tensor. Returns an object with its `shape`, whose `to(device)` returns the tensor."""
+        """Stores a tensor. Returns an object with its `shape` and `device`, whose `to(device)` returns the tensor."""
         return self.storage.keep(tensor.contiguous())
 
     def share(self, items: Sequence) -> Sequence:

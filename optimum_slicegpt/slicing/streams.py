@@ -30,23 +30,24 @@ class Batch:
     One calibration batch, as its layers see it.
 
     Args:
-        real (`torch.Tensor` of shape `(tokens,)`, *optional*):
-            the positions that are no padding, among all `B * T` of the batch; `None` for all. They are numbers because
-            the shape of what a mask picks is known only when a device has done all its work.
+        real (`dict[str, torch.Tensor]`, *optional*):
+            the positions `(tokens,)` that are no padding, among all `B * T` of the batch, where layers compute and in
+            host memory, by the type of the device; `None` for all. They are numbers because the shape of what a mask
+            picks is known only when a device has done all its work.
         layer_kwargs (`list[dict]`): the arguments of every decoder layer: mask, positions.
         inputs (`dict[str, torch.Tensor]`): the tokens, and their mask if there is one, where layers compute.
         place ([`Place`]): among all calibration tokens.
     """
 
-    real: Tensor | None
+    real: dict[str, Tensor] | None
     layer_kwargs: list[dict]
     inputs: dict[str, Tensor]
     place: Place = Place()
 
-    def tokens(self, values: Tensor) -> Tensor:
-        """Returns values `(B, T, ...)` of all positions that are no padding, as `(tokens, ...)`."""
+    def tokens(self, values: Tensor, sampled: slice = slice(None)) -> Tensor:
+        """Returns values `(B, T, ...)` of positions that are no padding, all or the `sampled`, as `(tokens, ...)`."""
         values = values.flatten(0, 1)
-        return values if self.real is None else values[self.real]
+        return values[sampled] if self.real is None else values[self.real[values.device.type][sampled]]
 
 
 def first_stream(
@@ -72,15 +73,17 @@ def first_stream(
         calls.append((hidden_states, args, kwargs))
         return (hidden_states, None) if family.returns_tuple else hidden_states
 
-    inputs = send_to_device(inputs, device)
+    mask, inputs = inputs.get("attention_mask"), send_to_device(inputs, device)
     with layers_replaced(dense, record):
         dense.front(**_cast(inputs, dense.model.dtype), use_cache=False)
     stream = calls[0][0].to(dtype, copy=True)
     if family.layer_norm:
         stream -= stream.mean(-1, keepdim=True)
     inputs = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
-    mask = inputs.get("attention_mask")
-    real = None if mask is None else mask.flatten().nonzero().squeeze(1)
+    real = None
+    if mask is not None:
+        positions = mask.to("cpu").flatten().nonzero().squeeze(1)
+        real = {"cpu": positions, device.type: positions.to(device)}
     layer_kwargs = [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls]
     return stream, Batch(real, _cast(layer_kwargs, dtype), inputs, place)
 
@@ -211,5 +214,5 @@ class SlicedStream:
         not written yet, and may hold anything afterwards.
         """
 
-    def leave(self, block: BlockPair, here: Basis, there: Basis, shortcut: Tensor | None, fitted: Any) -> None:
-        """Takes the stream to the next site. Writers and shortcut are written; `fitted` is what the fit returned."""
+    def leave(self, block: BlockPair, here: Basis, there: Basis, shortcut: Tensor | None) -> None:
+        """Takes the stream to the next site. Writers and shortcut are written."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..linalg.moments import compose
+from ..linalg.moments import compose, moved
 from ..modeling.weights import Reader, Writer, has_bias
 from .post_norms import PostNorm, set_post_gain
 
@@ -145,7 +145,7 @@ def set_writer(target: Writer, source: Writer, matrix: Tensor, like: Tensor) -> 
 
 def set_linear(run: Run, target: nn.Linear, weight: Tensor, bias: Tensor | None = None) -> None:
     """Sets the weight `(out, in)` and the bias of a linear layer that slicing adds, a shortcut or a projection."""
-    target.weight = nn.Parameter(weight.to(run.at_rest).contiguous())
+    target.weight = nn.Parameter(moved(weight, run.at_rest.device, run.at_rest.dtype).contiguous())
     if bias is not None:
         target.bias = nn.Parameter(bias.to(run.at_rest, copy=True))
 

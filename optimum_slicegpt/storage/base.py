@@ -47,7 +47,7 @@ class Storage(Protocol):
             tensor (`torch.Tensor`): contiguous; nobody changes it from here on.
 
         Returns:
-            Something that has the tensor's `shape`, and whose `to(device)` is the tensor.
+            Something that has the tensor's `shape` and the `device` where it is, and whose `to(device)` is the tensor.
         """
 
     def restore(self, device: torch.device) -> dict[str, Any] | None:

@@ -64,7 +64,10 @@ class KeptTensor:
 
     Attributes:
         shape (`torch.Size`), dtype (`torch.dtype`): of the tensor.
+        device (`torch.device`): where it is, as far as it is in memory.
     """
+
+    device = torch.device("cpu")
 
     def __init__(
         self,

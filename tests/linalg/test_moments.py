@@ -6,7 +6,14 @@ from pretend_gpu import pretend_gpu
 from tensors import random
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optimum_slicegpt.linalg.moments import ROWS_AT_ONCE, add_second_moment_, compose, float32_products_of, mirror_
+from optimum_slicegpt.linalg.moments import (
+    ROWS_AT_ONCE,
+    add_second_moment_,
+    compose,
+    float32_products_of,
+    mirror_,
+    moved,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -82,6 +89,16 @@ def test_callers_that_round_products_do_not_round_sums():
         assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def test_tensors_cross_in_the_narrower_dtype():
+    weight = random(3, 4).bfloat16()
+    with pretend_gpu() as gpu:
+        there = moved(weight, torch.device("cuda"), torch.float64)
+        back = moved(there, torch.device("cpu"), torch.bfloat16)
+        compose(weight, random(4, 2).to("cuda"), torch.bfloat16)
+    assert there.dtype == torch.float64 and torch.equal(back, weight)
+    assert gpu.transfers.total() == 3 * weight.nbytes + 4 * 2 * 8
 
 
 @pytest.mark.parametrize("rows", [5, ROWS_AT_ONCE + 3])

@@ -97,7 +97,7 @@ class WideStream(SlicedStream):
             for reader in block.sliced.readers().values():
                 reader.set(reader.weight[..., :width], like=reader.weight)
 
-    def leave(self, block, here, there, shortcut, fitted) -> None:
+    def leave(self, block, here, there, shortcut) -> None:
         # The stream is written along the frame: its first k coordinates turn by the shortcut, the others likewise.
         deleted = here.frame[:, here.width :].T @ there.write / here.scale
         self._project(torch.cat([shortcut, deleted]))

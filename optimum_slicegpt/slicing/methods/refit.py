@@ -16,13 +16,16 @@ Neurons go as Optimal Brain Surgeon deletes weights (Hassibi and Stork, 1993). R
 follows sequential layer-wise pruning, as in SparseGPT (Frantar and Alistarh, 2023).
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, mirror_, root_mean_square
+from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, mirror_, moved, root_mean_square
 from ...linalg.regression import LeastSquares, token_stride
 from ...modeling.contexts import inputs_recorded, placed
 from ...modeling.weights import Writer, eps_of
@@ -35,18 +38,17 @@ from ..writing import reader_map, writer_map
 from .refine import STEP_TOKENS, Goal, Refinement, number_of_steps
 
 
+if TYPE_CHECKING:
+    from ..pairs import BlockPair
+    from ..streams import Batch
+
+
 LEAST_GROWTH = 1e-4
 """Least growth of an output in front of a norm, squared: the gain behind it becomes at most 100 times as large."""
 
 
 class FittedStream(SlicedStream):
-    """
-    The sliced stream, with the inputs of each block's writers.
-
-    Attributes:
-        inputs (`list`): for each batch, what the writers of the block read `(B, T, inputs)`, side by side, followed by
-            a one if they have a bias.
-    """
+    """The sliced stream, which a block leaves by the weights that were fitted."""
 
     @timed("forward")
     def start(self, x, basis) -> None:
@@ -54,44 +56,35 @@ class FittedStream(SlicedStream):
         matrix = writer_map(run, basis).to(run.dtype)
         run.state.z = [run.keep(value.to(run.device) @ matrix) for value in x.values]
 
-    def enter(self, block, here) -> None:
-        self.inputs = [] if block.keeps_width else self._inputs_of(block)
-
-    @timed("forward")
-    def _inputs_of(self, block):
+    @contextmanager
+    def reading(self, block: BlockPair) -> Iterator[Callable[[Batch, Tensor], Tensor]]:
+        """
+        Yields a function that takes the stream `(B, T, k)` of a batch into a block whose readers are written. It
+        returns what the writers read `(B, T, inputs)`, side by side, followed by a one if they have a bias.
+        """
         run, sliced = self.run, block.sliced
         writers = sliced.writers()
         modules, factor = [writer.module for writer in writers.values()], block.sliced.multiplier
         ones = any(writer.bias is not None for writer in writers.values())
-        inputs, silent = [], [*modules, *filter(None, [sliced.post_norm])]
+        silent = [*modules, *filter(None, [sliced.post_norm])]
+
+        def inputs_of(batch, stream):
+            block.output(stream, batch)
+            parts = [seen[module] for module in modules] + [torch.ones_like(stream[..., :1])] * ones
+            if factor is not None:
+                parts = [part * factor for part in parts]
+            return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
         with placed(sliced.layer, run.device, run.dtype), inputs_recorded(silent) as seen:
-            for batch, value in zip(run.batches, self.values, strict=True):
-                stream = value.to(run.device)
-                block.output(stream, batch)
-                parts = [seen[module] for module in modules] + [torch.ones_like(stream[..., :1])] * ones
-                if factor is not None:
-                    parts = [part * factor for part in parts]
-                inputs.append(run.keep(torch.cat(parts, -1) if len(parts) > 1 else parts[0]))
-        return inputs
+            yield inputs_of
 
     @timed("forward")
-    def leave(self, block, here, there, shortcut, fitted) -> None:
+    def leave(self, block, here, there, shortcut) -> None:
         run = self.run
-        if fitted is None:
-            with placed(block.sliced.layer, run.device, run.dtype):
-                for position, (batch, value) in enumerate(zip(run.batches, self.values, strict=True)):
-                    stream = value.to(run.device)
-                    self.values[position] = run.keep(block.output(stream, batch) + residual(stream, shortcut))
-            return
-        weights, remaining = fitted
-        matrix, norm = weights.to(run.dtype), block.sliced.post_norm
-        with nullcontext() if norm is None else placed(norm, run.device, run.dtype):
-            for position, (value, given) in enumerate(zip(self.values, self.inputs, strict=True)):
-                given = given.to(run.device)
-                added = (given if remaining is None else given[..., remaining]) @ matrix
-                added = (added if norm is None else norm(added)) + residual(value.to(run.device), shortcut)
-                self.values[position] = run.keep(added)
-        self.inputs = []
+        with placed(block.sliced.layer, run.device, run.dtype):
+            for position, (batch, value) in enumerate(zip(run.batches, self.values, strict=True)):
+                stream = value.to(run.device)
+                self.values[position] = run.keep(block.output(stream, batch) + residual(stream, shortcut))
 
 
 class Refit(Fit):
@@ -160,27 +153,17 @@ class Refit(Fit):
 
     # Writers
 
-    def writers(self, block, there, shortcut, x, z) -> tuple[Tensor, Tensor | None] | None:
-        """
-        Fits writers, and deletes neurons.
-
-        Returns:
-            `tuple`: the weights `(inputs that remain, k)`, float64, and the indices of these inputs, `None` for all.
-            `None` where the inputs of the writers have changed, and for experts, which read different tokens, so that
-            their writers are not fitted.
-        """
+    def writers(self, block, there, shortcut, x, z) -> None:
         if block.keeps_width:
-            return None
-        fitted, remaining = self._fit_writers(block, there, shortcut, x, z)  # whose sums are freed by now
+            return  # Experts read different tokens.
+        self._fit_writers(block, there, shortcut, x, z)  # whose sums are freed by now
         if self._steps and self.run.dense.family.mlp_writer in block.sliced.writers():
-            if self._refine(block, there, shortcut, x, z):
-                return None
-        return fitted, remaining
+            self._refine(block, there, shortcut, x, z)
 
     def _fit_writers(self, block, there, shortcut, x, z):
         run, writers = self.run, block.sliced.writers()
         # A block adds to the stream a linear function of what its writers read, and of 1, whose weight is the bias.
-        rows = [writer.weight.to(there.dual) for writer in writers.values()]
+        rows = [moved(writer.weight, run.device, torch.float64) for writer in writers.values()]
         biases = [writer.bias for writer in writers.values() if writer.bias is not None]
         if biases:
             rows.append(sum(biases)[None].to(there.dual))
@@ -190,7 +173,7 @@ class Refit(Fit):
         regression = LeastSquares(sum(sizes), there.width, run.device, run.num_groups)
         self._add_writers(regression, block, there, shortcut, post_norm, x, z)
         fitted = self._solve(regression, torch.cat(rows) * scale)
-        kept, mlp_writer, remaining = run.state.neurons[block.index], run.dense.family.mlp_writer, None
+        kept, mlp_writer = run.state.neurons[block.index], run.dense.family.mlp_writer
         if kept is not None and mlp_writer in writers:
             position = list(writers).index(mlp_writer)
             first, count = sum(sizes[:position]), sizes[position]
@@ -199,23 +182,25 @@ class Refit(Fit):
             self._keep_neurons(block, remaining[first : first + kept] - first, count)
         fitted = fitted / scale
         if post_norm is not None:
-            growth = self._divisor_growth(block, post_norm, fitted, remaining, x, z)
+            growth = self._divisor_growth(block, post_norm, fitted, x, z)
             set_post_gain(run, block, post_norm.gain / growth)
             fitted = fitted * growth
         _set_writers(list(writers.values()), fitted.split(sizes))
-        return fitted, remaining
 
     @timed("regression")
     def _add_writers(self, regression, block, there, shortcut, post_norm, x, z):
         run, stride = self.run, token_stride(regression.num_inputs, self._most_inputs)
         matrix = there.write.to(run.dtype)
         outputs = [] if post_norm is None else [x.outputs.values]
-        for batch, *streams in zip(run.batches, z.inputs, z.values, x.values, *outputs, strict=True):
-            (given, sliced, dense, *y), sample = self._sample_tokens(batch, stride, *streams)
-            goal = _goal(batch, dense @ matrix, dense, sliced, shortcut)
-            if post_norm is not None:
-                goal = post_norm.goal(goal["y"], goal["weight"], *y)
-            regression.add(given, **goal, **sample)
+        with z.reading(block) as inputs_of:
+            for batch, stream, *values in zip(run.batches, z.values, x.values, *outputs, strict=True):
+                stream = stream.to(run.device)
+                values = inputs_of(batch, stream), stream, *values
+                (given, sliced, dense, *y), sample = self._sample_tokens(batch, stride, *values)
+                goal = _goal(batch, dense @ matrix, dense, sliced, shortcut)
+                if post_norm is not None:
+                    goal = post_norm.goal(goal["y"], goal["weight"], *y)
+                regression.add(given, **goal, **sample)
         run.sum_(regression.sums, block.site + 1)
 
     @timed("refine")
@@ -224,16 +209,17 @@ class Refit(Fit):
         stride = max(1, run.num_tokens // (self._steps * STEP_TOKENS))
         with placed(layer, run.device, run.dtype):
             for batch, sliced, dense in zip(run.batches, z.values, x.values, strict=True):
-                streams, wanted = [sliced, dense], dense.to(run.device) @ matrix
+                beside = []
                 if run.dense.family.parallel:  # What the block writes beside its MLP is not the MLP's to write.
-                    stream = sliced.to(run.device)
-                    wanted = wanted - block.output(stream, batch) + layer.mlp_output(stream)
-                (sliced, dense, wanted), sample = self._sample_tokens(batch, stride, *streams, wanted)
+                    sliced = sliced.to(run.device)
+                    beside.append(block.output(sliced, batch) - layer.mlp_output(sliced))
+                (sliced, dense, *beside), sample = self._sample_tokens(batch, stride, sliced, dense, *beside)
+                wanted = dense @ matrix - sum(beside)
                 goals.append(Goal(sliced, **_goal(batch, wanted, dense, sliced, shortcut), **sample))
         return Refinement(run, block, goals).train(self._steps)
 
     @timed("regression")
-    def _divisor_growth(self, block, post_norm, fitted, remaining, x, z) -> Tensor:
+    def _divisor_growth(self, block, post_norm, fitted, x, z) -> Tensor:
         """
         Fits by how much each output of the writers has to grow, so that the norm behind them divides as it does in the
         dense model: `√ξ` for `r² - eps ≈ Σ ξ_j y'_j² / k`.
@@ -244,12 +230,14 @@ class Refit(Fit):
         run, matrix, width = self.run, fitted.to(self.run.dtype), fitted.shape[1]
         stride = token_stride(width, self._most_inputs)
         regression = LeastSquares(width, 1, run.device, run.num_groups)
-        for batch, *values in zip(run.batches, z.inputs, x.values, x.outputs.values, strict=True):
-            (given, dense, outputs), sample = self._sample_tokens(batch, stride, *values)
-            divisor = post_norm.divisor(outputs)
-            shares = ((given if remaining is None else given[:, remaining]) @ matrix / divisor).square() / width
-            weight = batch.place.weight / root_mean_square(dense)
-            regression.add(shares, 1 - post_norm.eps / divisor.square(), weight=weight, **sample)
+        with z.reading(block) as inputs_of:
+            for batch, stream, *values in zip(run.batches, z.values, x.values, x.outputs.values, strict=True):
+                given = inputs_of(batch, stream.to(run.device))
+                (given, dense, outputs), sample = self._sample_tokens(batch, stride, given, *values)
+                divisor = post_norm.divisor(outputs)
+                shares = (given @ matrix / divisor).square() / width
+                weight = batch.place.weight / root_mean_square(dense)
+                regression.add(shares, 1 - post_norm.eps / divisor.square(), weight=weight, **sample)
         run.sum_(regression.sums, block.site + 1)
         return run.agreed(regression.solve_positive()).clamp_min(LEAST_GROWTH).sqrt()
 
@@ -269,9 +257,10 @@ class Refit(Fit):
     def _sample_tokens(self, batch, stride, *values) -> tuple[list[Tensor], dict]:
         """
         Returns values `(B, T, ...)` of every so many-th token, `(tokens, ...)`, and what a fit needs to know of these
-        tokens.
+        tokens. They are picked before they move.
         """
-        tokens = [batch.tokens(each.to(self.run.device))[batch.place.sampled(stride)] for each in values]
+        sampled = batch.place.sampled(stride)
+        tokens = [batch.tokens(value.to(value.device), sampled).to(self.run.device) for value in values]
         return tokens, {"held_out": batch.place.held_out(stride), "group": batch.place.group}
 
 

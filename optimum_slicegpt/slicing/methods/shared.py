@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ...linalg.axes import shared_axes
+from ...modeling.contexts import room_on
 from ..parts import Axes, timed
 from ..state import Basis
 
@@ -41,8 +42,10 @@ class SharedAxes(Axes):
 
     def _search(self):
         run = self.run
-        moments = LazySequence(run.state.statistics.moments, lambda moment: moment.to(run.device))
-        metrics = LazySequence(range(len(moments)), self.metric.at)
+        # On a GPU, a search that asks for all of them again and again keeps as many as there is room for.
+        room = room_on(run.device) // 2 if run.device.type == "cuda" and self.metric.needs else 0
+        moments = LazySequence(run.state.statistics.moments, lambda moment: moment.to(run.device), room)
+        metrics = LazySequence(range(len(moments)), self.metric.at, room)
         progress = partial(run.progress, phase="Axes")
         axes = shared_axes(moments, metrics, run.plan.widths[0], progress=progress)
         for moment in moments:
@@ -61,13 +64,20 @@ class LazySequence(Sequence):
     Args:
         items (`Sequence`): what the items are made of.
         make (callable): makes one item.
+        room (`int`, defaults to 0): bytes of made tensors that are kept for the next time.
     """
 
-    def __init__(self, items: Sequence, make: Callable[[Any], Any]):
-        self._items, self._make = items, make
+    def __init__(self, items: Sequence, make: Callable[[Any], Any], room: int = 0):
+        self._items, self._make, self._room, self._kept = items, make, room, {}
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> Any:
-        return self._make(self._items[index])
+        if index in self._kept:
+            return self._kept[index]
+        made = self._make(self._items[index])
+        if made is not None and made.nbytes <= self._room:
+            self._room -= made.nbytes
+            self._kept[index] = made
+        return made
