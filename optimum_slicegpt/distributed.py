@@ -17,6 +17,9 @@ from torch import Tensor
 PATIENCE = timedelta(days=1)
 """How long processes wait for another one, which may measure a perplexity. A process that died is noticed at once."""
 
+NUMBERS_AT_ONCE = 2**27
+"""Numbers of a tensor that move at a time to where processes talk."""
+
 
 def join_processes(cpu: bool) -> PartialState:
     """
@@ -112,10 +115,13 @@ class Processes:
         if self.count == 1:
             return
         for tensor in tensors:
-            exchanged = tensor.to(self._device).contiguous()
-            self._call(operation, exchanged)
-            if exchanged is not tensor:
-                tensor.copy_(exchanged)
+            # What is elsewhere may be there because the device has no room for it.
+            whole = tensor.device.type == self._device.type or not tensor.is_contiguous()
+            for part in [tensor] if whole else tensor.view(-1).split(NUMBERS_AT_ONCE):
+                exchanged = part.to(self._device).contiguous()
+                self._call(operation, exchanged)
+                if exchanged is not part:
+                    part.copy_(exchanged)
 
     def _call(self, operation, *args):
         try:

@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from interruptions import Died, die_at_call
+from pretend_gpu import pretend_gpu
 from safetensors.torch import load_file, save_file
 from sharing import make_once
 from tiny import build, calibration, paper, tokens
 from transformers.utils import logging
 
-from optimum_slicegpt import SliceGPTConfig
+from optimum_slicegpt import SliceGPTConfig, distributed
 from optimum_slicegpt.distributed import Processes
 from optimum_slicegpt.slicing.methods.refit import Refit
 from optimum_slicegpt.slicing.statistics import DensePass
@@ -282,3 +283,13 @@ def test_one_process_joins_nothing():
     assert processes.agreed(tensor) is tensor and torch.equal(tensor, torch.ones(2))
     processes.check_alike({"batches": object()})
     assert not dist.is_initialized() and "WORLD_SIZE" not in os.environ
+
+
+def test_sums_in_host_memory_move_in_parts(monkeypatch):
+    processes, tensor, sizes = Processes("cpu"), torch.ones(3, 3), []
+    processes.count, processes._device = 2, torch.device("cuda")
+    monkeypatch.setattr(distributed, "NUMBERS_AT_ONCE", 4)
+    monkeypatch.setattr(dist, "all_reduce", lambda part: sizes.append(len(part)) or part.mul_(2))
+    with pretend_gpu():
+        processes.sum_(tensor)
+    assert sizes == [4, 4, 1] and torch.equal(tensor, torch.full((3, 3), 2.0))

@@ -103,11 +103,7 @@ def print_estimate(estimate: RunEstimate, rooms: dict[str, Room]) -> None:
     time = "unknown, as the device is not here"
     if estimate.seconds is not None:
         time = f"{estimate.seconds / 60:,.1f} minutes of computing on this machine"
-    needs = {
-        "device memory": _memory(estimate.device_memory),
-        "host memory": _memory(estimate.memory),
-        "disk": disk,
-    }
+    needs = {place: _memory(room.parts) for place, room in rooms.items()} | {"disk": disk}
     rows = {
         "parameters": "{:,} before, {:,} after".format(*counts) + f", {format_change(*counts)}; {sizes}",
         "passes over the weights": f"{passes}, {gib['bytes_read']} read",

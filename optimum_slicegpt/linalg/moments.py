@@ -52,14 +52,15 @@ def add_products_(total: Tensor, x: Tensor) -> None:
     Adds `x[:, :rows].T @ x` to a running sum, except for the blocks below the diagonal, which [`mirror_`] fills in.
 
     Args:
-        total (`torch.Tensor` of shape `(rows, columns)`, float64): the running sum, changed in place.
+        total (`torch.Tensor` of shape `(rows, columns)`, float64):
+            the running sum, changed in place; in host memory if a device has no room for it.
         x (`torch.Tensor` of shape `(tokens, columns)`): in any dtype; products are taken in it, or in float32 if it is
-            narrower.
+            narrower, where it is.
     """
     with float32_products_of(x.dtype, x.device.type):
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         for start, stop in strips(len(total)):
-            total[start:stop, start:] += x[:, start:stop].T @ x[:, start:]
+            total[start:stop, start:] += (x[:, start:stop].T @ x[:, start:]).to(total.device)
 
 
 def mirror_(total: Tensor) -> None:

@@ -36,6 +36,17 @@ ROUNDS = 2
 """Number of rounds in which inputs are deleted. Each round computes the costs anew."""
 
 
+def bytes_needed(inputs: int, outputs: int, groups: int = 1) -> int:
+    """
+    Computes the bytes of a regression: sums and, while the strength of the ridge is chosen, copies half as large.
+
+    Args:
+        inputs (`int`), outputs (`int`), groups (`int`, defaults to 1): of [`LeastSquares`].
+    """
+    kinds = 1 + groups
+    return inputs * (12 * kinds * inputs + (8 * kinds + 16) * outputs)
+
+
 class LeastSquares:
     """
     A linear regression `y ≈ a W`, which keeps sums over tokens in float64, and no tokens.
@@ -43,7 +54,7 @@ class LeastSquares:
     Args:
         inputs (`int`): length of a.
         outputs (`int`): length of y.
-        device (`torch.device`): holds the sums.
+        device (`torch.device`): holds the sums, and solves. Tokens may come from another one.
         groups (`int`, defaults to 1): kinds of tokens. What serves the worst of them is chosen.
 
     Examples:
@@ -103,6 +114,11 @@ class LeastSquares:
         if self._counts[index]:
             add_products_(self._sums[index], self._collected[index][: self._counts[index]])
         self._counts[index] = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are."""
+        return self._sums.device
 
     @property
     def sums(self) -> Tensor:

@@ -50,14 +50,18 @@ class Room:
     What a run needs of one place, and what is there.
 
     Args:
-        needed (`int`): bytes.
+        parts (`dict[str, int]`): bytes that are needed, by what takes them.
         available (`int`, *optional*): bytes; `None` if nobody knows.
         remedy (`str`, *optional*): what to change where it does not fit.
     """
 
-    needed: int
+    parts: dict[str, int]
     available: int | None
     remedy: str | None
+
+    @property
+    def needed(self) -> int:
+        return sum(self.parts.values())
 
 
 def room_for(parts: Mapping[str, int], available: int | None, remedies: Mapping[str, str]) -> Room:
@@ -71,14 +75,14 @@ def room_for(parts: Mapping[str, int], available: int | None, remedies: Mapping[
 
     Examples:
         >>> room_for({"a batch": 5, "activations": 9}, 10, {"a batch": "--batch-size", "activations": "--stream"})
-        Room(needed=14, available=10, remedy='--stream')
+        Room(parts={'a batch': 5, 'activations': 9}, available=10, remedy='--stream')
     """
-    needed = left = sum(parts.values())
-    room, found = needed if available is None else available, []
+    left = sum(parts.values())
+    room, found = left if available is None else available, []
     for name in sorted(remedies.keys() & parts.keys(), key=parts.get, reverse=True):
         if left > room and remedies[name] not in found:
             found.append(remedies[name])
         left -= parts[name] * (left > room)
     if left > room:
         found.append("more of it")
-    return Room(needed, available, ", ".join(found) or None)
+    return Room(dict(parts), available, ", ".join(found) or None)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..linalg.axes import SEARCH_STEPS
 from ..linalg.moments import ROWS_AT_ONCE, wide
-from ..linalg.regression import POSITIVE_STEPS, TOKENS_AT_ONCE, token_stride
+from ..linalg.regression import POSITIVE_STEPS, TOKENS_AT_ONCE, bytes_needed, token_stride
 from ..linalg.ridge import JUDGED_OUTPUTS
 from ..modeling.contexts import choose_dtype
 from ..modeling.decoder import Decoder
@@ -157,12 +157,11 @@ class Costs:
         return int(max(8 * axes, 8 * rows, self._bytes_of_training, *fits))
 
     def _bytes_of_regression(self, inputs, outputs):
-        # Sums are over the tokens that are fitted, and over the held-out ones of each kind. Tokens are collected
-        # before their products are taken. While the strength of the ridge is chosen, there are copies half as large.
+        # Tokens are collected before their products are taken; the buffers are freed before anything is solved.
         kinds = 1 + self.groups
         collected = kinds * TOKENS_AT_ONCE * (inputs + outputs) * wide(self.dtype).itemsize
-        solved = inputs * (4 * kinds * inputs + 16 * outputs)
-        return 8 * kinds * inputs * (inputs + outputs) + max(collected, solved)
+        sums = 8 * kinds * inputs * (inputs + outputs)
+        return max(sums + collected, bytes_needed(inputs, outputs, self.groups))
 
     @property
     def _bytes_of_training(self):

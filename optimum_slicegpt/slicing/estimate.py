@@ -27,16 +27,13 @@ WEIGHTS, ACTIVATIONS, BATCH, MATRICES = (
     "a batch in a layer",
     "matrices of a step",
 )
+MATRICES_MOVED = f"{MATRICES} instead of the device"
 """What takes memory, beside the libraries."""
 
-DEVICE_REMEDIES = {ACTIVATIONS: "--offload-activations", BATCH: "a smaller --batch-size", MATRICES: "--device cpu"}
-MEMORY_REMEDIES = {
-    WEIGHTS: "--stream",
-    ACTIVATIONS: "--stream",
-    BATCH: "a smaller --batch-size",
-    MATRICES: "--no-refit",
-}
-STREAMING_REMEDIES = MEMORY_REMEDIES | {ACTIVATIONS: "a smaller --max-memory"}
+DEVICE_REMEDIES = {ACTIVATIONS: "--offload-activations", BATCH: "a smaller --batch-size"}
+STREAMING_REMEDIES = DEVICE_REMEDIES | {ACTIVATIONS: "a smaller --max-memory"}
+STREAMING_REMEDIES |= dict.fromkeys([MATRICES, MATRICES_MOVED], "--no-refit")
+MEMORY_REMEDIES = STREAMING_REMEDIES | {WEIGHTS: "--stream", ACTIVATIONS: "--stream"}
 DISK_REMEDIES = {"result": "another --output", "beside it": "fewer --nsamples, or a larger --max-memory"}
 """How to make smaller what takes memory or disk."""
 
@@ -82,11 +79,17 @@ class RunEstimate:
     seconds: float | None
 
     def rooms(self, machine: Machine) -> dict[str, Room]:
-        """Compares what the run needs with what a machine has, place by place."""
+        """
+        Compares what the run needs with what a machine has, place by place. Matrices for which the device has no room
+        are in host memory.
+        """
+        device, host = dict(self.device_memory), dict(self.memory)
+        if machine.device is not None and sum(device.values()) > machine.device:
+            host[MATRICES_MOVED] = device.pop(MATRICES)
         remedies = MEMORY_REMEDIES if WEIGHTS in self.memory else STREAMING_REMEDIES
         places = {
-            "device memory": (self.device_memory, machine.device, DEVICE_REMEDIES),
-            "host memory": (self.memory, machine.host, remedies),
+            "device memory": (device, machine.device, DEVICE_REMEDIES),
+            "host memory": (host, machine.host, remedies),
             "disk": ({"result": self.bytes_written, "beside it": self.bytes_beside}, machine.disk, DISK_REMEDIES),
         }
         return {name: room_for(*place) for name, place in places.items() if place[0]}

@@ -108,6 +108,18 @@ def test_a_search_for_axes_moves_second_moments_once():
     assert crossed[0] == sites * size**2 * 8 < crossed[1] / 2
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_regressions_for_which_a_gpu_has_no_room_are_in_host_memory(name):
+    batches, model = padded(calibration(batches=2)), build(name, torch.float32)
+    expected, peaks = slice_(copy.deepcopy(model), "default", batches).state_dict(), []
+    for memory in (2**40, 0):
+        with pretend_gpu(memory) as gpu:
+            found = slice_(copy.deepcopy(model), "default", batches, device="cuda").state_dict()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+        peaks.append(gpu.peak)
+    assert peaks[1] < peaks[0]
+
+
 def test_a_model_on_the_gpu_stays_there():
     expected = slice_(build("gpt2", torch.float32), "default", calibration(batches=2)).state_dict()
     model = build("gpt2", torch.float32)

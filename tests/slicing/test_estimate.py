@@ -109,9 +109,12 @@ def test_there_is_room_or_a_remedy():
     assert all(room.available is room.remedy is None for room in planned.rooms(Machine()).values())
     enough = Machine(host=needed["host memory"], device=needed["device memory"], disk=needed["disk"])
     assert {room.remedy for room in planned.rooms(enough).values()} == {None}
-    little = planned.rooms(Machine(host=needed["host memory"] - 1, device=LIBRARIES, disk=0))
-    assert little["host memory"].remedy == "--stream"
-    assert little["device memory"].remedy == "--device cpu, --offload-activations, a smaller --batch-size, more of it"
+    assert planned.rooms(Machine(host=needed["host memory"] - 1))["host memory"].remedy == "--stream"
+    little = planned.rooms(Machine(host=needed["host memory"], device=LIBRARIES, disk=0))
+    assert little["host memory"].remedy == "--no-refit"
+    assert little["device memory"].remedy == "--offload-activations, a smaller --batch-size, more of it"
+    moved = little["host memory"].parts["matrices of a step instead of the device"]
+    assert moved == planned.device_memory["matrices of a step"]
     assert little["disk"].remedy.startswith("another --output")
     streamed = planned_for(model, SliceGPTConfig(), max_memory=2**20).rooms(Machine(host=LIBRARIES))
     assert "a smaller --max-memory" in streamed["host memory"].remedy and "device memory" not in streamed

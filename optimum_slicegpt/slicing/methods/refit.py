@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, mirror_, moved, root_mean_square
-from ...linalg.regression import LeastSquares, token_stride
-from ...modeling.contexts import inputs_recorded, placed
+from ...linalg.regression import LeastSquares, bytes_needed, token_stride
+from ...modeling.contexts import inputs_recorded, placed, room_on
 from ...modeling.weights import Writer, eps_of
 from ...planning.sizes import most_inputs
 from ..parts import Fit, timed
@@ -98,11 +98,18 @@ class Refit(Fit):
         self._most_inputs = most_inputs(run.dense)
         self._steps = number_of_steps(run.config.refine, run.num_tokens)
 
+    def _regression(self, inputs, outputs):
+        """Returns an empty regression: on the device that computes, or in host memory if there is no room for it."""
+        device, groups = self.run.device, self.run.num_groups
+        if device.type == "cuda" and bytes_needed(inputs, outputs, groups) > room_on(device):
+            device = torch.device("cpu")
+        return LeastSquares(inputs, outputs, device, groups)
+
     # Readers
 
     def readers(self, norm, here, x, z) -> Tensor:
         prior = here.read.T
-        regression = LeastSquares(*prior.shape, self.run.device, self.run.num_groups)
+        regression = self._regression(*prior.shape)
         self._add_readers(regression, norm, x, z)
         return self._solve(regression, prior).T
 
@@ -129,13 +136,14 @@ class Refit(Fit):
         run = self.run
         if not run.dense.family.post_norms:
             return prior
-        regression = LeastSquares(*here.write.T.shape, run.device, run.num_groups)
+        regression = self._regression(*here.write.T.shape)
         self._add_readers(regression, norm, x, z)
         gram, cross = regression.gram_and_cross()
         gains = reader_map(norm.dense, run.dense.family.gain_offset, torch.ones_like(here.axes[:, :1]))[:, 0]
-        seen = here.write.T @ self._table_moment()
-        of_gains = LeastSquares(here.width, 1, run.device, run.num_groups)
-        of_gains.sums.add_(torch.cat([gram * (seen @ here.write), (seen * gains * cross).sum(-1, keepdim=True)], -1))
+        seen = (here.write.T @ self._table_moment()).to(gram.device)
+        of_gains = LeastSquares(here.width, 1, gram.device, run.num_groups)
+        write, gains = here.write.to(gram.device), gains.to(gram.device)
+        of_gains.sums.add_(torch.cat([gram * (seen @ write), (seen * gains * cross).sum(-1, keepdim=True)], -1))
         return self._solve(of_gains, prior[:, None])[:, 0]
 
     @timed("regression")
@@ -149,7 +157,7 @@ class Refit(Fit):
 
     @timed("solve")
     def _solve(self, regression, prior):
-        return self.run.agreed(regression.solve(prior))
+        return self.run.agreed(regression.solve(prior.to(regression.device)).to(prior.device))
 
     # Writers
 
@@ -170,7 +178,7 @@ class Refit(Fit):
         sizes, scale, post_norm = [len(each) for each in rows], 1.0, PostNorm.behind(block, there, x)
         if post_norm is not None:
             scale = post_norm.scale
-        regression = LeastSquares(sum(sizes), there.width, run.device, run.num_groups)
+        regression = self._regression(sum(sizes), there.width)
         self._add_writers(regression, block, there, shortcut, post_norm, x, z)
         fitted = self._solve(regression, torch.cat(rows) * scale)
         kept, mlp_writer = run.state.neurons[block.index], run.dense.family.mlp_writer
@@ -229,7 +237,7 @@ class Refit(Fit):
         """
         run, matrix, width = self.run, fitted.to(self.run.dtype), fitted.shape[1]
         stride = token_stride(width, self._most_inputs)
-        regression = LeastSquares(width, 1, run.device, run.num_groups)
+        regression = self._regression(width, 1)
         with z.reading(block) as inputs_of:
             for batch, stream, *values in zip(run.batches, z.values, x.values, x.outputs.values, strict=True):
                 given = inputs_of(batch, stream.to(run.device))
@@ -239,12 +247,13 @@ class Refit(Fit):
                 weight = batch.place.weight / root_mean_square(dense)
                 regression.add(shares, 1 - post_norm.eps / divisor.square(), weight=weight, **sample)
         run.sum_(regression.sums, block.site + 1)
-        return run.agreed(regression.solve_positive()).clamp_min(LEAST_GROWTH).sqrt()
+        return run.agreed(regression.solve_positive().to(fitted.device)).clamp_min(LEAST_GROWTH).sqrt()
 
     @timed("solve")
     def _delete_inputs(self, regression, candidates, count, fitted):
         # Costs ignore the metric: neurons chosen by the gradient would suit the calibration text alone.
-        return tuple(map(self.run.agreed, regression.delete_inputs(candidates, count, fitted)))
+        found = regression.delete_inputs(candidates, count, fitted.to(regression.device))
+        return tuple(self.run.agreed(each.to(fitted.device)) for each in found)
 
     def _keep_neurons(self, block, kept, count):
         """Keeps the neurons `kept` of `count`. Where a layer fuses gate and up projection, each has a row in both."""
