@@ -37,7 +37,6 @@ OTHERS = {
     "minimax_m3_vl_text mllama moshi moss_transcribe_diarize phi4_multimodal": "parts of models of images or speech",
     "deepseek_v4 hy_v4 qwen4_exp qwen4_exp_text": "several residual streams, mixed by hyper-connections",
     "rwkv xlstm ctrl reformer xlnet cpmant blt hrm_text inkling_text inkling2_text": "other architectures",
-    "bloom mpt": "the residual is an argument of a block, and Bloom has a norm behind its embeddings",
     "falcon_h1": "attention and a state space read one norm, and each has a multiplier of its own",
     "zamba zamba2": "layers that share their weights, and read the embeddings once more",
     "recurrent_gemma": "MLPs with half of the neurons that the configuration says",
@@ -134,6 +133,10 @@ def limits(family: Family) -> str:
     if family.moe:
         places = "all equal widths" if len(family.blocks) == 1 else "equal widths before and after an MLP"
         found.append(f"{places}: {EXPERTS_KEEP_WIDTH}")
+    if family.wide_entry:
+        found.append(f"table and head keep their width: {family.wide_entry}")
+    if not family.neurons_key:
+        found.append("keeps its neurons, of which there are always four times as many as dimensions")
     if family.ends_meet:
         found.append(f"equal first and last widths where the head is not tied: {family.ends_meet}")
     return "; ".join(found)
@@ -149,6 +152,8 @@ def stock_form(model_type: str, family: Family) -> str:
         conditions += [f"`{key}={value!r}`" for key, value in each.requires]
         limited = f" ({each.only})" if each.only else ""
         found.append(f"`{name}`{limited}" + (f" if {' and '.join(conditions)}" if conditions else ""))
+    if family.wide_entry:
+        found.append("none: no stock class has projections between tables and stream")
     reasons = [", else ".join(found) or f"none: {SIZES if family.single or len(family.attn) > 1 else HEADS}"]
     for key, value, changes in family.variants:
         if "narrower" in changes:

@@ -123,8 +123,12 @@ class Family:
     """Whether attention and MLP share one residual connection."""
     single: bool = False
     """Whether a layer is one block, whose module is named by `attn`, whatever it does."""
+    adds_residual: bool = False
+    """Whether modules of attention and MLP take the stream as another argument, `residual`, and add it themselves."""
+    wide_entry: str | None = None
+    """Why the tables keep their width, with a projection between them and the stream, if they do."""
     neurons_key: str = "intermediate_size"
-    """Config key that holds the number of neurons of an MLP."""
+    """Config key that holds the number of neurons of an MLP; empty where it is four times the hidden size."""
     moe: bool = False
     """Whether the MLP of any layer is a mixture of experts."""
     active_key: str = "num_experts_per_tok"
@@ -149,8 +153,8 @@ class Family:
 
     @property
     def keeps_neurons(self) -> bool:
-        """Whether there are no neurons to delete: those of experts stay."""
-        return self.moe or self.single
+        """Whether there are no neurons to delete: those of experts stay, and those that no config key counts."""
+        return self.moe or self.single or not self.neurons_key
 
     @property
     def blocks(self) -> tuple[Block, ...]:

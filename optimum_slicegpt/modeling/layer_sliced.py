@@ -7,6 +7,10 @@ from torch import nn
 from .family import Block, Family, has
 
 
+CACHE_NAMES = ("past_key_values", "layer_past", "cache_params")
+"""What arguments of layers and mixers that hold the cache are called."""
+
+
 class SlicedLayerMixin:
     """
     The forward of a decoder layer, the same for every family. It comes before the family's own layer class.
@@ -39,14 +43,15 @@ class SlicedLayerMixin:
         self._family, self._blocks = family, tuple(block.of(self) for block in family.blocks)
         (self._mixer,) = (name for name in family.attn if has(self, name))
         self._mlps = tuple(name for name in family.mlp if has(self, name))
+        self._residual = {"residual": 0.0} if family.adds_residual else {}  # The layer itself adds the stream.
         names = inspect.signature(getattr(self, self._mixer).forward).parameters
         self._mixer_names = frozenset(names)
         self._takes_all = any(each.kind is each.VAR_KEYWORD for each in names.values())
 
     def _attn(self, normed, kwargs):
         """Returns the output of attention, or of another module that mixes tokens, and its weights or `None`."""
-        if "cache_params" in self._mixer_names and "past_key_values" in kwargs:
-            kwargs = kwargs | {"cache_params": kwargs["past_key_values"]}
+        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+        kwargs = kwargs | {name: cache for name in CACHE_NAMES if name in self._mixer_names} | self._residual
         if not self._takes_all:
             kwargs = {key: value for key, value in kwargs.items() if key in self._mixer_names}
         output, weights = getattr(self, self._mixer)(normed, **kwargs), None
@@ -58,7 +63,7 @@ class SlicedLayerMixin:
         """Returns the output of the MLP."""
         given, outputs = normed, []
         for name in self._mlps:
-            output = getattr(self, name)(given)
+            output = getattr(self, name)(given, **self._residual)
             output = output[0] if isinstance(output, tuple) else output  # A router's choice may be behind it.
             outputs.append(output.reshape(*normed.shape[:-1], -1))
             given = normed if self._family.mlp_adds else outputs.pop()

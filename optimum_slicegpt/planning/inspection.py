@@ -116,6 +116,7 @@ def inspect_dense(
     sizes = [{"sparsity": share} for share in sparsities] + [{"parameter_reduction": share} for share in reductions]
     steps = {"round_to": round_to, "round_neurons_to": round_neurons_to}
     choices = ("narrow", "tied", "sliced") if model_config.tie_word_embeddings else ("sliced",)
+    choices = ("tied",) if decoder.family.wide_entry else choices
     configs = [
         SliceGPTConfig(rotation=rotation, embeddings=embeddings, **steps, **size)
         for rotation in ROTATIONS

@@ -50,7 +50,7 @@ def check_experts(config: SliceGPTConfig, model_config) -> None:
         if deletes and family_of(model_config).keeps_neurons:
             raise ValueError(
                 f"{key}={getattr(config, key)!r}, but a {model_config.model_type} model keeps all its neurons: its "
-                f"MLPs, if it has any, are mixtures of experts; leave {key} out."
+                f"MLPs, if it has any, are mixtures of experts or of a fixed size; leave {key} out."
             )
 
 

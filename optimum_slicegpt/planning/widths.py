@@ -23,6 +23,7 @@ from .settings import (
     remaining_neurons,
     sliced_sites,
     width_step,
+    with_wide_entry,
 )
 from .sizes import parameter_size
 from .solver import TOLERANCE, Solver
@@ -86,8 +87,11 @@ class SlicePlan:
             (408, 408, 408, 408, 576)
         """
         check_dense(model_config)
+        family = family_of(model_config)
+        if family.wide_entry:
+            config = with_wide_entry(config, family.wide_entry)
         if isinstance(config.widths, int):
-            config = replace(config, widths=[config.widths] * family_of(model_config).num_sites(model_config))
+            config = replace(config, widths=[config.widths] * family.num_sites(model_config))
         check_experts(config, model_config)
         check_embeddings(config, model_config)
         check_post_norms(config, model_config)

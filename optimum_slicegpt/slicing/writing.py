@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def write_embeddings(run: Run, basis: Basis) -> None:
     """Writes what starts the stream: tables, or the projection behind one that keeps its width (equation 3)."""
     dense, sliced, projected = run.dense, run.sliced, run.plan.embeddings == "tied"
-    tables = [*dense.table_names, *([dense.head_name] if projected else [])]
-    with run.loaded(*tables), run.phase("compose"):
-        run.adopt(*tables)
+    around = [*dense.around_layers, *([dense.head_name] if projected else [])]
+    with run.loaded(*around), run.phase("compose"):
+        run.adopt(*around)
         if projected:
             set_linear(run, sliced.layers[0].embedding_projection, writer_map(run, basis).T)
             return

@@ -18,6 +18,7 @@ from shapes import (
 )
 
 
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
 STATES = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS}
 ROUTED = MIXED | {
     "n_routed_experts": 6,
@@ -117,6 +118,8 @@ MORE = {
     "falcon_mamba": STATES | {"state_size": 10},
     "mamba2": STATES | {"num_heads": 4, "head_dim": 24, "state_size": 10, "n_groups": 1, "chunk_size": 8},
     # LayerNorm
+    "bloom": {"vocab_size": VOCAB, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": 3} | TOKENS,
+    "mpt": {"vocab_size": VOCAB, "d_model": HIDDEN, "n_layers": LAYERS, "n_heads": 3, "max_seq_len": 64} | TOKENS,
     "cohere2": WHOLE | {"num_key_value_heads": 1, "sliding_window": 8},
     "jais2": GROUPED,
     "persimmon": WHOLE,

@@ -84,6 +84,19 @@ def test_mlp_sparsity_of_experts_is_refused():
         plan("mixtral", mlp_sparsity=0.3)
 
 
+@pytest.mark.parametrize("settings", [{"sparsity": 0.3}, {"parameter_reduction": 0.1}, {"widths": [20] * 5}])
+def test_a_table_that_a_norm_follows_keeps_its_width(settings):
+    dense = build("bloom")
+    found = SlicePlan.from_config(SliceGPTConfig(**settings), dense.config)
+    sliced = build_sliced(dense, found)
+    assert sliced.num_parameters() == found.num_parameters(dense) < dense.num_parameters()
+    assert sliced.get_input_embeddings().weight.shape == dense.get_input_embeddings().weight.shape
+    with pytest.raises(
+        ValueError, match="embeddings='sliced', but this model's table keeps its width: a norm follows"
+    ):
+        SlicePlan.from_config(SliceGPTConfig(embeddings="sliced", **settings), dense.config)
+
+
 def test_sparsity_zero_keeps_a_size_that_is_no_multiple():
     assert set(plan(sparsity=0, round_to=32).widths) == {HIDDEN}
 
