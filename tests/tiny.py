@@ -9,7 +9,8 @@ from shapes import COMMON, GPT, GRANITE, GROUPED, HIDDEN, VOCAB, WHOLE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig
-from optimum_slicegpt.modeling.families import family_of
+from optimum_slicegpt.modeling.families import FAMILIES, family_of
+from optimum_slicegpt.modeling.weights import persistent_buffers
 
 
 TINY = {
@@ -56,6 +57,8 @@ TEST_ALL = bool(os.environ.get("SLICEGPT_TEST_ALL"))
 if TEST_ALL:
     TINY = TINY | MORE
 ALL = TINY | MORE | POST_NORM
+WITH_NEURONS = [name for name in TINY if not FAMILIES[name.split("-")[0]].keeps_neurons]
+"""Those of `TINY` whose MLPs can lose neurons."""
 
 
 def pairs(names, methods) -> list[tuple]:
@@ -81,6 +84,9 @@ def build(name: str, dtype=torch.float64, **overrides):
                 parameter += 0.3 * torch.randn_like(parameter)
             else:
                 parameter *= 4
+        for key, buffer in persistent_buffers(model).items():
+            if key.endswith("bias"):  # of a router
+                buffer += 0.3 * torch.randn_like(buffer)
         table = model.get_input_embeddings().weight
         table += 0.2
     return model.to(dtype).eval()

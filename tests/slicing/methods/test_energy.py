@@ -4,7 +4,7 @@ import pytest
 import torch
 from exactness import layers_of, with_float64_norms, writer_of
 from shapes import LAYERS
-from tiny import TINY, build, calibration, relative_error, tokens
+from tiny import TINY, WITH_NEURONS, build, calibration, relative_error, tokens
 from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
@@ -24,7 +24,6 @@ from optimum_slicegpt.slicing.statistics import DensePass
 from optimum_slicegpt.storage.base import InMemory
 
 
-WITHOUT_EXPERTS = [name for name in TINY if "moe" not in name and name != "mixtral"]
 NEURONS = 40
 STEPS = {"round_to": 4, "round_neurons_to": 4}
 
@@ -87,7 +86,7 @@ def test_equal_costs_give_equal_numbers():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", WITHOUT_EXPERTS)
+@pytest.mark.parametrize("name", WITH_NEURONS)
 def test_costs_are_what_neurons_add_to_the_stream(name):
     model = build(name)
     family = family_of(model.config)
@@ -127,7 +126,7 @@ def test_costs_are_what_neurons_add_to_the_stream(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", WITHOUT_EXPERTS)
+@pytest.mark.parametrize("name", WITH_NEURONS)
 def test_every_family_is_saved_and_loaded(tmp_path, name):
     dense = lopsided(name)
     config = SliceGPTConfig(sparsity=0.25, mlp_sparsity=0.5, schedule="energy", **STEPS)

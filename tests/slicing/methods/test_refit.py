@@ -3,7 +3,7 @@
 import pytest
 import torch
 from exactness import confine_writers, with_float64_norms
-from tiny import HIDDEN, TINY, build, calibration, pairs, relative_error, tokens
+from tiny import HIDDEN, TINY, WITH_NEURONS, build, calibration, pairs, relative_error, tokens
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.data.batches import TokenBatches
@@ -17,7 +17,6 @@ from optimum_slicegpt.slicing.statistics import DensePass
 from optimum_slicegpt.storage.base import InMemory
 
 
-WITHOUT_EXPERTS = [name for name in TINY if "moe" not in name and name != "mixtral"]
 METHODS = {
     "shared": {"rotation": "shared"},
     "shared-refit": {"rotation": "shared", "refit": True},
@@ -133,7 +132,7 @@ def test_the_gradient_of_the_stream_is_that_of_the_whole_model(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", WITHOUT_EXPERTS)
+@pytest.mark.parametrize("name", WITH_NEURONS)
 def test_idle_neurons_are_deleted_without_loss(name):
     model = with_float64_norms(build(name))
     family = family_of(model.config)
