@@ -8,6 +8,7 @@ import torch
 from image_models import CLIP, IMAGE, IMAGE_MODELS, build_whole, seen_and_read
 from tiny import calibration, relative_error, tokens
 from transformers import AutoModelForImageTextToText, CLIPImageProcessorPil, LlamaForCausalLM, LlavaProcessor
+from transformers.models.qwen3_vl import Qwen3VLConfig
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity
 from optimum_slicegpt.modeling.families import TOWERS, family_of
@@ -106,6 +107,8 @@ def test_refusals():
     whole = build_whole("llava", torch.float32)
     with pytest.raises(ValueError, match="model_type='llava': .* AutoModelForImageTextToText, and slice it in memory"):
         family_of(whole.config)
+    with pytest.raises(ValueError, match="model_type='qwen3_vl': .* enter its residual stream behind its first"):
+        family_of(Qwen3VLConfig())
     with pytest.raises(ValueError, match="recover= fine-tunes language models, and a LlavaForConditionalGeneration"):
         whole.compress(SliceGPTConfig(sparsity=1 / 3, dataset=calibration()), recover=object())
     whole.compress(SliceGPTConfig(sparsity=1 / 3, dataset=calibration()))

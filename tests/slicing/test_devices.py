@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from image_models import build_whole, seen_and_read
 from interruptions import hash_files
 from pretend_gpu import in_loops, pretend_gpu
 from tiny import TINY, build, calibration, pairs, tokens
@@ -55,6 +56,17 @@ def test_a_gpu_computes_what_the_cpu_does(name, method):
     expected = slice_(copy.deepcopy(model), method, batches).state_dict()
     with pretend_gpu() as gpu:
         found = slice_(model, method, batches, device="cuda").state_dict()
+        assert {each.device.type for each in found.values()} == {"cpu"}
+    assert gpu.peak > 0
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_images_are_encoded_where_layers_compute():
+    settings = {"sparsity": 1 / 3, "dataset": [seen_and_read("llava_next", torch.float32)]}
+    whole = build_whole("llava_next", torch.float32)
+    expected = copy.deepcopy(whole).compress(SliceGPTConfig(**settings)).state_dict()
+    with pretend_gpu() as gpu:
+        found = whole.compress(SliceGPTConfig(**settings, device="cuda")).state_dict()
         assert {each.device.type for each in found.values()} == {"cpu"}
     assert gpu.peak > 0
     assert all(torch.equal(found[key], value) for key, value in expected.items())
