@@ -150,8 +150,8 @@ class StreamedRun:
         self.plan.check_rest(config, dense.config)
         self.batches = calibration_batches(dense, config, self.tokenizer, self.checkpoint.tensor)
 
-    def estimate(self) -> RunEstimate:
-        """Estimates what the run will take."""
+    def estimate(self, timed: bool = True) -> RunEstimate:
+        """Estimates what the run will take; see [`estimate_run`] for `timed`."""
         return estimate_run(
             self.checkpoint.model,
             self.plan,
@@ -160,6 +160,7 @@ class StreamedRun:
             tokens_per_batch=max(batch["input_ids"].numel() for batch in self.batches),
             max_memory=self.max_memory,
             groups=len(set(self.batches.groups)),
+            timed=timed,
         )
 
     @property
@@ -185,7 +186,10 @@ class StreamedRun:
         """
         first = self.processes.is_first
         with locked(self.output) if first else nullcontext():
-            saved, costs = self.processes.gathered(self._saved_state() if first else None)[0], self.estimate()
+            saved, costs = (
+                self.processes.gathered(self._saved_state() if first else None)[0],
+                self.estimate(timed=False),
+            )
             try:
                 check_space(self.output, costs.bytes_written + costs.bytes_per_step, self.folder)
                 storage = OnDisk(

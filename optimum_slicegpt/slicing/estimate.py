@@ -59,7 +59,7 @@ class RunEstimate:
         flops (`dict[str, float]`): floating point operations, by the dtype in which they are done.
         seconds (`float`, *optional*):
             For these, as fast as this machine does work of these kinds and sizes. Reading and writing come on top.
-            `None` where the device is not here.
+            `None` where the device is not here, or is not tried.
     """
 
     passes: list[str]
@@ -103,6 +103,7 @@ def estimate_run(
     tokens_per_batch: int,
     max_memory: int | None = None,
     groups: int = 1,
+    timed: bool = True,
 ) -> RunEstimate:
     """
     Estimates what a run will take.
@@ -116,6 +117,7 @@ def estimate_run(
         max_memory (`int`, *optional*):
             Bytes of activations and moments in memory, where the model is streamed. It is in memory by default.
         groups (`int`, defaults to 1): kinds of text.
+        timed (`bool`): whether to estimate the time, for which the device is tried for some seconds.
     """
     costs = Costs(model, plan, config, tokens, tokens_per_batch, groups)
     streaming, dense = max_memory is not None, sum(each.nbytes for each in model.parameters())
@@ -151,5 +153,5 @@ def estimate_run(
         memory=memory,
         device_memory=device_memory,
         flops=dict(flops),
-        seconds=seconds_for(work, device),
+        seconds=seconds_for(work, device) if timed else None,
     )
