@@ -62,7 +62,7 @@ def loggers():
 
 
 PHASES = {
-    "compress": ["Loading", "Writing text", "Checking", "Measuring", "Deciding", "Slicing", "Head", "Saving"],
+    "compress": ["Loading", "Writing text", "Checking", "Deciding", "Slicing", "Head", "Saving"],
     "inspect": ["Loading", "Measuring", "Eigenvalues", "Drawing"],
 }
 
@@ -168,6 +168,7 @@ def level():
 
 def log():
     """Logs a warning, that of a run that leaves little, and something of interest."""
+    logging.warning_once.cache_clear()
     build("llama", torch.float32).compress(SliceGPTConfig(sparsity=0.8, dataset=calibration()))
     logging.get_logger("optimum_slicegpt.quantizer").info("Of interest")
 
