@@ -16,7 +16,7 @@ from ..linalg.ridge import factorise
 LARGEST = {"cpu": 2048, "cuda": 8192}
 """Rows and columns from which on a product is about as fast as any larger one, by the type of the device."""
 
-TRIALS, SECONDS = 5, 0.2
+TRIALS, SECONDS = 5, 0.05
 """Least number of trials, of which the fastest counts, and the time that they take together at least."""
 
 
