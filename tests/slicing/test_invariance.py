@@ -3,9 +3,10 @@
 import pytest
 import torch
 from exactness import confine_writers, in_float32, with_float64_norms
-from tiny import TINY, build, calibration, paper, relative_error, tokens
+from more_families import MORE
+from tiny import TINY, WITH_NEURONS, build, calibration, paper, relative_error, tokens
 
-from optimum_slicegpt import SlicePlan
+from optimum_slicegpt import FAMILIES, SlicePlan
 from optimum_slicegpt.data.batches import TokenBatches
 from optimum_slicegpt.slicing.compress import compress
 
@@ -16,13 +17,15 @@ def rotate(model):
 
 
 IN_FLOAT32 = [name for name in TINY if any(map(in_float32, build(name).modules()))]
+ROUNDED = [name for name in MORE if name in TINY and name not in WITH_NEURONS]
+"""Those of `MORE` whose routers or state spaces compute in float32, whatever the dtype."""
 
 
 @torch.no_grad()
 def error_of_rotation(model, dtype=None, norms=lambda model: model):
     model = norms(model)
     inputs = {"input_ids": tokens(), "attention_mask": torch.ones_like(tokens())}
-    inputs["attention_mask"][0, :5] = 0
+    inputs["attention_mask"][0, -5:] = 0  # In front, it would leave rows that see nothing: in float32, not a number.
     real = inputs["attention_mask"].bool()
     expected = model(**inputs).logits[real]
     rotated = norms(rotate(model))
@@ -33,12 +36,12 @@ def error_of_rotation(model, dtype=None, norms=lambda model: model):
 
 @pytest.mark.parametrize("name", TINY)
 def test_rotation_keeps_logits(name):
-    assert error_of_rotation(build(name)) < (1e-6 if name in IN_FLOAT32 else 1e-10)
+    assert error_of_rotation(build(name)) < (1e-5 if name in MORE else 1e-6 if name in IN_FLOAT32 else 1e-10)
 
 
 @pytest.mark.parametrize("name", IN_FLOAT32)
 def test_rotation_is_exact_but_for_the_stock_norm(name):
-    assert error_of_rotation(build(name), norms=with_float64_norms) < 1e-10
+    assert error_of_rotation(build(name), norms=with_float64_norms) < (1e-6 if name in ROUNDED else 1e-10)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -62,7 +65,7 @@ def test_dense_model_is_not_changed_by_a_walk(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [name for name in TINY if not FAMILIES[name.split("-")[0]].wide_entry])
 def test_slicing_empty_dimensions_is_lossless_on_unseen_tokens(name):
     model = with_float64_norms(build(name, tie_word_embeddings=False))
     confine_writers(model, rank=16)
@@ -70,7 +73,7 @@ def test_slicing_empty_dimensions_is_lossless_on_unseen_tokens(name):
     config = paper(sparsity=2 / 3, slice_head=True, dataset=calibration())
     sliced = with_float64_norms(model.compress(config))
     assert set(sliced.config.widths) == {16}
-    assert relative_error(sliced(tokens(seed=7)).logits, expected) < 1e-8
+    assert relative_error(sliced(tokens(seed=7)).logits, expected) < (1e-5 if name in ROUNDED else 1e-8)
 
 
 @torch.no_grad()
