@@ -19,7 +19,7 @@ SECONDS_ON_TERMINALS = 2
 def announce(phase: str) -> None:
     """Prints the name of a phase, where there is no terminal with a bar for it. Nothing is said below warnings."""
     if not sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING):
-        print(phase, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{phase}\n")
 
 
 def track(items: Iterable, phase: str, unit: str = "step", **options: Any) -> Iterator:

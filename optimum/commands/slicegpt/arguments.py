@@ -38,7 +38,8 @@ class SliceGPTSubcommand(BaseOptimumCLICommand):
         except (ImportError, OSError, ValueError) as error:
             if self.args.verbose:
                 raise
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            # In one piece: other processes write there, too.
+            sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
