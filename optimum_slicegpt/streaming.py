@@ -22,7 +22,7 @@ from .record import record_run
 from .reports.model_card import model_card, save_picture
 from .slicing.compress import compress
 from .slicing.estimate import RunEstimate, estimate_run
-from .slicing.run import SlicedResult
+from .slicing.state import SlicedResult
 from .slicing.twin import is_stock
 from .storage.checkpoint import Checkpoint
 from .storage.files import check_output, locked, move_into_place, sync_folder
@@ -195,7 +195,7 @@ class StreamedRun:
                     fingerprint=self.fingerprint(),
                     saved=saved,
                 )
-                result = compress(self.checkpoint.model, self.plan, self.batches, self.config, storage)
+                (result,) = compress(self.checkpoint.model, [self.plan], self.batches, self.config, storage)
                 self._finish(result)
             except BaseException:
                 if (self.folder / STATE_FILE).exists():

@@ -18,6 +18,7 @@ from ..distributed import Processes
 from ..modeling.decoder import empty_model
 from ..planning.rounding import unfilled_blocks
 from ..planning.widths import SlicePlan
+from ..quantizer import SliceGPTQuantizer
 from ..reports.model_card import model_card, save_picture
 from ..slicing.estimate import estimate_run
 from ..storage.files import written_aside
@@ -32,10 +33,11 @@ from .loading import (
     measure_perplexity,
     silence,
 )
-from .printing import print_estimate, print_json, print_summary
+from .printing import print_estimate, print_json, print_sizes, print_summary
 
 
 if TYPE_CHECKING:
+    from ..evaluation.perplexity import Perplexity
     from ..recovery import RecoveryConfig
 
 
@@ -55,9 +57,14 @@ def run(args: Namespace) -> None:
             before weights are read; activations are not finite.
     """
     given = vars(args)
-    config = SliceGPTConfig(
-        **{field.name: given[field.name] for field in fields(SliceGPTConfig) if field.name in given}
-    )
+    settings = {field.name: given[field.name] for field in fields(SliceGPTConfig) if field.name in given}
+    sizes = settings.pop("parameter_reduction", None)
+    if isinstance(sizes, list):
+        check_several(args)
+    else:
+        sizes = [sizes]
+    configs = [SliceGPTConfig(parameter_reduction=size, **settings) for size in sizes]
+    config = configs[0]
     processes = Processes(config.device or "cpu")
     if not processes.is_first:
         silence()
@@ -69,29 +76,50 @@ def run(args: Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} is for --stream; give both, or neither.")
     if args.plan:
         if processes.is_first:
-            estimate(args, config)
+            estimate(args, configs)
     elif args.stream:
         stream(args, config)
     else:
-        compress_in_memory(args, config, processes)
+        compress_in_memory(args, configs, processes)
 
 
-def estimate(args: Namespace, config: SliceGPTConfig) -> None:
+def check_several(args: Namespace) -> None:
+    """
+    Checks that flags are none of those that are about one result, where several sizes are asked for.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in ("stream", "recover", "refuse_above", "push_to_hub"):
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is for one size; give one --parameter-reduction, or leave {flag} out.")
+
+
+def estimate(args: Namespace, configs: list[SliceGPTConfig]) -> None:
     """Prints what a run would take. It reads the configuration alone, and assumes as much text as is asked for."""
     model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     if args.model_dtype != "auto":
         model_config.dtype = args.model_dtype
-    seqlen = limit_to_positions(config.seqlen, model_config)
-    found = estimate_run(
-        empty_model(model_config),
-        SlicePlan.from_config(config, model_config),
-        config,
-        tokens=config.nsamples * seqlen,
-        tokens_per_batch=min(config.batch_size, config.nsamples) * seqlen,
-        max_memory=file_size(args.max_memory or DEFAULT_MEMORY) if args.stream else None,
-        groups=len(list_sources(config.dataset)) + (config.own_tokens != 0),
-    )
-    print_json({"model": args.model} | asdict(found)) if args.json else print_estimate(found)
+    seqlen = limit_to_positions(configs[0].seqlen, model_config)
+    found = [
+        estimate_run(
+            empty_model(model_config),
+            SlicePlan.from_config(config, model_config),
+            config,
+            tokens=config.nsamples * seqlen,
+            tokens_per_batch=min(config.batch_size, config.nsamples) * seqlen,
+            max_memory=file_size(args.max_memory or DEFAULT_MEMORY) if args.stream else None,
+            groups=len(list_sources(config.dataset)) + (config.own_tokens != 0),
+        )
+        for config in configs
+    ]
+    if args.json:
+        sizes = [asdict(each) for each in found]
+        print_json({"model": args.model} | (sizes[0] if len(sizes) == 1 else {"sizes": sizes}))
+        return
+    for each in found:
+        print_estimate(each)
 
 
 def stream(args: Namespace, config: SliceGPTConfig) -> None:
@@ -126,15 +154,18 @@ def stream(args: Namespace, config: SliceGPTConfig) -> None:
         print_estimate(found)
     model = run.run()
     dense = sum(parameter.nbytes for parameter in run.checkpoint.model.parameters())
-    summary = summarise(args, model, dense) | {"plan": asdict(found)}
+    summary = summarise(args, model, dense, Path(args.output)) | {"plan": asdict(found)}
     print_json(summary) if args.json else print_summary(summary)
 
 
-def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Processes) -> None:
-    """Slices a model in memory, in one process or in several."""
+def compress_in_memory(args: Namespace, configs: list[SliceGPTConfig], processes: Processes) -> None:
+    """Slices a model in memory, in one process or in several. Each of several sizes gets a folder in the output."""
+    config, sizes = configs[0], [each.parameter_reduction for each in configs]
+    several = len(sizes) > 1
     with written_aside(Path(args.output)) if processes.is_first else nullcontext() as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
-        SlicePlan.from_config(config, model_config).check_rest(config, model_config)
+        for each in configs:
+            SlicePlan.from_config(each, model_config).check_rest(each, model_config)
         test = None
         if args.eval_dataset is not None and processes.is_first:
             test = load_test_batches(
@@ -144,31 +175,52 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
         model = load_model(args, args.model_dtype)
         size_before = sum(parameter.nbytes for parameter in model.parameters())
         before = test and measure_perplexity(model, test, config.device)
-        recovery = recovery_config() if args.recover else None
-        model.compress(config, tokenizer, recover=recovery, check=args.check, refuse_above=args.refuse_above)
+        if several:
+            found = SliceGPTQuantizer(config).quantize_to_sizes(model, sizes, tokenizer, check=args.check)
+        else:
+            recovery = recovery_config() if args.recover else None
+            model.compress(config, tokenizer, recover=recovery, check=args.check, refuse_above=args.refuse_above)
+            found = [model]
         if not processes.is_first:
             return
-        after = test and measure_perplexity(model, test, config.device)
-        if test:
-            found = {"before": before.perplexity, "after": after.perplexity}
-            finite = {when: value for when, value in found.items() if math.isfinite(value)}  # JSON has no infinity.
-            model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
-        model.save_pretrained(folder, max_shard_size=args.max_shard_size)
-        model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
-        save_tokenizer(tokenizer, folder)
-        verify_checkpoint(folder, model)
+        names = [f"{100 * size:g}" for size in sizes] if several else [""]
+        summaries = []
+        for name, sliced in zip(names, found, strict=True):
+            after = test and measure_perplexity(sliced, test, config.device)
+            if test:
+                record_perplexity(sliced, test.source, before, after)
+            save(sliced, tokenizer, folder / name, args.max_shard_size)
+            summaries.append(summarise(args, sliced, size_before, folder / name))
+            summaries[-1]["output"] = str(Path(args.output, name))
+            if test:
+                summaries[-1] |= {
+                    "perplexity_on": test.source,
+                    "perplexity_before": asdict(before),
+                    "perplexity_after": asdict(after),
+                }
 
     if args.push_to_hub:
         model.push_to_hub(args.push_to_hub, tokenizer=tokenizer)
+    if several:
+        about = {"model": args.model, "output": args.output}
+        print_json(about | {"sizes": summaries}) if args.json else print_sizes(summaries)
+    else:
+        print_json(summaries[0]) if args.json else print_summary(summaries[0])
 
-    summary = summarise(args, model, size_before)
-    if test:
-        summary |= {
-            "perplexity_on": test.source,
-            "perplexity_before": asdict(before),
-            "perplexity_after": asdict(after),
-        }
-    print_json(summary) if args.json else print_summary(summary)
+
+def record_perplexity(sliced: PreTrainedModel, source: str, before: Perplexity, after: Perplexity) -> None:
+    """Adds the perplexities of the dense and the sliced model to the record of the latter."""
+    found = {"before": before.perplexity, "after": after.perplexity}
+    finite = {when: value for when, value in found.items() if math.isfinite(value)}  # JSON has no infinity.
+    sliced.config.slicegpt["perplexity"] = {"dataset": source, **finite}
+
+
+def save(sliced: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: int) -> None:
+    """Writes a model, its card and its tokenizer to a folder, and verifies the files."""
+    sliced.save_pretrained(folder, max_shard_size=max_shard_size)
+    model_card(sliced, picture=save_picture(sliced.config, folder)).save(folder / "README.md")
+    save_tokenizer(tokenizer, folder)
+    verify_checkpoint(folder, sliced)
 
 
 def recovery_config() -> RecoveryConfig:
@@ -178,8 +230,8 @@ def recovery_config() -> RecoveryConfig:
     return RecoveryConfig()
 
 
-def summarise(args: Namespace, model: PreTrainedModel, size_before: int) -> dict[str, Any]:
-    """Returns the facts that every run prints."""
+def summarise(args: Namespace, model: PreTrainedModel, size_before: int, folder: Path) -> dict[str, Any]:
+    """Returns the facts that every run prints, of a model that is in a folder."""
     record = model.config.slicegpt
     sizes = {"hidden size": (record["hidden_size"], model.config.hidden_size)}
     if record["neurons"] is not None:
@@ -192,5 +244,5 @@ def summarise(args: Namespace, model: PreTrainedModel, size_before: int) -> dict
         "slicegpt": record,
         "unfilled_blocks": unfilled_blocks(sizes),
         "bytes_in_memory_before": size_before,
-        "bytes_on_disk_after": sum(file.stat().st_size for file in Path(args.output).glob("*.safetensors")),
+        "bytes_on_disk_after": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     }

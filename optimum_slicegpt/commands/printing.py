@@ -73,6 +73,28 @@ def print_summary(summary: dict[str, Any]) -> None:
     print(f"Saved in {summary['output']}")
 
 
+def print_sizes(summaries: list[dict[str, Any]]) -> None:
+    """Prints a row for every size: parameters, and what the model lost on each kind of text."""
+    first = summaries[0]
+    kinds, dense = first["slicegpt"].get("check", {}).get("texts", {}), first["slicegpt"]["parameters_before"]
+    mean, measured = len(kinds) > 1, "perplexity_on" in first
+    rows = [("loss, nats per token", "parameters", "change", *kinds)]
+    rows.append(("dense", f"{dense:,}", "", *[""] * len(kinds)))
+    if mean:
+        rows = [(*rows[0], "mean"), (*rows[1], "")]
+    if measured:
+        figure = f"{first['perplexity_before']['perplexity']:.2f}"
+        rows = [(*rows[0], f"perplexity on {first['perplexity_on']}"), (*rows[1], figure)]
+    for summary in summaries:
+        after, check = summary["slicegpt"]["parameters_after"], summary["slicegpt"].get("check")
+        row = [summary["output"], f"{after:,}", format_change(dense, after)]
+        row += [format_loss(check["texts"][kind]["loss"], check["texts"][kind]["stderr"]) for kind in kinds]
+        row += [format_loss(check["loss"])] * mean
+        row += [f"{summary['perplexity_after']['perplexity']:.2f}"] if measured else []
+        rows.append(tuple(row))
+    print_table(rows)
+
+
 def print_check(check: dict[str, Any] | None) -> None:
     """Prints what a model lost on each kind of text, and what it answers before and after, as [`Check`] found it."""
     if check is None:

@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +22,7 @@ from ..storage.base import release_freed_memory
 from .pairs import BlockPair, NormPair, pair_blocks
 from .places import places_of
 from .skeleton import adopt_untouched, build_sliced, release_values, resize_mlps
-from .state import State
+from .state import SlicedResult, State
 from .stock_form import StockForm
 from .streams import Batch, first_stream, padded_behind
 from .writing import reader_map
@@ -37,22 +37,6 @@ if TYPE_CHECKING:
 
 SETTINGS = ("rotation", "refit", "refine", "metric", "schedule", "round_neurons_to", "orientation", "seed", "dtype")
 """Settings on which the steps of a run depend, so that all processes must have the same."""
-
-
-@dataclass
-class SlicedResult:
-    """
-    The outcome of a run.
-
-    Args:
-        model (`PreTrainedModel`): the sliced model; shares with the dense one the tensors that slicing leaves alone.
-        energy_kept (`list[float]`): share of the stream's energy that is kept at every site.
-        seconds (`dict[str, float]`): wall time by phase.
-    """
-
-    model: PreTrainedModel
-    energy_kept: list[float]
-    seconds: dict[str, float]
 
 
 class Computation:
@@ -207,9 +191,7 @@ class Run(Computation):
         """Starts the run, or resumes it from the state that the storage has."""
         stream, saved = self.start(), self.storage.restore(self.device)
         if saved is None:
-            neurons = [self.plan.neurons] * len(self.dense.layers)
-            generator = torch.Generator().manual_seed(self.config.seed or 0)
-            self.state = State(x=stream, z=[], neurons=neurons, generator=generator, seconds=self.seconds)
+            self._begin(stream)
         else:
             self._done = saved["done"]
             self.state = State.from_dict(saved["state"])
@@ -218,6 +200,18 @@ class Run(Computation):
             self.seconds = self.state.seconds
             resize_mlps(self.sliced, self.state.neurons)
         self.storage.allocate(self.result)
+
+    def join(self, other: Run) -> None:
+        """Starts beside a run over the same model that has measured, with the stream and statistics that it has."""
+        self.batches = other.batches
+        self._begin(list(other.state.x))
+        self.state.statistics = replace(other.state.statistics)
+        self.storage.allocate(self.result)
+
+    def _begin(self, stream: list) -> None:
+        neurons = [self.plan.neurons] * len(self.dense.layers)
+        generator = torch.Generator().manual_seed(self.config.seed or 0)
+        self.state = State(x=stream, z=[], neurons=neurons, generator=generator, seconds=self.seconds)
 
     @property
     def result(self) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""The state of a run between two of its steps: the basis that it has reached, statistics, decisions and streams."""
+"""The state of a run between two of its steps: basis, statistics, decisions and streams; and the outcome of a run."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -145,3 +146,19 @@ class State:
                 "seconds": defaultdict(float, saved["seconds"]),
             }
         )
+
+
+@dataclass
+class SlicedResult:
+    """
+    The outcome of a run.
+
+    Args:
+        model (`PreTrainedModel`): the sliced model; shares with the dense one the tensors that slicing leaves alone.
+        energy_kept (`list[float]`): share of the stream's energy that is kept at every site.
+        seconds (`dict[str, float]`): wall time by phase.
+    """
+
+    model: PreTrainedModel
+    energy_kept: list[float]
+    seconds: dict[str, float]

@@ -13,6 +13,7 @@ from .arguments import (
     ROTATIONS,
     SCHEDULES,
     Dataset,
+    Reductions,
     SliceGPTSubcommand,
     Widths,
     add_model_arguments,
@@ -115,9 +116,12 @@ class CompressCommand(SliceGPTSubcommand):
         )
         size.add_argument(
             "--parameter-reduction",
+            action=Reductions,
             type=share,
+            nargs="+",
             metavar="R",
-            help="share of all parameters to delete, in [0, 1), instead of --sparsity and --widths (default: 0.2)",
+            help="share of all parameters to delete, in [0, 1), instead of --sparsity and --widths; several make a "
+            "folder each in the output, 10, 20, ... in percent (default: 0.2)",
         )
         slicing.add_argument(
             "--mlp-sparsity",
