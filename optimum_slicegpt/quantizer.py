@@ -1,22 +1,30 @@
 """[`SliceGPTQuantizer`]: the object behind every way to slice a model."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from .configuration import SliceGPTConfig
 from .data.calibration import calibration_batches
-from .evaluation.check import Check
+from .distributed import Processes
+from .evaluation.check import ERROR, Check, judge_loss, tokens_for
 from .modeling.checks import check_sliceable
 from .modeling.contexts import undisturbed
-from .planning.widths import SlicePlan
+from .planning.search import find_smallest
+from .planning.widths import SlicePlan, sizes_to_try
 from .record import record_run
 from .slicing.compress import compress
 from .slicing.skeleton import replace_in_place, take_mode
 from .slicing.twin import stock_twin
+
+
+logger = logging.get_logger(__name__)
 
 
 class SliceGPTQuantizer:
@@ -70,8 +78,11 @@ class SliceGPTQuantizer:
             ValueError: the model, the widths or the calibration data cannot be used; activations are not finite;
                 processes were given different things; the model lost more than `refuse_above`.
         """
-        slicing = _Slicing(model, [self.config], tokenizer, check or refuse_above is not None)
-        (sliced,) = slicing.run(refuse_above)
+        slicing = _Slicing(model, self.config, tokenizer)
+        if self.config.max_loss is not None:
+            sliced = slicing.within(self.config.max_loss)
+        else:
+            (sliced,) = slicing.to_sizes([self.config], check or refuse_above is not None, refuse_above)
         return replace_in_place(model, sliced)
 
     @undisturbed()
@@ -100,7 +111,7 @@ class SliceGPTQuantizer:
             ConnectionError, ValueError: see [`SliceGPTQuantizer.quantize_model`].
         """
         configs = [replace(self.config, parameter_reduction=reduction) for reduction in reductions]
-        found = _Slicing(model, configs, tokenizer, check).run()
+        found = _Slicing(model, self.config, tokenizer).to_sizes(configs, check)
         return [take_mode(model, sliced) for sliced in found]
 
     def save(self, model: PreTrainedModel, save_dir: str | os.PathLike, **kwargs) -> None:
@@ -114,29 +125,75 @@ class SliceGPTQuantizer:
 
 
 class _Slicing:
-    """
-    A dense model that is to be sliced, with its calibration data and, if results are compared with it, its losses.
+    """A dense model that is to be sliced, with the settings and the tokenizer of the run."""
 
-    Args:
-        model (`PreTrainedModel`), tokenizer: see [`SliceGPTQuantizer.quantize_model`].
-        configs (`list[SliceGPTConfig]`): one for every size, and alike but for that.
-        check (`bool`): whether results are compared.
-    """
-
-    def __init__(self, model, configs, tokenizer, check):
+    def __init__(self, model, config, tokenizer):
         check_sliceable(model)
-        self._dense, self._configs = stock_twin(model), configs
-        self._plans = [SlicePlan.from_config(config, self._dense.config) for config in configs]
-        for plan, config in zip(self._plans, configs, strict=True):
-            plan.check_rest(config, self._dense.config)
-        self._batches = calibration_batches(self._dense, configs[0], tokenizer)
-        self._check = Check(self._dense, configs[0], tokenizer) if check else None
+        self._dense, self._config, self._tokenizer = stock_twin(model), config, tokenizer
 
-    def run(self, refuse_above: float | None = None) -> list[PreTrainedModel]:
-        """Slices to every size, and returns the models with their records."""
-        results = compress(self._dense, self._plans, self._batches, self._configs[0])
-        for plan, config, result in zip(self._plans, self._configs, results, strict=True):
-            record_run(self._dense, result.model, plan, config, self._batches, result.energy_kept, result.seconds)
-            if self._check is not None:
-                self._check.compare(result.model, refuse_above)
+    def to_sizes(self, configs, check, refuse_above=None) -> list[PreTrainedModel]:
+        """Slices to the size of each configuration. If `check` says so, compares the results with the dense model."""
+        plans = [SlicePlan.from_config(config, self._dense.config) for config in configs]
+        for plan, config in zip(plans, configs, strict=True):
+            plan.check_rest(config, self._dense.config)
+        batches = calibration_batches(self._dense, self._config, self._tokenizer)
+        comparison = Check(self._dense, self._config, self._tokenizer) if check else None
+        found = self._slice(configs, plans, batches)
+        for sliced in found if check else ():
+            judge_loss(comparison.compare(sliced), refuse_above)
+        return found
+
+    def within(self, limit) -> PreTrainedModel:
+        """
+        Slices to the smallest size whose loss is within a limit.
+
+        Raises:
+            ValueError: there is no text to measure on; not even the largest size is within the limit.
+        """
+        sizes = sizes_to_try(self._config, self._dense.config)
+        batches = calibration_batches(self._dense, self._config, self._tokenizer)
+        comparison = Check(self._dense, self._config, self._tokenizer, tokens_for(limit))
+        if not comparison.has_texts:
+            raise ValueError(
+                f"max_loss={limit}, but there is no text to measure it on: calibration data of tokens, or all of the "
+                "text is calibrated on. Give more text, lower nsamples, or give a size."
+            )
+        dense = self._dense.num_parameters()
+        shares = [1 - plan.num_parameters(self._dense) / dense for _, plan in sizes]
+        processes, found, tried = Processes(self._config.device or self._dense.device), {}, {}
+
+        def measure(index):
+            config, plan = sizes[index]
+            (sliced,) = self._slice([config], [plan], batches)
+            loss = comparison.compare(sliced)
+            loss = processes.agreed(torch.tensor(loss, dtype=torch.float64)).item()  # All go on with the same size.
+            tried[shares[index]] = round(loss, 4) if math.isfinite(loss) else None  # JSON has no infinity.
+            logger.info(f"{shares[index]:.1%} fewer parameters lose {loss:.4f} nats per token.")
+            if loss <= limit:
+                found.clear()  # The next one that is kept is smaller.
+                found[index] = sliced
+            return loss
+
+        index = find_smallest(shares, limit, measure)
+        if index < 0:
+            raise ValueError(
+                f"max_loss={limit}: {shares[0]:.1%} fewer parameters, the least that can go, lose more, "
+                f"{tried[shares[0]]} nats per token; nothing is changed or written. Allow more, or calibrate on more "
+                "or broader text."
+            )
+        check = found[index].config.slicegpt["check"]
+        check |= {"max_loss": limit, "sizes": {f"{share:.1%} fewer": tried[share] for share in sorted(tried)}}
+        if check["stderr"] is None or check["stderr"] > ERROR:
+            logger.warning(
+                f"The loss of {check['loss']:.3f} nats is known to ± {check['stderr'] or math.nan:.3f} only, because "
+                "there is little text that is not calibrated on; give more text, or lower nsamples."
+            )
+        judge_loss(check["loss"])
+        return found[index]
+
+    def _slice(self, configs, plans, batches):
+        """Slices by every plan, and returns the models with their records."""
+        results = compress(self._dense, plans, batches, self._config)
+        for config, plan, result in zip(configs, plans, results, strict=True):
+            record_run(self._dense, result.model, plan, config, batches, result.energy_kept, result.seconds)
         return [result.model for result in results]

@@ -17,7 +17,8 @@ from ..data.calibration import list_sources
 from ..distributed import Processes
 from ..modeling.decoder import empty_model
 from ..planning.rounding import unfilled_blocks
-from ..planning.widths import SlicePlan
+from ..planning.search import RUNS
+from ..planning.widths import likely_plan
 from ..quantizer import SliceGPTQuantizer
 from ..reports.model_card import model_card, save_picture
 from ..slicing.estimate import estimate_run
@@ -105,7 +106,7 @@ def estimate(args: Namespace, configs: list[SliceGPTConfig]) -> None:
     found = [
         estimate_run(
             empty_model(model_config),
-            SlicePlan.from_config(config, model_config),
+            likely_plan(config, model_config),
             config,
             tokens=config.nsamples * seqlen,
             tokens_per_batch=min(config.batch_size, config.nsamples) * seqlen,
@@ -114,12 +115,13 @@ def estimate(args: Namespace, configs: list[SliceGPTConfig]) -> None:
         )
         for config in configs
     ]
+    runs = {} if configs[0].max_loss is None else {"runs": RUNS}
     if args.json:
         sizes = [asdict(each) for each in found]
-        print_json({"model": args.model} | (sizes[0] if len(sizes) == 1 else {"sizes": sizes}))
+        print_json({"model": args.model} | runs | (sizes[0] if len(sizes) == 1 else {"sizes": sizes}))
         return
     for each in found:
-        print_estimate(each)
+        print_estimate(each, **runs)
 
 
 def stream(args: Namespace, config: SliceGPTConfig) -> None:
@@ -165,7 +167,7 @@ def compress_in_memory(args: Namespace, configs: list[SliceGPTConfig], processes
     with written_aside(Path(args.output)) if processes.is_first else nullcontext() as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
         for each in configs:
-            SlicePlan.from_config(each, model_config).check_rest(each, model_config)
+            likely_plan(each, model_config).check_rest(each, model_config)
         test = None
         if args.eval_dataset is not None and processes.is_first:
             test = load_test_batches(

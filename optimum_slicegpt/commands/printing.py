@@ -104,15 +104,18 @@ def print_check(check: dict[str, Any] | None) -> None:
         figures = [format_value(text[key]) for key in ("dense", "sliced")]
         rows.append((kind, f"{text['tokens']:,}", *figures, format_loss(text["loss"], text["stderr"])))
     if len(check["texts"]) > 1:
-        rows.append(("mean", "", "", "", format_loss(check["loss"])))
+        rows.append(("mean", "", "", "", format_loss(check["loss"], check["stderr"])))
     if check["texts"]:
         print_table(rows)
+    if "sizes" in check:
+        tried = ", ".join(f"{size} {format_loss(loss)}" for size, loss in check["sizes"].items())
+        print(f"at most {check['max_loss']:.3f} nats; parameters and what they lose: {tried}")
     for prompt, answers in check["answers"].items():
         print(f"{prompt}\n  dense:  {answers['dense']}\n  sliced: {answers['sliced']}")
 
 
-def print_estimate(estimate: RunEstimate) -> None:
-    """Prints what a run will take."""
+def print_estimate(estimate: RunEstimate, runs: int = 1) -> None:
+    """Prints what a run will take, or each of several runs in a search for a size."""
     gib = {name: f"{size / 2**30:.2f} GiB" for name, size in vars(estimate).items() if name.startswith("bytes_")}
     peak = sum(estimate.memory.values()) / 2**30
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in estimate.memory.items())
@@ -124,11 +127,14 @@ def print_estimate(estimate: RunEstimate) -> None:
         "disk": f"{gib['bytes_written']} for the result",
         "memory, estimated": f"{peak:.2f} GiB at the peak ({parts})",
         "time, estimated": f"{estimate.seconds / 60:,.1f} minutes of computing on this machine ({work})",
+        "operations": f"as many as {estimate.forwards:,.1f} forwards of the dense model over the text take",
     }
     if estimate.bytes_beside:
         rows["disk"] += (
             f", {gib['bytes_beside']} beside it until the end; {gib['bytes_per_step']} saved after each layer"
         )
+    if runs > 1:
+        rows["runs"] = f"about {runs} such ones, until the size is found; the parameters are a guess"
     for name, value in rows.items():
         print(f"{name}: {value}")
     print(flush=True)

@@ -16,7 +16,7 @@ from ..linalg.moments import ROWS_AT_ONCE
 from ..linalg.regression import POSITIVE_STEPS, token_stride
 from ..linalg.ridge import JUDGED_OUTPUTS
 from ..modeling.decoder import Decoder
-from ..planning.sizes import most_inputs, product_size
+from ..planning.sizes import flops_per_token, most_inputs, product_size
 from .methods.refine import STEP_TOKENS, number_of_steps
 from .statistics import AXES_TOKENS
 
@@ -56,6 +56,7 @@ class RunEstimate:
         bytes_per_step (`int`): of the state that streaming saves after each layer.
         memory (`dict[str, int]`): bytes of memory at the peak, by what takes them.
         flops (`dict[str, float]`): floating point operations, by the dtype in which they are done.
+        forwards (`float`): as many operations, in forwards of the dense model over the text.
         seconds (`float`): for these, as fast as this machine multiplies matrices. Reading and writing come on top.
     """
 
@@ -68,6 +69,7 @@ class RunEstimate:
     bytes_per_step: int
     memory: dict[str, int]
     flops: dict[str, float]
+    forwards: float
     seconds: float
 
 
@@ -118,6 +120,7 @@ def estimate_run(
             "matrices of a step": costs.matrices,
         },
         flops=flops,
+        forwards=sum(flops.values()) / (tokens * flops_per_token(Decoder(model))),
         seconds=sum(count / _flops_per_s(dtype, config.device) for dtype, count in flops.items()),
     )
 

@@ -47,6 +47,27 @@ def test_the_plan_has_all_sizes(several, capsys):
     assert counts[0] > counts[1] and all(f" before, {count:,} after\n" in printed for count in counts)
 
 
+def test_a_limit_gives_a_size_and_what_was_tried(arguments, tmp_path, capsys):
+    limit = ["--max-perplexity-increase", "10%", "--refine", 0]
+    run(*arguments, *limit, "--plan", "--json")
+    assert json.loads(capsys.readouterr().out)["runs"] == 3
+    assert list(tmp_path.iterdir()) == []
+    run(*arguments, *limit)
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"^at most 0.095 nats; parameters and what they lose: [\d.]+% fewer .[\d.]+", printed, re.MULTILINE
+    )
+    check = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced").config.slicegpt["check"]
+    assert check["loss"] in check["sizes"].values()
+    assert check["loss"] <= check["max_loss"] == pytest.approx(0.0953, abs=1e-4)
+
+
+def test_streaming_needs_a_size(arguments, capsys):
+    assert "max_loss=0.1: the size is found by slicing and measuring" in fails(
+        capsys, *arguments, "--stream", "--max-loss", 0.1
+    )
+
+
 @pytest.mark.parametrize("flag", [["--stream"], ["--recover"], ["--refuse-above", 1], ["--push-to-hub", "me/sliced"]])
 def test_what_is_for_one_size(several, capsys, flag):
     assert fails(capsys, *several, *flag) == (

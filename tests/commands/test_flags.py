@@ -1,3 +1,4 @@
+import math
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ FIELDS = {
     "sparsity": ([0.3], 0.3),
     "widths": ([32, 32, 32, 32, 32], [32, 32, 32, 32, 32]),
     "parameter_reduction": ([0.25], 0.25),
+    "max_loss": ([0.1], 0.1),
     "mlp_sparsity": ([0.3], 0.3),
     "rotation": (["shared"], "shared"),
     "refit": ([], True),
@@ -76,6 +78,10 @@ def test_fields_without_a_flag_keep_their_defaults(config_of):
 
 def test_no_refit(config_of):
     assert config_of("--no-refit").refit is False
+
+
+def test_a_limit_in_percent(config_of):
+    assert config_of("--max-perplexity-increase", "10%").max_loss == pytest.approx(math.log(1.1))
 
 
 def test_no_seed(config_of):

@@ -22,7 +22,7 @@ from .arguments import (
     add_text_arguments,
     seed,
 )
-from .parsing import count, natural, positive, share
+from .parsing import count, increase, natural, positive, share
 
 
 class CompressCommand(SliceGPTSubcommand):
@@ -122,6 +122,20 @@ class CompressCommand(SliceGPTSubcommand):
             metavar="R",
             help="share of all parameters to delete, in [0, 1), instead of --sparsity and --widths; several make a "
             "folder each in the output, 10, 20, ... in percent (default: 0.2)",
+        )
+        size.add_argument(
+            "--max-loss",
+            type=positive,
+            metavar="NATS",
+            help="search for the smallest size that loses at most this per token, on the mean of the kinds of text; "
+            "slices to about three sizes",
+        )
+        size.add_argument(
+            "--max-perplexity-increase",
+            type=increase,
+            dest="max_loss",
+            metavar="PERCENT",
+            help="the same limit in percent, such as 10%%",
         )
         slicing.add_argument(
             "--mlp-sparsity",

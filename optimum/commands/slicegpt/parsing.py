@@ -1,6 +1,7 @@
 """How the flags of `optimum-cli slicegpt` are read: errors in a line, the nearest flag, values with units."""
 
 import difflib
+import math
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable
 from importlib import metadata
@@ -75,6 +76,19 @@ def positive(text: str) -> float:
     if number <= 0:
         raise ArgumentTypeError(f"{text!r} is no positive number")
     return number
+
+
+def increase(text: str) -> float:
+    """
+    Reads an increase of perplexity, in percent, as nats.
+
+    Examples:
+        >>> round(increase("10%"), 4)
+        0.0953
+    """
+    if not text.endswith("%"):
+        raise ArgumentTypeError(f"{text!r} is no increase in percent, such as 10%")
+    return math.log1p(positive(text[:-1]) / 100)
 
 
 def count(text: str) -> int:
