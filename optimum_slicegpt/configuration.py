@@ -9,12 +9,12 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .validation import Validated, is_int, is_number
+from .validation import Validated, file_size, is_int, is_number
 
 
 DEFAULT_REDUCTION = 0.2
 """The `parameter_reduction` of a configuration that says nothing about the size."""
-SIZES = ("parameter_reduction", "max_loss", "sparsity", "widths")
+SIZES = ("parameter_reduction", "max_loss", "fit_memory", "sparsity", "widths")
 """Settings that say how much to delete. One of them is given."""
 ORIENTATIONS = ("pca", "random")
 ROTATIONS = ("per_block", "shared")
@@ -42,6 +42,9 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             Nats per token that the model may lose, instead of a size: the smallest one that keeps it is searched for,
             by slicing and measuring. It is the mean over the kinds of text that the model is calibrated on, on text
             that it does not see. exp of it is the ratio of perplexities.
+        fit_memory (`int` or `str`, *optional*), context (`int`, *optional*):
+            Bytes, or `"6GB"`, that weights may take with the cache of a sequence of `context` tokens, instead of a
+            size. Both are counted in the dtype of the model. Without `context` no cache is counted.
         mlp_sparsity (`float`, *optional*):
             Share of the neurons of each MLP to delete, in [0, 1); needs `refit`. By default none, or with
             `parameter_reduction` and `refit` the share that goes best with the width.
@@ -116,6 +119,8 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
     widths: int | list[int] | None = None
     parameter_reduction: float | None = None
     max_loss: float | None = None
+    fit_memory: int | str | None = None
+    context: int | None = None
     mlp_sparsity: float | None = None
     schedule: str = "uniform"
     rotation: str = "shared"
@@ -191,6 +196,10 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             self.parameter_reduction = DEFAULT_REDUCTION
         holds = self.max_loss is None or (is_number(self.max_loss) and self.max_loss > 0)
         self._require("max_loss", holds, "give nats per token that the model may lose, more than 0")
+        if self.fit_memory is not None:
+            file_size(self.fit_memory)
+        holds = self.context is None or (is_int(self.context) and self.context >= 1 and self.fit_memory is not None)
+        self._require("context", holds, "give a positive number of tokens, with fit_memory, or leave it out")
         if self.widths is None:
             return
         if isinstance(self.widths, Iterable):
@@ -212,7 +221,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
                 f"mlp_sparsity={self.mlp_sparsity} with refit=False: neurons are chosen, and compensated for, by the "
                 "regression of a refit; leave mlp_sparsity out or use refit=True."
             )
-        solved = self.parameter_reduction is not None or self.max_loss is not None
+        solved = any(getattr(self, key) is not None for key in ("parameter_reduction", "max_loss", "fit_memory"))
         deletes_neurons = self.mlp_sparsity or (self.mlp_sparsity is None and solved)
         if self.schedule != "uniform" and not (deletes_neurons and self.refit):
             raise ValueError(

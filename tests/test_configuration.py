@@ -72,6 +72,10 @@ def test_deepcopy_keeps_data_and_tokenizer_by_reference():
         ),
         ({"parameter_reduction": 0.2, "widths": [8]}, "Both parameter_reduction=0.2 and widths are given"),
         ({"max_loss": 0.1, "parameter_reduction": 0.2}, "Both parameter_reduction=0.2 and max_loss are given"),
+        ({"fit_memory": "6GB", "max_loss": 0.1}, "Both max_loss=0.1 and fit_memory are given"),
+        ({"fit_memory": "much"}, "'much' is no size; give a number with a unit, such as 512MiB"),
+        ({"context": 64}, "context=64; give a positive number of tokens, with fit_memory, or leave it out"),
+        ({"fit_memory": "6GB", "context": 0}, "context=0; give a positive number of tokens"),
         ({"max_loss": 0}, "max_loss=0; give nats per token that the model may lose, more than 0"),
         (
             {"parameter_reduction": 1},

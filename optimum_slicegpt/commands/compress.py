@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import SliceGPTConfig
 from ..data.batches import limit_to_positions
@@ -25,7 +25,8 @@ from ..slicing.estimate import estimate_run
 from ..storage.files import written_aside
 from ..storage.shards import verify_checkpoint
 from ..storage.tokenizers import save_tokenizer
-from ..streaming import DEFAULT_MEMORY, StreamedRun, file_size
+from ..streaming import DEFAULT_MEMORY, StreamedRun
+from ..validation import file_size
 from .loading import (
     check_device,
     load_config_and_tokenizer,
@@ -100,8 +101,7 @@ def check_several(args: Namespace) -> None:
 def estimate(args: Namespace, configs: list[SliceGPTConfig]) -> None:
     """Prints what a run would take. It reads the configuration alone, and assumes as much text as is asked for."""
     model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-    if args.model_dtype != "auto":
-        model_config.dtype = args.model_dtype
+    set_dtype(args, model_config)
     seqlen = limit_to_positions(configs[0].seqlen, model_config)
     found = [
         estimate_run(
@@ -122,6 +122,12 @@ def estimate(args: Namespace, configs: list[SliceGPTConfig]) -> None:
         return
     for each in found:
         print_estimate(each, **runs)
+
+
+def set_dtype(args: Namespace, model_config: PreTrainedConfig) -> None:
+    """Sets the dtype in which the model will be loaded, if it was given."""
+    if args.model_dtype != "auto":
+        model_config.dtype = args.model_dtype
 
 
 def stream(args: Namespace, config: SliceGPTConfig) -> None:
@@ -166,6 +172,7 @@ def compress_in_memory(args: Namespace, configs: list[SliceGPTConfig], processes
     several = len(sizes) > 1
     with written_aside(Path(args.output)) if processes.is_first else nullcontext() as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
+        set_dtype(args, model_config)
         for each in configs:
             likely_plan(each, model_config).check_rest(each, model_config)
         test = None

@@ -9,6 +9,7 @@ from ..modeling.checks import check_dense
 from ..modeling.decoder import Decoder, empty_model
 from ..modeling.families import check_equal_widths, family_of, num_neurons
 from ..modeling.stock import stock_hidden_size
+from .memory import sized_for_memory
 from .rounding import SMALLEST_STEP, round_down
 from .search import predict_share
 from .settings import (
@@ -90,6 +91,8 @@ class SlicePlan:
                 f"max_loss={config.max_loss}: the size is found by slicing and measuring, which needs the whole model "
                 "in memory; give a size, or use quantize_model, or compress without --stream."
             )
+        if config.fit_memory is not None:
+            return cls._fitting(config, model_config)
         if isinstance(config.widths, int):
             config = replace(config, widths=[config.widths] * family_of(model_config).num_sites(model_config))
         check_experts(config, model_config)
@@ -115,6 +118,7 @@ class SlicePlan:
             ValueError: a `parameter_reduction` leaves less than `LEAST_REST` of the dimensions or neurons. Where other
                 settings say so, that is a warning.
         """
+        config = sized_for_memory(config, model_config)
         if config.parameter_reduction:
             self._warn_of_sizes(config, model_config)
         for rest, all_, name in self._rests(model_config):
@@ -151,6 +155,19 @@ class SlicePlan:
                 f"Widths of {', '.join(map(str, uneven))} are no multiples of round_to={wanted}, of which none come "
                 f"near enough to parameter_reduction={reduction}. Give widths, or sparsity."
             )
+
+    @classmethod
+    def _fitting(cls, config, model_config):
+        """Determines the plan of a model that fits into memory."""
+        sized, model = sized_for_memory(config, model_config), empty_model(model_config)
+        about = f"fit_memory={config.fit_memory!r} with context={config.context}"
+        try:
+            plan = cls.from_config(sized, model_config)
+        except ValueError as error:
+            raise ValueError(f"{about} cannot be reached: {error}") from error
+        if 1 - plan.num_parameters(model) / model.num_parameters() < sized.parameter_reduction:
+            raise ValueError(f"{about} cannot be reached: the smallest size is larger; give a shorter context.")
+        return plan
 
     @classmethod
     def _stock(cls, config, model_config):

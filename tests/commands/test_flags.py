@@ -18,6 +18,8 @@ FIELDS = {
     "widths": ([32, 32, 32, 32, 32], [32, 32, 32, 32, 32]),
     "parameter_reduction": ([0.25], 0.25),
     "max_loss": ([0.1], 0.1),
+    "fit_memory": (["100kB"], "100kB"),
+    "context": ([64, "--fit-memory", "100kB"], 64),
     "mlp_sparsity": ([0.3], 0.3),
     "rotation": (["shared"], "shared"),
     "refit": ([], True),
@@ -69,7 +71,8 @@ def config_of(cli_files, tmp_path, monkeypatch):
 def test_every_field_has_a_flag(config_of, name):
     values, expected = FIELDS[name]
     config = config_of("--" + name.replace("_", "-"), *values)
-    assert config.to_dict() == SliceGPTConfig(**{name: expected}).to_dict()
+    memory = {"fit_memory": "100kB"} if name == "context" else {}
+    assert config.to_dict() == SliceGPTConfig(**memory | {name: expected}).to_dict()
 
 
 def test_fields_without_a_flag_keep_their_defaults(config_of):

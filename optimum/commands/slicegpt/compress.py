@@ -137,6 +137,18 @@ class CompressCommand(SliceGPTSubcommand):
             metavar="PERCENT",
             help="the same limit in percent, such as 10%%",
         )
+        size.add_argument(
+            "--fit-memory",
+            metavar="SIZE",
+            help="the size whose weights, in the dtype that they are stored in, and whose cache take no more than "
+            "this, such as 6GB",
+        )
+        slicing.add_argument(
+            "--context",
+            type=count,
+            metavar="N",
+            help="with --fit-memory, tokens of the sequence whose cache is counted (default: no cache)",
+        )
         slicing.add_argument(
             "--mlp-sparsity",
             type=share,
