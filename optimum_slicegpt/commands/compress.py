@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from ..configuration import SliceGPTConfig
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
     from ..evaluation.perplexity import Perplexity
     from ..recovery import RecoveryConfig
 
+FLAGS = ("model", "trust_remote_code", "model_dtype", "max_shard_size", "check", "refuse_above", "recover")
+FLAGS += ("eval_dataset", "eval_nsamples", "eval_seqlen", "stream", "max_memory")
+"""Flags beside the settings of [`SliceGPTConfig`] that a run is repeated with."""
+
 
 def run(args: Namespace) -> None:
     """
@@ -71,7 +77,7 @@ def run(args: Namespace) -> None:
     if not processes.is_first:
         silence()
     check_device(config.device)
-    args.max_shard_size = file_size(args.max_shard_size)
+    file_size(args.max_shard_size)
     if not args.stream:
         for name in ("max_memory", "resume"):
             if given[name]:
@@ -161,6 +167,7 @@ def stream(args: Namespace, config: SliceGPTConfig) -> None:
     if not args.json:
         print_estimate(found)
     model = run.run()
+    write_flags(args, config, Path(args.output))
     dense = sum(parameter.nbytes for parameter in run.checkpoint.model.parameters())
     summary = summarise(args, model, dense, Path(args.output)) | {"plan": asdict(found)}
     print_json(summary) if args.json else print_summary(summary)
@@ -207,6 +214,7 @@ def compress_in_memory(args: Namespace, configs: list[SliceGPTConfig], processes
                     "perplexity_before": asdict(before),
                     "perplexity_after": asdict(after),
                 }
+        write_flags(args, config, folder)
 
     if args.push_to_hub:
         model.push_to_hub(args.push_to_hub, tokenizer=tokenizer)
@@ -224,12 +232,24 @@ def record_perplexity(sliced: PreTrainedModel, source: str, before: Perplexity, 
     sliced.config.slicegpt["perplexity"] = {"dataset": source, **finite}
 
 
-def save(sliced: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: int) -> None:
+def save(sliced: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: str) -> None:
     """Writes a model, its card and its tokenizer to a folder, and verifies the files."""
     sliced.save_pretrained(folder, max_shard_size=max_shard_size)
     model_card(sliced, picture=save_picture(sliced.config, folder)).save(folder / "README.md")
     save_tokenizer(tokenizer, folder)
     verify_checkpoint(folder, sliced)
+
+
+def write_flags(args: Namespace, config: SliceGPTConfig, folder: Path) -> None:
+    """Writes what a run was asked for, defaults included, to a folder, for `--config` to repeat it."""
+    values = {key: getattr(args, key) for key in FLAGS} | config.to_dict()
+    del values["quant_method"]
+    values["parameter_reduction"] = getattr(args, "parameter_reduction", config.parameter_reduction)  # or several
+    values["seed"] = "none" if config.seed is None else config.seed
+    if isinstance(args.eval_dataset, list):
+        values["eval_dataset"] = list(map(os.fspath, args.eval_dataset))
+    text = yaml.safe_dump({key: value for key, value in values.items() if value is not None}, sort_keys=False)
+    (folder / "compress.yaml").write_text(text, encoding="utf-8")
 
 
 def recovery_config() -> RecoveryConfig:

@@ -36,6 +36,13 @@ class CompressCommand(SliceGPTSubcommand):
         add_model_arguments(parser)
         add_output_argument(parser)
         parser.add_argument(
+            "--config",
+            metavar="FILE",
+            default=None,
+            help="take flags from this file, such as the compress.yaml that is written beside every result; those "
+            "that are given win",
+        )
+        parser.add_argument(
             "--model-dtype",
             choices=("auto", *DTYPES),
             default="auto",

@@ -16,6 +16,10 @@ class Parser(ArgumentParser):
         parser.__class__, parser.allow_abbrev = cls, False
 
     def parse_known_args(self, args=None, namespace=None):
+        if "--config" in self._option_string_actions:
+            from .config_file import expand
+
+            args = expand(self, list(args))
         if self._subparsers is None:  # An unknown flag is named before what is missing, which it may have been.
             flags = [each.partition("=")[0] for each in args or () if each.startswith("--")]
             self._refuse([flag for flag in flags if flag not in self._option_string_actions])
