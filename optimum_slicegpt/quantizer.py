@@ -57,6 +57,9 @@ class SliceGPTQuantizer:
         """
         Slices a model in place: the object becomes an instance of its family's sliced class.
 
+        With `config.max_loss` several sizes are sliced and compared, and the smallest that keeps it is taken. The best
+        of them so far is in memory beside the dense model, and the next one.
+
         All checks run before anything changes. Several processes that each call this, with the same arguments, share
         out the calibration batches, and each gets the result. Like a model that was loaded, the result has no gradient
         checkpointing enabled and no parameters frozen, whatever the dense model had.
@@ -76,11 +79,12 @@ class SliceGPTQuantizer:
         Raises:
             ConnectionError: another process has failed.
             ValueError: the model, the widths or the calibration data cannot be used; activations are not finite;
-                processes were given different things; the model lost more than `refuse_above`.
+                processes were given different things; the model lost more than `refuse_above`, or with every size more
+                than `max_loss`.
         """
         slicing = _Slicing(model, self.config, tokenizer)
         if self.config.max_loss is not None:
-            sliced = slicing.within(self.config.max_loss)
+            sliced = slicing.within(self.config.max_loss, refuse_above)
         else:
             (sliced,) = slicing.to_sizes([self.config], check or refuse_above is not None, refuse_above)
         return replace_in_place(model, sliced)
@@ -143,12 +147,13 @@ class _Slicing:
             judge_loss(comparison.compare(sliced), refuse_above)
         return found
 
-    def within(self, limit) -> PreTrainedModel:
+    def within(self, limit, refuse_above=None) -> PreTrainedModel:
         """
         Slices to the smallest size whose loss is within a limit.
 
         Raises:
-            ValueError: there is no text to measure on; not even the largest size is within the limit.
+            ValueError: there is no text to measure on; not even the largest size is within the limit, or that of
+                `refuse_above`.
         """
         sizes = sizes_to_try(self._config, self._dense.config)
         batches = calibration_batches(self._dense, self._config, self._tokenizer)
@@ -188,7 +193,7 @@ class _Slicing:
                 f"The loss of {check['loss']:.3f} nats is known to ± {check['stderr'] or math.nan:.3f} only, because "
                 "there is little text that is not calibrated on; give more text, or lower nsamples."
             )
-        judge_loss(check["loss"])
+        judge_loss(check["loss"], refuse_above)
         return found[index]
 
     def _slice(self, configs, plans, batches):
