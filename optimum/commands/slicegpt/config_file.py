@@ -20,6 +20,8 @@ def expand(parser: ArgumentParser, args: list[str]) -> list[str]:
         return args
     flag, _, path = args[given.index("--config")].partition("=")
     path = path or next(iter(args[given.index(flag) + 1 :]), "")
+    if not path:
+        return args  # argparse says that a file is missing.
     known, expanded = parser._option_string_actions, []
     groups = [group._group_actions for group in parser._mutually_exclusive_groups]
     flags = [known[each] for each in given if each in known]
