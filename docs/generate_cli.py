@@ -55,7 +55,8 @@ def flag(action: Action) -> str:
 def meaning(action: Action) -> str:
     """Returns the choices of a flag, if it has any, and its help."""
     choices = ", ".join(f"`{choice}`" for choice in action.choices or ())
-    return f"{choices}: {action.help}" if choices else action.help
+    help = action.help.replace("%%", "%")  # argparse formats it.
+    return f"{choices}: {help}" if choices else help
 
 
 def group(title: str, actions: list[Action]) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .validation import Validated, is_int, is_number
+from .validation import Validated, file_size, is_int, is_number
 
 
 DEFAULT_REDUCTION = 0.2
 """The `parameter_reduction` of a configuration that says nothing about the size."""
+SIZES = ("parameter_reduction", "max_loss", "fit_memory", "sparsity", "widths")
+"""Settings that say how much to delete. One of them is given."""
 ORIENTATIONS = ("pca", "random")
 ROTATIONS = ("per_block", "shared")
 METRICS = ("none", "fisher")
@@ -35,7 +37,14 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             Width at every site, instead of `sparsity`: before each attention, MLP and the final norm. One for all.
         parameter_reduction (`float`, *optional*):
             Share of all parameters to delete, in [0, 1), instead of `sparsity` and `widths`. Shortcuts, the head and
-            the embedding count. 0.2 if none of the three is given.
+            the embedding count. 0.2 if nothing else says how much.
+        max_loss (`float`, *optional*):
+            Nats per token that the model may lose, instead of a size: the smallest one that keeps it is searched for,
+            by slicing and measuring. It is the mean over the kinds of text that the model is calibrated on, on text
+            that it does not see. exp of it is the ratio of perplexities.
+        fit_memory (`int` or `str`, *optional*), context (`int`, *optional*):
+            Bytes, or `"6GB"`, that weights may take with the cache of a sequence of `context` tokens, instead of a
+            size. Both are counted in the dtype of the model. Without `context` no cache is counted.
         mlp_sparsity (`float`, *optional*):
             Share of the neurons of each MLP to delete, in [0, 1); needs `refit`. By default none, or with
             `parameter_reduction` and `refit` the share that goes best with the width.
@@ -110,6 +119,9 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
     sparsity: float | None = None
     widths: int | list[int] | None = None
     parameter_reduction: float | None = None
+    max_loss: float | None = None
+    fit_memory: int | str | None = None
+    context: int | None = None
     mlp_sparsity: float | None = None
     schedule: str = "uniform"
     rotation: str = "shared"
@@ -174,19 +186,22 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
 
     def _check_size(self):
         """Checks that at most one setting says how much to delete, and that widths are positive integers."""
-        if self.sparsity is not None and self.widths is not None:
+        given = [key for key in SIZES if getattr(self, key) is not None]
+        if len(given) > 1:
+            first, second = given[:2]
             raise ValueError(
-                f"Both sparsity={self.sparsity} and widths are given; widths say it all, so leave sparsity out."
+                f"Both {first}={getattr(self, first)} and {second} are given; each says how much to delete, so leave "
+                "one out."
             )
-        for key in ("sparsity", "widths"):
-            if self.parameter_reduction is not None and getattr(self, key) is not None:
-                raise ValueError(
-                    f"Both parameter_reduction={self.parameter_reduction} and {key} are given; the reduction "
-                    f"determines the widths, so leave {key} out."
-                )
+        if not given:
+            self.parameter_reduction = DEFAULT_REDUCTION
+        holds = self.max_loss is None or (is_number(self.max_loss) and self.max_loss > 0)
+        self._require("max_loss", holds, "give nats per token that the model may lose, more than 0")
+        if self.fit_memory is not None:
+            file_size(self.fit_memory)
+        holds = self.context is None or (is_int(self.context) and self.context >= 1 and self.fit_memory is not None)
+        self._require("context", holds, "give a positive number of tokens, with fit_memory, or leave it out")
         if self.widths is None:
-            if self.sparsity is None and self.parameter_reduction is None:
-                self.parameter_reduction = DEFAULT_REDUCTION
             return
         if isinstance(self.widths, Iterable):
             self.widths = list(self.widths)
@@ -207,7 +222,8 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
                 f"mlp_sparsity={self.mlp_sparsity} with refit=False: neurons are chosen, and compensated for, by the "
                 "regression of a refit; leave mlp_sparsity out or use refit=True."
             )
-        deletes_neurons = self.mlp_sparsity or (self.mlp_sparsity is None and self.parameter_reduction is not None)
+        solved = any(getattr(self, key) is not None for key in ("parameter_reduction", "max_loss", "fit_memory"))
+        deletes_neurons = self.mlp_sparsity or (self.mlp_sparsity is None and solved)
         if self.schedule != "uniform" and not (deletes_neurons and self.refit):
             raise ValueError(
                 f"schedule={self.schedule!r} shares out the neurons that are deleted, and none are; leave it out, or "

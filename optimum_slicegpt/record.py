@@ -64,8 +64,8 @@ class Record:
 
     Args:
         base_model (`str`): public name of the dense model, see [`public_name`].
-        sparsity, parameter_reduction, mlp_sparsity, schedule, rotation, refit, refine, metric, round_to,
-        round_neurons_to, slice_head, orientation, seed, dtype: settings of [`SliceGPTConfig`].
+        sparsity, parameter_reduction, fit_memory, context, mlp_sparsity, schedule, rotation, refit, refine, metric,
+        round_to, round_neurons_to, slice_head, orientation, seed, dtype: settings of [`SliceGPTConfig`].
         architecture (`str`): `"stock"` for a class that transformers has, else `"sliced"`.
         embeddings (`str`): `"narrow"`, `"tied"` or `"sliced"`, see [`SlicePlan`].
         hidden_size (`int`): D of the dense model.
@@ -83,6 +83,8 @@ class Record:
     base_model: str
     sparsity: float | None
     parameter_reduction: float | None
+    fit_memory: int | str | None
+    context: int | None
     mlp_sparsity: float | None
     schedule: str
     rotation: str

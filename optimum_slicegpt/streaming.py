@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import convert_file_size_to_int
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -30,6 +29,7 @@ from .storage.files import check_output, check_space, locked, move_into_place, s
 from .storage.on_disk import STATE_FILE, WEIGHTS, OnDisk
 from .storage.shards import DEFAULT_SHARD_SIZE, verify_checkpoint
 from .storage.tokenizers import save_tokenizer
+from .validation import file_size
 
 
 logger = logging.get_logger(__name__)
@@ -39,22 +39,6 @@ DEFAULT_MEMORY = "1GiB"
 DATA_SETTINGS = ("dataset", "text_column", "tokenizer", "nsamples", "seqlen", "own_tokens", "batch_size")
 FREE_SETTINGS = (*DATA_SETTINGS, "offload_activations")
 """Settings that show in the tokens, or not at all: a run that resumes may have others."""
-
-
-def file_size(size: int | str) -> int:
-    """
-    Converts a size to bytes.
-
-    Args:
-        size (`int` or `str`): bytes, or a number with a unit: `"1GiB"`, `"50GB"`.
-
-    Raises:
-        ValueError: no unit, no number, or a negative one.
-    """
-    try:
-        return convert_file_size_to_int(size)
-    except ValueError as error:
-        raise ValueError(f"{size!r} is no size; give a number with a unit, such as 512MiB, 2GiB or 50GB.") from error
 
 
 def compress_checkpoint(
@@ -201,7 +185,7 @@ class StreamedRun:
                     fingerprint=self.fingerprint(),
                     saved=saved,
                 )
-                result = compress(self.checkpoint.model, self.plan, self.batches, self.config, storage)
+                (result,) = compress(self.checkpoint.model, [self.plan], self.batches, self.config, storage)
                 self._finish(result)
             except BaseException:
                 if first:

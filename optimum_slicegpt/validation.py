@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from accelerate.utils import convert_file_size_to_int
 
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -48,3 +49,19 @@ def is_int(value) -> bool:
 
 def is_number(value) -> bool:
     return (is_int(value) or isinstance(value, float)) and math.isfinite(value)
+
+
+def file_size(size: int | str) -> int:
+    """
+    Converts a size to bytes.
+
+    Args:
+        size (`int` or `str`): bytes, or a number with a unit: `"1GiB"`, `"50GB"`.
+
+    Raises:
+        ValueError: no unit, no number, or a negative one.
+    """
+    try:
+        return convert_file_size_to_int(size)
+    except ValueError as error:
+        raise ValueError(f"{size!r} is no size; give a number with a unit, such as 512MiB, 2GiB or 50GB.") from error

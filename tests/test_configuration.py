@@ -68,12 +68,15 @@ def test_deepcopy_keeps_data_and_tokenizer_by_reference():
         ({"sparsity": 0.3, "widths": [8]}, "Both sparsity=0.3 and widths are given"),
         (
             {"parameter_reduction": 0.2, "sparsity": 0.3},
-            "Both parameter_reduction=0.2 and sparsity are given; .* leave sparsity out",
+            "Both parameter_reduction=0.2 and sparsity are given; each says how much to delete, so leave one out",
         ),
-        (
-            {"parameter_reduction": 0.2, "widths": [8]},
-            "Both parameter_reduction=0.2 and widths are given; .* leave widths out",
-        ),
+        ({"parameter_reduction": 0.2, "widths": [8]}, "Both parameter_reduction=0.2 and widths are given"),
+        ({"max_loss": 0.1, "parameter_reduction": 0.2}, "Both parameter_reduction=0.2 and max_loss are given"),
+        ({"fit_memory": "6GB", "max_loss": 0.1}, "Both max_loss=0.1 and fit_memory are given"),
+        ({"fit_memory": "much"}, "'much' is no size; give a number with a unit, such as 512MiB"),
+        ({"context": 64}, "context=64; give a positive number of tokens, with fit_memory, or leave it out"),
+        ({"fit_memory": "6GB", "context": 0}, "context=0; give a positive number of tokens"),
+        ({"max_loss": 0}, "max_loss=0; give nats per token that the model may lose, more than 0"),
         (
             {"parameter_reduction": 1},
             r"parameter_reduction=1; give the share of parameters to delete, in \[0, 1\)",

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
 from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, PreTrainedModel
+import yaml
+from transformers import PreTrainedModel
 
 from ..configuration import SliceGPTConfig
-from ..data.batches import limit_to_positions
-from ..data.calibration import list_sources
 from ..distributed import Processes
-from ..modeling.decoder import empty_model
-from ..planning.machine import Machine
 from ..planning.rounding import unfilled_blocks
-from ..planning.widths import SlicePlan
+from ..planning.widths import likely_plan
 from ..progress import announce
+from ..quantizer import SliceGPTQuantizer
 from ..reports.hub import check_access
 from ..reports.model_card import model_card, save_picture
-from ..slicing.estimate import estimate_run
 from ..storage.files import check_space, saving, written_aside
 from ..storage.shards import verify_checkpoint
 from ..storage.tokenizers import save_tokenizer
-from ..streaming import DEFAULT_MEMORY, StreamedRun, file_size
+from ..streaming import DEFAULT_MEMORY, StreamedRun
+from ..validation import file_size
 from .loading import (
     check_device,
     load_config_and_tokenizer,
@@ -35,11 +34,17 @@ from .loading import (
     measure_perplexity,
     silence,
 )
-from .printing import print_estimate, print_json, print_summary
+from .plan import estimate, machine_of, set_dtype
+from .printing import print_estimate, print_json, print_sizes, print_summary
 
 
 if TYPE_CHECKING:
+    from ..evaluation.perplexity import Perplexity
     from ..recovery import RecoveryConfig
+
+FLAGS = ("model", "trust_remote_code", "model_dtype", "max_shard_size", "check", "refuse_above", "recover")
+FLAGS += ("eval_dataset", "eval_nsamples", "eval_seqlen", "stream", "max_memory")
+"""Flags beside the settings of [`SliceGPTConfig`] that a run is repeated with."""
 
 
 def run(args: Namespace) -> None:
@@ -58,62 +63,44 @@ def run(args: Namespace) -> None:
             before weights are read; activations are not finite.
     """
     given = vars(args)
-    config = SliceGPTConfig(
-        **{field.name: given[field.name] for field in fields(SliceGPTConfig) if field.name in given}
-    )
+    settings = {field.name: given[field.name] for field in fields(SliceGPTConfig) if field.name in given}
+    sizes = settings.pop("parameter_reduction", None)
+    if isinstance(sizes, list):
+        check_several(args)
+    else:
+        sizes = [sizes]
+    configs = [SliceGPTConfig(parameter_reduction=size, **settings) for size in sizes]
+    config = configs[0]
     processes = Processes(config.device or "cpu")
     if not processes.is_first:
         silence()
     if not args.device_memory:
         check_device(config.device)
-    args.max_shard_size = file_size(args.max_shard_size)
+    file_size(args.max_shard_size)
     for flag, names in {"stream": ("max_memory", "resume"), "plan": ("device_memory", "host_memory")}.items():
         for name in names:
             if given[name] and not given[flag]:
                 raise ValueError(f"--{name.replace('_', '-')} is for --{flag}; give both, or neither.")
     if args.plan:
         if processes.is_first:
-            estimate(args, config)
+            estimate(args, configs)
     elif args.stream:
         stream(args, config, processes)
     else:
-        compress_in_memory(args, config, processes)
+        compress_in_memory(args, configs, processes)
 
 
-def estimate(args: Namespace, config: SliceGPTConfig) -> None:
+def check_several(args: Namespace) -> None:
     """
-    Prints what a run would take, and whether this machine, or the one that flags describe, has room for it. It reads
-    the configuration alone, and assumes as much text as is asked for.
+    Checks that flags are none of those that are about one result, where several sizes are asked for.
+
+    Raises:
+        ValueError: there is one.
     """
-    if args.device_memory and config.device is None:
-        config.device = "cuda"
-    model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
-    if args.model_dtype != "auto":
-        model_config.dtype = args.model_dtype
-    seqlen = limit_to_positions(config.seqlen, model_config)
-    found = estimate_run(
-        empty_model(model_config),
-        SlicePlan.from_config(config, model_config),
-        config,
-        tokens=config.nsamples * seqlen,
-        tokens_per_batch=min(config.batch_size, config.nsamples) * seqlen,
-        max_memory=file_size(args.max_memory or DEFAULT_MEMORY) if args.stream else None,
-        groups=len(list_sources(config.dataset)) + (config.own_tokens != 0),
-    )
-    rooms = found.rooms(machine_of(args, config))
-    if args.json:
-        rooms = {place: asdict(room) for place, room in rooms.items()}
-        print_json({"model": args.model} | asdict(found) | {"room": rooms})
-    else:
-        print_estimate(found, rooms)
-
-
-def machine_of(args: Namespace, config: SliceGPTConfig) -> Machine:
-    """Returns what flags say of a machine, whose disk they do not tell, or what this machine has."""
-    if args.device_memory or args.host_memory:
-        sizes = (size and file_size(size) for size in (args.host_memory, args.device_memory))
-        return Machine(*sizes)
-    return Machine.here(config.device, args.output)
+    for name in ("stream", "recover", "refuse_above", "push_to_hub"):
+        if getattr(args, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is for one size; give one --parameter-reduction, or leave {flag} out.")
 
 
 def stream(args: Namespace, config: SliceGPTConfig, processes: Processes) -> None:
@@ -150,17 +137,22 @@ def stream(args: Namespace, config: SliceGPTConfig, processes: Processes) -> Non
     model = run.run()
     if not processes.is_first:
         return
+    write_flags(args, config, Path(args.output))
     dense = sum(parameter.nbytes for parameter in run.checkpoint.model.parameters())
-    summary = summarise(args, model, dense) | {"plan": asdict(found)}
+    summary = summarise(args, model, dense, Path(args.output)) | {"plan": asdict(found)}
     print_json(summary) if args.json else print_summary(summary)
 
 
-def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Processes) -> None:
-    """Slices a model in memory, in one process or in several."""
+def compress_in_memory(args: Namespace, configs: list[SliceGPTConfig], processes: Processes) -> None:
+    """Slices a model in memory, in one process or in several. Each of several sizes gets a folder in the output."""
+    config, sizes = configs[0], [each.parameter_reduction for each in configs]
+    several = len(sizes) > 1
     with written_aside(Path(args.output), args.overwrite) if processes.is_first else nullcontext() as folder:
         model_config, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
-        plan = SlicePlan.from_config(config, model_config)
-        plan.check_rest(config, model_config)
+        set_dtype(args, model_config)
+        plans = [likely_plan(each, model_config) for each in configs]
+        for plan, each in zip(plans, configs, strict=True):
+            plan.check_rest(each, model_config)
         if args.push_to_hub and processes.is_first:
             check_access(args.push_to_hub)
         test = None
@@ -171,36 +163,70 @@ def compress_in_memory(args: Namespace, config: SliceGPTConfig, processes: Proce
 
         model = load_model(args, args.model_dtype)
         if processes.is_first:
-            check_space(folder, plan.num_parameters(model) * model.dtype.itemsize)
+            check_space(folder, sum(plan.num_parameters(model) for plan in plans) * model.dtype.itemsize)
         size_before = sum(parameter.nbytes for parameter in model.parameters())
         before = test and measure_perplexity(model, test, config.device)
-        recovery = recovery_config() if args.recover else None
-        model.compress(config, tokenizer, recover=recovery, check=args.check, refuse_above=args.refuse_above)
+        if several:
+            found = SliceGPTQuantizer(config).quantize_to_sizes(model, sizes, tokenizer, check=args.check)
+        else:
+            recovery = recovery_config() if args.recover else None
+            model.compress(config, tokenizer, recover=recovery, check=args.check, refuse_above=args.refuse_above)
+            found = [model]
         if not processes.is_first:
             return
-        after = test and measure_perplexity(model, test, config.device)
-        if test:
-            found = {"before": before.perplexity, "after": after.perplexity}
-            finite = {when: value for when, value in found.items() if math.isfinite(value)}  # JSON has no infinity.
-            model.config.slicegpt["perplexity"] = {"dataset": test.source, **finite}
-        announce("Saving")
-        with saving(folder):
-            model.save_pretrained(folder, max_shard_size=args.max_shard_size)
-            model_card(model, picture=save_picture(model.config, folder)).save(folder / "README.md")
-            save_tokenizer(tokenizer, folder)
-        verify_checkpoint(folder, model)
+        names = [f"{100 * size:g}" for size in sizes] if several else [""]
+        summaries = []
+        for name, sliced in zip(names, found, strict=True):
+            after = test and measure_perplexity(sliced, test, config.device)
+            if test:
+                record_perplexity(sliced, test.source, before, after)
+            save(sliced, tokenizer, folder / name, args.max_shard_size)
+            summaries.append(summarise(args, sliced, size_before, folder / name))
+            summaries[-1]["output"] = str(Path(args.output, name))
+            if test:
+                summaries[-1] |= {
+                    "perplexity_on": test.source,
+                    "perplexity_before": asdict(before),
+                    "perplexity_after": asdict(after),
+                }
+        write_flags(args, config, folder)
 
     if args.push_to_hub:
         push(args, model, tokenizer)
+    if several:
+        about = {"model": args.model, "output": args.output}
+        print_json(about | {"sizes": summaries}) if args.json else print_sizes(summaries)
+    else:
+        print_json(summaries[0]) if args.json else print_summary(summaries[0])
 
-    summary = summarise(args, model, size_before)
-    if test:
-        summary |= {
-            "perplexity_on": test.source,
-            "perplexity_before": asdict(before),
-            "perplexity_after": asdict(after),
-        }
-    print_json(summary) if args.json else print_summary(summary)
+
+def record_perplexity(sliced: PreTrainedModel, source: str, before: Perplexity, after: Perplexity) -> None:
+    """Adds the perplexities of the dense and the sliced model to the record of the latter."""
+    found = {"before": before.perplexity, "after": after.perplexity}
+    finite = {when: value for when, value in found.items() if math.isfinite(value)}  # JSON has no infinity.
+    sliced.config.slicegpt["perplexity"] = {"dataset": source, **finite}
+
+
+def save(sliced: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: str) -> None:
+    """Writes a model, its card and its tokenizer to a folder, and verifies the files."""
+    announce("Saving")
+    with saving(folder):
+        sliced.save_pretrained(folder, max_shard_size=max_shard_size)
+        model_card(sliced, picture=save_picture(sliced.config, folder)).save(folder / "README.md")
+        save_tokenizer(tokenizer, folder)
+    verify_checkpoint(folder, sliced)
+
+
+def write_flags(args: Namespace, config: SliceGPTConfig, folder: Path) -> None:
+    """Writes what a run was asked for, defaults included, to a folder, for `--config` to repeat it."""
+    values = {key: getattr(args, key) for key in FLAGS} | config.to_dict()
+    del values["quant_method"]
+    values["parameter_reduction"] = getattr(args, "parameter_reduction", config.parameter_reduction)  # or several
+    values["seed"] = "none" if config.seed is None else config.seed
+    if isinstance(args.eval_dataset, list):
+        values["eval_dataset"] = list(map(os.fspath, args.eval_dataset))
+    text = yaml.safe_dump({key: value for key, value in values.items() if value is not None}, sort_keys=False)
+    (folder / "compress.yaml").write_text(text, encoding="utf-8")
 
 
 def push(args: Namespace, model: PreTrainedModel, tokenizer: Any) -> None:
@@ -224,8 +250,8 @@ def recovery_config() -> RecoveryConfig:
     return RecoveryConfig()
 
 
-def summarise(args: Namespace, model: PreTrainedModel, size_before: int) -> dict[str, Any]:
-    """Returns the facts that every run prints."""
+def summarise(args: Namespace, model: PreTrainedModel, size_before: int, folder: Path) -> dict[str, Any]:
+    """Returns the facts that every run prints, of a model that is in a folder."""
     record = model.config.slicegpt
     sizes = {"hidden size": (record["hidden_size"], model.config.hidden_size)}
     if record["neurons"] is not None:
@@ -238,5 +264,5 @@ def summarise(args: Namespace, model: PreTrainedModel, size_before: int) -> dict
         "slicegpt": record,
         "unfilled_blocks": unfilled_blocks(sizes),
         "bytes_in_memory_before": size_before,
-        "bytes_on_disk_after": sum(file.stat().st_size for file in Path(args.output).glob("*.safetensors")),
+        "bytes_on_disk_after": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
     }

@@ -1,19 +1,25 @@
 """Everything that the commands print."""
 
+from __future__ import annotations
+
 import json
 import sys
-from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 from transformers.utils import logging
 
-from ..evaluation.benchmark import Benchmark
-from ..evaluation.speed import Spread
-from ..planning.inspection import Inspection
-from ..planning.machine import Room
 from ..reports.text import format_change, format_loss, format_rate, format_value, inspection_rows, loss_rows
-from ..slicing.estimate import RunEstimate
+
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from ..evaluation.benchmark import Benchmark
+    from ..evaluation.speed import Spread
+    from ..planning.inspection import Inspection
+    from ..planning.machine import Room
+    from ..slicing.estimate import RunEstimate
 
 
 def set_verbosity(args: Namespace) -> None:
@@ -74,21 +80,48 @@ def print_summary(summary: dict[str, Any]) -> None:
     print(f"Saved in {summary['output']}")
 
 
+def print_sizes(summaries: list[dict[str, Any]]) -> None:
+    """Prints a row for every size: parameters, and what the model lost on each kind of text."""
+    first = summaries[0]
+    kinds, dense = first["slicegpt"].get("check", {}).get("texts", {}), first["slicegpt"]["parameters_before"]
+    mean, measured = len(kinds) > 1, "perplexity_on" in first
+    rows = [("loss, nats per token", "parameters", "change", *kinds)]
+    rows.append(("dense", f"{dense:,}", "", *[""] * len(kinds)))
+    if mean:
+        rows = [(*rows[0], "mean"), (*rows[1], "")]
+    if measured:
+        figure = f"{first['perplexity_before']['perplexity']:.2f}"
+        rows = [(*rows[0], f"perplexity on {first['perplexity_on']}"), (*rows[1], figure)]
+    for summary in summaries:
+        after, check = summary["slicegpt"]["parameters_after"], summary["slicegpt"].get("check")
+        row = [summary["output"], f"{after:,}", format_change(dense, after)]
+        row += [format_loss(check["texts"][kind]["loss"], check["texts"][kind]["stderr"]) for kind in kinds]
+        row += [format_loss(check["loss"])] * mean
+        row += [f"{summary['perplexity_after']['perplexity']:.2f}"] if measured else []
+        rows.append(tuple(row))
+    print_table(rows)
+
+
 def print_check(check: dict[str, Any] | None) -> None:
     """Prints what a model lost on each kind of text, and what it answers before and after, as [`Check`] found it."""
     if check is None:
         return
     rows = loss_rows(check["texts"])
     if len(check["texts"]) > 1:
-        rows.append(("mean", "", "", "", format_loss(check["loss"])))
+        rows.append(("mean", "", "", "", format_loss(check["loss"], check["stderr"])))
     if check["texts"]:
         print_table(rows)
+    if "sizes" in check:
+        tried = ", ".join(f"{size} {format_loss(loss)}" for size, loss in check["sizes"].items())
+        print(f"at most {check['max_loss']:.3f} nats; parameters and what they lose: {tried}")
     for prompt, answers in check["answers"].items():
         print(f"{prompt}\n  dense:  {answers['dense']}\n  sliced: {answers['sliced']}")
 
 
-def print_estimate(estimate: RunEstimate, rooms: dict[str, Room]) -> None:
-    """Prints what a run will take, and whether there is room for it."""
+def print_estimate(estimate: RunEstimate, rooms: dict[str, Room], runs: int = 1) -> None:
+    """
+    Prints what a run will take, or each of several runs in a search for a size, and whether there is room for it.
+    """
     gib = {name: f"{size / 2**30:.2f} GiB" for name, size in vars(estimate).items() if name.startswith("bytes_")}
     counts = estimate.parameters_before, estimate.parameters_after
     widths = " to ".join(f"{width:,}" for width in sorted({min(estimate.widths), max(estimate.widths)}))
@@ -109,7 +142,10 @@ def print_estimate(estimate: RunEstimate, rooms: dict[str, Room]) -> None:
         "passes over the weights": f"{passes}, {gib['bytes_read']} read",
         **{f"{name}, estimated": f"{needs[name]}: {_verdict(room)}" for name, room in rooms.items()},
         "time, estimated": f"{time} ({work})",
+        "operations": f"as many as {estimate.forwards:,.1f} forwards of the dense model over the text take",
     }
+    if runs > 1:
+        rows["runs"] = f"about {runs} such ones, until the size is found; the parameters are a guess"
     for name, value in rows.items():
         print(f"{name}: {value}")
     print(flush=True)

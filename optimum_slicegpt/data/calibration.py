@@ -83,14 +83,17 @@ def calibration_batches(
     return batches
 
 
-def held_out_batches(model: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = None) -> list[TokenBatches]:
+def held_out_batches(
+    model: PreTrainedModel, config: SliceGPTConfig, tokenizer: Any = None, tokens: int = HELD_OUT
+) -> list[TokenBatches]:
     """
-    Builds batches to measure on, of every kind of text that a run calibrates on: `HELD_OUT` tokens that it does not
-    see. Of tokens, and of a text that is calibrated on as a whole, there are none.
+    Builds batches to measure on, of every kind of text that a run calibrates on: tokens that it does not see. Of
+    tokens, and of a text that is calibrated on as a whole, there are none.
 
     Args:
         model (`PreTrainedModel`): a dense causal language model, which writes what its cache lacks.
         config ([`SliceGPTConfig`]), tokenizer (`str` or tokenizer, *optional*): those of [`calibration_batches`].
+        tokens (`int`): about how many of each kind.
 
     Returns:
         `list[TokenBatches]`: one for each kind, with its name.
@@ -101,12 +104,12 @@ def held_out_batches(model: PreTrainedModel, config: SliceGPTConfig, tokenizer: 
     sources, tokenizer, seqlen, own_tokens, own = _choose_sources(model, config, tokenizer)
     parts = []
     if all(map(_is_text, sources)):
-        held_out = count_sequences(HELD_OUT, seqlen)
+        held_out = count_sequences(tokens, seqlen)
         parts += _load_others(sources, model, config, tokenizer, seqlen, own_tokens, held_out).values()
     if own_tokens:
-        seen, count = (count_sequences(tokens, own["length"]) for tokens in (own_tokens, HELD_OUT))
-        tokens = (seen + count) * own["length"]
-        ids = own_text(model, _found(tokenizer), tokens=tokens, device=config.device, **own)[seen:]
+        seen, count = (count_sequences(each, own["length"]) for each in (own_tokens, tokens))
+        needed = (seen + count) * own["length"]
+        ids = own_text(model, _found(tokenizer), tokens=needed, device=config.device, **own)[seen:]
         parts.append(TokenBatches([{"input_ids": part} for part in ids.split(config.batch_size)], "self"))
     return [part for part in parts if part.ntokens]
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
-from typing import TYPE_CHECKING
 
+from ..modeling.decoder import Decoder, empty_model
+from ..modeling.families import family_of, num_neurons
 from .rounding import SMALLEST_STEP, halvings
-
-
-if TYPE_CHECKING:
-    from .sizes import Size
+from .settings import neuron_step, sliced_sites, width_step
+from .sizes import Size, parameter_size
 
 
 NEURONS_FIRST = 0.5
@@ -203,3 +202,38 @@ class Solver:
                 widths = [int(each) for each in self.widths(order)]
                 if min(widths) >= 1:
                     yield widths
+
+
+def solve(config, model_config, neurons, embeddings, fits=None) -> tuple[list[int], int | None]:
+    """
+    Finds what reaches a `parameter_reduction`, with the given number of neurons or the best.
+
+    Args:
+        config ([`SliceGPTConfig`]): has `parameter_reduction`.
+        model_config (`PreTrainedConfig`): of the dense model.
+        neurons (`int`, *optional*): that `mlp_sparsity` leaves.
+        embeddings (`str`): see [`SlicePlan`].
+        fits (callable, *optional*): says which hidden sizes a stock class has; for a sliced class there is none.
+
+    Returns:
+        `tuple`: widths of the weights at all sites; neurons, or `None` for all.
+    """
+    hidden_size, family, reduction = model_config.hidden_size, family_of(model_config), config.parameter_reduction
+    if reduction == 0 and neurons is None:
+        return [hidden_size] * family.num_sites(model_config), None
+    model, all_neurons = empty_model(model_config), num_neurons(model_config)
+    if neurons is None and not (config.refit and config.mlp_sparsity is None and not family.keeps_neurons):
+        neurons = all_neurons
+    step, dense = width_step(config, model_config), model.num_parameters()
+    solver = Solver(
+        parameter_size(Decoder(model), embeddings, fits is not None),
+        dense,
+        sliced_sites(config, model_config, embeddings == "tied"),
+        config.rotation == "per_block",
+        neurons,
+        step,
+        neuron_step(config, model_config),
+        fits,
+    )
+    widths, neurons = solver.solve(reduction)
+    return widths, neurons if neurons < all_neurons else None

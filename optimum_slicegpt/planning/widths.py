@@ -9,7 +9,9 @@ from ..modeling.checks import check_dense
 from ..modeling.decoder import Decoder, empty_model
 from ..modeling.families import check_equal_widths, family_of, num_neurons
 from ..modeling.stock import stock_hidden_size
+from .memory import sized_for_memory
 from .rounding import SMALLEST_STEP, round_down
+from .search import predict_share
 from .settings import (
     check_embeddings,
     check_experts,
@@ -19,14 +21,13 @@ from .settings import (
     choose_embeddings,
     fits_stock,
     nearest_stock_size,
-    neuron_step,
     remaining_neurons,
     sliced_sites,
     width_step,
     with_wide_entry,
 )
 from .sizes import parameter_size
-from .solver import TOLERANCE, Solver
+from .solver import TOLERANCE, solve
 
 
 logger = logging.get_logger(__name__)
@@ -87,6 +88,13 @@ class SlicePlan:
             (408, 408, 408, 408, 576)
         """
         check_dense(model_config)
+        if config.max_loss is not None:
+            raise ValueError(
+                f"max_loss={config.max_loss}: the size is found by slicing and measuring, which needs the whole model "
+                "in memory; give a size, or use quantize_model, or compress without --stream."
+            )
+        if config.fit_memory is not None:
+            return cls._fitting(config, model_config)
         family = family_of(model_config)
         if family.wide_entry:
             config = with_wide_entry(config, family.wide_entry)
@@ -105,7 +113,8 @@ class SlicePlan:
 
     def check_rest(self, config: SliceGPTConfig, model_config) -> None:
         """
-        Checks that a model survives. A run calls this before it begins; who only looks at sizes may look at any.
+        Checks that a model survives, and warns where its size is not what was asked for. A run calls this before it
+        begins; who only looks at sizes may look at any.
 
         Args:
             config ([`SliceGPTConfig`]), model_config (`PreTrainedConfig`): those of [`SlicePlan.from_config`].
@@ -114,10 +123,10 @@ class SlicePlan:
             ValueError: a `parameter_reduction` leaves less than `LEAST_REST` of the dimensions or neurons. Where other
                 settings say so, that is a warning.
         """
-        rests = [(min(self.widths), self.hidden_size, "dimensions")]
-        if self.neurons is not None:
-            rests.append((self.neurons, num_neurons(model_config), "neurons"))
-        for rest, all_, name in rests:
+        config = sized_for_memory(config, model_config)
+        if config.parameter_reduction:
+            self._warn_of_sizes(config, model_config)
+        for rest, all_, name in self._rests(model_config):
             if rest >= LEAST_REST * all_:
                 continue
             left = f"{rest} of {all_} {name}"
@@ -127,6 +136,43 @@ class SlicePlan:
                     "destroys a model. Ask for less, or give widths, sparsity or mlp_sparsity to have it nevertheless."
                 )
             logger.warning_once(f"The settings leave {left}, less than a quarter, which destroys most models.")
+
+    def least_rest(self, model_config) -> float:
+        """Returns the share of a block's dimensions or neurons that is left, whichever is less."""
+        return min(rest / all_ for rest, all_, _ in self._rests(model_config))
+
+    def _rests(self, model_config):
+        rests = [(min(self.widths), self.hidden_size, "dimensions")]
+        if self.neurons is not None:
+            rests.append((self.neurons, num_neurons(model_config), "neurons"))
+        return rests
+
+    def _warn_of_sizes(self, config, model_config):
+        """Warns where no sizes come near to a `parameter_reduction`, or none that are multiples of `round_to`."""
+        reduction, model = config.parameter_reduction, empty_model(model_config)
+        found = 1 - self.num_parameters(model) / model.num_parameters()
+        if not 0 <= found - reduction <= TOLERANCE:
+            logger.warning(f"parameter_reduction={reduction}: the nearest that whole dimensions allow is {found:.2%}.")
+        wanted = config.round_to or min(width_step(config, model_config), SMALLEST_STEP)
+        uneven = sorted({width for width in self.stored_widths if width % wanted and width != self.hidden_size})
+        if uneven:
+            logger.warning(
+                f"Widths of {', '.join(map(str, uneven))} are no multiples of round_to={wanted}, of which none come "
+                f"near enough to parameter_reduction={reduction}. Give widths, or sparsity."
+            )
+
+    @classmethod
+    def _fitting(cls, config, model_config):
+        """Determines the plan of a model that fits into memory."""
+        sized, model = sized_for_memory(config, model_config), empty_model(model_config)
+        about = f"fit_memory={config.fit_memory!r} with context={config.context}"
+        try:
+            plan = cls.from_config(sized, model_config)
+        except ValueError as error:
+            raise ValueError(f"{about} cannot be reached: {error}") from error
+        if 1 - plan.num_parameters(model) / model.num_parameters() < sized.parameter_reduction:
+            raise ValueError(f"{about} cannot be reached: the smallest size is larger; give a shorter context.")
+        return plan
 
     @classmethod
     def _stock(cls, config, model_config):
@@ -143,9 +189,9 @@ class SlicePlan:
             size = stock_hidden_size(family, model_config, width)
         elif config.parameter_reduction is not None:
             try:
-                sizes = _solve(config, model_config, neurons, embeddings, fits_stock(config, model_config, True))
+                sizes = solve(config, model_config, neurons, embeddings, fits_stock(config, model_config, True))
             except ValueError:  # Neurons alone are not enough.
-                sizes = _solve(config, model_config, neurons, embeddings, fits_stock(config, model_config))
+                sizes = solve(config, model_config, neurons, embeddings, fits_stock(config, model_config))
             (size, *_), neurons = sizes
         else:
             wanted = round_down(hidden_size, config.sparsity, 1)
@@ -168,7 +214,7 @@ class SlicePlan:
             return cls(hidden_size, tuple(config.widths), embeddings, shortcuts, neurons)
         if config.parameter_reduction is not None:
             embeddings = choose_embeddings(config, model_config, None)
-            widths, neurons = _solve(config, model_config, neurons, embeddings)
+            widths, neurons = solve(config, model_config, neurons, embeddings)
             return cls(hidden_size, tuple(widths), embeddings, shortcuts, neurons)
         step = width_step(config, model_config)
         width = round_down(hidden_size, config.sparsity, step)
@@ -209,46 +255,44 @@ class SlicePlan:
         return size(self.stored_widths, self.neurons, self.shortcuts)
 
 
-def _solve(config, model_config, neurons, embeddings, fits=None):
+def sizes_to_try(config: SliceGPTConfig, model_config) -> list[tuple[SliceGPTConfig, SlicePlan]]:
     """
-    Finds what reaches a `parameter_reduction`, with the given number of neurons or the best.
+    Lists the sizes among which `max_loss` is searched for: those of every whole percent of `parameter_reduction` that
+    leaves enough of a model.
 
     Args:
-        config ([`SliceGPTConfig`]): has `parameter_reduction`.
+        config ([`SliceGPTConfig`]): has `max_loss`.
         model_config (`PreTrainedConfig`): of the dense model.
-        neurons (`int`, *optional*): that `mlp_sparsity` leaves.
-        embeddings (`str`): see [`SlicePlan`].
-        fits (callable, *optional*): says which hidden sizes a stock class has; for a sliced class there is none.
 
     Returns:
-        `tuple`: widths of the weights at all sites; neurons, or `None` for all.
+        `list`: configurations with a `parameter_reduction` and their plans, which differ, from the largest model on.
+
+    Raises:
+        ValueError: the model cannot be sliced with these settings.
     """
-    hidden_size, family, reduction = model_config.hidden_size, family_of(model_config), config.parameter_reduction
-    if reduction == 0 and neurons is None:
-        return [hidden_size] * family.num_sites(model_config), None
-    model, all_neurons = empty_model(model_config), num_neurons(model_config)
-    if neurons is None and not (config.refit and config.mlp_sparsity is None and not family.keeps_neurons):
-        neurons = all_neurons
-    step, dense = width_step(config, model_config), model.num_parameters()
-    solver = Solver(
-        parameter_size(Decoder(model), embeddings, fits is not None),
-        dense,
-        sliced_sites(config, model_config, embeddings == "tied"),
-        config.rotation == "per_block",
-        neurons,
-        step,
-        neuron_step(config, model_config),
-        fits,
-    )
-    widths, neurons = solver.solve(reduction)
-    found = 1 - solver.count(widths, neurons) / dense
-    if not 0 <= found - reduction <= TOLERANCE:
-        logger.warning(f"parameter_reduction={reduction}: the nearest that whole dimensions allow is {found:.2%}.")
-    wanted = config.round_to or min(step, SMALLEST_STEP)
-    uneven = sorted({width for width in widths if width % wanted and width != hidden_size})
-    if uneven:
-        logger.warning(
-            f"Widths of {', '.join(map(str, uneven))} are no multiples of round_to={wanted}, of which none come near "
-            f"enough to parameter_reduction={reduction}. Give widths, or sparsity."
-        )
-    return widths, neurons if neurons < all_neurons else None
+    found, out_of_reach = [], None
+    for percent in range(1, 100):
+        sized = replace(config, max_loss=None, parameter_reduction=percent / 100)
+        try:
+            plan = SlicePlan.from_config(sized, model_config)
+        except ValueError as error:
+            if found:
+                break
+            out_of_reach = error
+            continue
+        if found and plan.least_rest(model_config) < LEAST_REST:
+            break
+        if not found or plan != found[-1][1]:
+            found.append((sized, plan))
+    if not found:
+        raise out_of_reach
+    return found
+
+
+def likely_plan(config: SliceGPTConfig, model_config) -> SlicePlan:
+    """Returns the plan of a configuration; with `max_loss`, of the size from which the search starts."""
+    if config.max_loss is None:
+        return SlicePlan.from_config(config, model_config)
+    start = predict_share({}, config.max_loss)
+    sizes = sizes_to_try(config, model_config)
+    return next((plan for sized, plan in sizes[::-1] if sized.parameter_reduction <= start), sizes[0][1])

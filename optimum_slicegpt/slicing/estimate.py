@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..configuration import SliceGPTConfig
 from ..planning.machine import Machine, Room, room_for
+from ..planning.sizes import flops_per_token
 from .costs import Costs, seconds_for
 
 
@@ -57,6 +58,7 @@ class RunEstimate:
         memory (`dict[str, int]`): bytes of host memory at the peak, by what takes them.
         device_memory (`dict[str, int]`): the same of a device that has its own memory; empty where none computes.
         flops (`dict[str, float]`): floating point operations, by the dtype in which they are done.
+        forwards (`float`): as many operations, in forwards of the dense model over the text.
         seconds (`float`, *optional*):
             For these, as fast as this machine does work of these kinds and sizes. Reading and writing come on top.
             `None` where the device is not here, or is not tried.
@@ -76,6 +78,7 @@ class RunEstimate:
     memory: dict[str, int]
     device_memory: dict[str, int]
     flops: dict[str, float]
+    forwards: float
     seconds: float | None
 
     def rooms(self, machine: Machine) -> dict[str, Room]:
@@ -153,5 +156,6 @@ def estimate_run(
         memory=memory,
         device_memory=device_memory,
         flops=dict(flops),
+        forwards=sum(flops.values()) / (tokens * flops_per_token(costs.dense)),
         seconds=seconds_for(work, device) if timed else None,
     )

@@ -41,12 +41,10 @@ class BlockPair:
     Args:
         dense ([`DecoderBlock`]): of the dense model.
         sliced ([`DecoderBlock`]): of the sliced one.
-        is_first (`bool`): whether it is the first of its layer.
     """
 
     dense: DecoderBlock
     sliced: DecoderBlock
-    is_first: bool
 
     @property
     def site(self) -> int:
@@ -77,4 +75,4 @@ class BlockPair:
 def pair_blocks(dense: Decoder, sliced: Decoder, index: int) -> list[BlockPair]:
     """Returns the blocks of a layer, in the order in which the stream meets them."""
     pairs = zip(dense.blocks_of(index), sliced.blocks_of(index), strict=True)
-    return [BlockPair(block, target, position == 0) for position, (block, target) in enumerate(pairs)]
+    return [BlockPair(block, target) for block, target in pairs]

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -150,7 +151,7 @@ class Computation:
         return self.phase(name) if self.storage.on_disk else nullcontext()
 
     def progress(self, items: Iterable, phase: str, unit: str = "step", **options: Any) -> Iterator:
-        """Yields the items, and shows in the first process how many are done, see [`track`]."""
+        """Yields items, and shows in the first process how many are done, see [`track`]."""
         return track(items, phase, unit, shown=self.processes.is_first, **options)
 
 
@@ -188,23 +189,33 @@ class Run(Computation):
         data = [batches.batches, batches.groups]
         self.processes.check_alike({"widths": plan, "settings": settings, "calibration data": data})
         adopt_untouched(self.dense, self.sliced)
-        self._done, self._count, self._forecast = 0, 0, Forecast(estimate)
+        self._done, self._count, self._forecast, self._shown = 0, 0, Forecast(estimate), True
 
     def start_or_resume(self) -> None:
         """Starts the run, or resumes it from the state that the storage has."""
         stream, saved = self.start(), self.storage.restore(self.device)
         if saved is None:
-            neurons = [self.plan.neurons] * len(self.dense.layers)
-            generator = torch.Generator().manual_seed(self.config.seed or 0)
-            self.state = State(x=stream, z=[], neurons=neurons, generator=generator, seconds=self.seconds)
+            self._begin(stream)
         else:
-            self._done = saved["done"]
-            self.state = State.from_dict(saved["state"])
+            self._done, self.state = saved["done"], State.from_dict(saved["state"])
             for phase, seconds in self.seconds.items():
                 self.state.seconds[phase] += seconds
             self.seconds = self.state.seconds
             resize_mlps(self.sliced, self.state.neurons)
         self.storage.allocate(self.result)
+
+    def join(self, other: Run) -> None:
+        """Starts beside a run that has measured the same model, with what it has; that one shows how far both are."""
+        self._shown = False
+        self.batches = other.batches
+        self._begin(list(other.state.x))
+        self.state.statistics = replace(other.state.statistics)
+        self.storage.allocate(self.result)
+
+    def _begin(self, stream: list) -> None:
+        neurons = [self.plan.neurons] * len(self.dense.layers)
+        generator = torch.Generator().manual_seed(self.config.seed or 0)
+        self.state = State(x=stream, z=[], neurons=neurons, generator=generator, seconds=self.seconds)
 
     @property
     def result(self) -> PreTrainedModel:
@@ -223,7 +234,7 @@ class Run(Computation):
         first, self._count = self._count, self._count + len(items)
         done = min(max(0, self._done - first), len(items))
         left = items[done:]
-        if phase and left:
+        if phase and left and self._shown:
             seconds_left = self._forecast.begin(phase, done / len(items))
             left = self.progress(left, phase, unit, done=done, seconds_left=seconds_left)
         for item in left:

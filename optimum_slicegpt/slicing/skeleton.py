@@ -103,12 +103,12 @@ def release_values(model: PreTrainedModel) -> None:
                 module._parameters[key] = nn.Parameter(torch.empty_like(parameter, device="meta"))
 
 
-def replace_in_place(model: PreTrainedModel, sliced: PreTrainedModel) -> PreTrainedModel:
+def take_mode(model: PreTrainedModel, sliced: PreTrainedModel) -> PreTrainedModel:
     """
-    Turns the caller's dense model into the sliced one: the same object, of another class, with other contents.
+    Returns the sliced model, once it is known to be whole, in the mode of the dense one: training or evaluation.
 
     Raises:
-        RuntimeError: a tensor of the sliced model has no value. Nothing has been changed then.
+        RuntimeError: a tensor of the sliced model has no value.
     """
     missing = [
         name
@@ -117,7 +117,17 @@ def replace_in_place(model: PreTrainedModel, sliced: PreTrainedModel) -> PreTrai
     ]
     if missing:
         raise RuntimeError(f"No value was given to {', '.join(missing)}: the family's table row is incomplete.")
-    sliced.train(model.training)
+    return sliced.train(model.training)
+
+
+def replace_in_place(model: PreTrainedModel, sliced: PreTrainedModel) -> PreTrainedModel:
+    """
+    Turns the caller's dense model into the sliced one: the same object, of another class, with other contents.
+
+    Raises:
+        RuntimeError: a tensor of the sliced model has no value. Nothing has been changed then.
+    """
+    take_mode(model, sliced)
     model.__class__ = type(sliced)
     model.__dict__ = sliced.__dict__
     return model

@@ -1,4 +1,4 @@
-"""The state of a run between two of its steps: the basis that it has reached, statistics, decisions and streams."""
+"""The state of a run between two of its steps: basis, statistics, decisions and streams; and the outcome of a run."""
 
 from collections import defaultdict
 from collections.abc import Mapping

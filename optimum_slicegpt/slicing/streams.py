@@ -147,13 +147,17 @@ class DenseStream:
     Args:
         run ([`run.Run`]): whose state holds the values.
         followed (`bool`): whether any part depends on the stream after the first site. If none does, it is forgotten.
+        together (`list[DenseStream]`):
+            Those of other runs over the same model, side by side; joined by this one. Each layer is computed once.
 
     Attributes:
         outputs ([`Outputs`], *optional*): of the last block, if a norm is behind it.
     """
 
-    def __init__(self, run: Run, followed: bool):
+    def __init__(self, run: Run, followed: bool, together: list[DenseStream]):
         self.run, self._followed, self._after_blocks, self.outputs = run, followed, [], None
+        self._together = together
+        together.append(self)
 
     @property
     def values(self) -> list:
@@ -164,8 +168,10 @@ class DenseStream:
         if not self._followed:
             self.run.state.x = []
             return
-        if block.is_first:
-            self._after_blocks = self._through_layer(block)
+        if not self._after_blocks:
+            after = self._through_layer(block)
+            for each in self._together:
+                each._after_blocks = [(list(values), outputs) for values, outputs in after]
         self.run.state.x, self.outputs = self._after_blocks.pop(0)
 
     @timed("forward")

@@ -48,6 +48,7 @@ def test_a_file_as_output_is_refused(arguments, tmp_path, capsys):
     "more, message",
     [
         (["--widths", 8, 8], r"widths has 2 entries; this model has 5 sites"),
+        (["--fit-memory", "1kB", "--context", 64], r"fit_memory='1kB' is too little for weights of"),
         (["--parameter-reduction", 0.999], r"parameter_reduction=0.999 is out of reach"),
         (["--mlp-sparsity", 0.9, "--round-neurons-to", 8], r"mlp_sparsity=0.9 leaves no neuron of 40"),
         (["--device", "cuda:99"], r"device='cuda:99' is not available here"),

@@ -1,3 +1,4 @@
+import math
 import re
 import subprocess
 import sys
@@ -16,6 +17,9 @@ FIELDS = {
     "sparsity": ([0.3], 0.3),
     "widths": ([32, 32, 32, 32, 32], [32, 32, 32, 32, 32]),
     "parameter_reduction": ([0.25], 0.25),
+    "max_loss": ([0.1], 0.1),
+    "fit_memory": (["100kB"], "100kB"),
+    "context": ([64, "--fit-memory", "100kB"], 64),
     "mlp_sparsity": ([0.3], 0.3),
     "rotation": (["shared"], "shared"),
     "refit": ([], True),
@@ -67,7 +71,8 @@ def config_of(cli_files, tmp_path, monkeypatch):
 def test_every_field_has_a_flag(config_of, name):
     values, expected = FIELDS[name]
     config = config_of("--" + name.replace("_", "-"), *values)
-    assert config.to_dict() == SliceGPTConfig(**{name: expected}).to_dict()
+    memory = {"fit_memory": "100kB"} if name == "context" else {}
+    assert config.to_dict() == SliceGPTConfig(**memory | {name: expected}).to_dict()
 
 
 def test_fields_without_a_flag_keep_their_defaults(config_of):
@@ -76,6 +81,10 @@ def test_fields_without_a_flag_keep_their_defaults(config_of):
 
 def test_no_refit(config_of):
     assert config_of("--no-refit").refit is False
+
+
+def test_a_limit_in_percent(config_of):
+    assert config_of("--max-perplexity-increase", "10%").max_loss == pytest.approx(math.log(1.1))
 
 
 def test_no_seed(config_of):

@@ -16,9 +16,13 @@ from optimum_slicegpt.planning.solver import MOST_NEURONS, NEURONS_FIRST, TOLERA
 from optimum_slicegpt.slicing.skeleton import build_sliced
 
 
-def solve(model_config, reduction=0.25, **kwargs):
+def asked(reduction=0.25, **kwargs):
     kwargs = {"rotation": "per_block", "round_to": 8, "round_neurons_to": 8, "architecture": "sliced"} | kwargs
-    return SlicePlan.from_config(SliceGPTConfig(parameter_reduction=reduction, **kwargs), model_config)
+    return SliceGPTConfig(parameter_reduction=reduction, **kwargs)
+
+
+def solve(model_config, reduction=0.25, **kwargs):
+    return SlicePlan.from_config(asked(reduction, **kwargs), model_config)
 
 
 def found(plan, model_config):
@@ -84,12 +88,14 @@ def test_neurons_are_rounded_less_before_widths():
 
 
 def test_widths_that_are_no_multiples_are_told(caplog):
-    kwargs = {"embeddings": "sliced", "refit": False, "round_to": 72}
-    plan = solve(SMOL, 0.2, rotation="shared", **kwargs)
+    config = asked(0.2, rotation="shared", embeddings="sliced", refit=False, round_to=72)
+    plan = SlicePlan.from_config(config, SMOL)
+    plan.check_rest(config, SMOL)
     assert plan.widths[0] % 72
     assert f"Widths of {plan.widths[0]} are no multiples of round_to=72, of which none" in caplog.text
     caplog.clear()
-    solve(SMOL, 0.25, rotation="shared", embeddings="sliced", round_to=72)  # neurons compensate for the step
+    config = asked(0.25, rotation="shared", embeddings="sliced", round_to=72)  # neurons compensate for the step
+    SlicePlan.from_config(config, SMOL).check_rest(config, SMOL)
     assert not caplog.text
 
 
@@ -131,6 +137,7 @@ def test_what_whole_dimensions_cannot_hit_is_told(caplog):
     config = tiny_config("mixtral", tied=True)
     with caplog.at_level(logging.WARNING, logger="optimum_slicegpt"):
         plan = solve(config, 0.24, rotation="shared")
+        plan.check_rest(asked(0.24, rotation="shared"), config)
     share = found(plan, config)
     assert not 0 <= share - 0.24 <= TOLERANCE
     assert f"parameter_reduction=0.24: the nearest that whole dimensions allow is {share:.2%}." in caplog.text

@@ -58,7 +58,7 @@ def test_error_falls_with_dtype(name):
 def test_dense_model_is_not_changed_by_a_walk(name):
     model, config = build(name), paper(sparsity=0.3)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    compress(model, SlicePlan.from_config(config, model.config), TokenBatches(calibration(), "tokens"), config)
+    compress(model, [SlicePlan.from_config(config, model.config)], TokenBatches(calibration(), "tokens"), config)
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)

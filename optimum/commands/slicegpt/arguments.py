@@ -61,6 +61,14 @@ class Widths(Action):
         setattr(namespace, self.dest, values if len(values) > 1 else values[0])
 
 
+class Reductions(Action):
+    """An action that reads one number as the size of the result, and several as sizes, from the largest model on."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        sizes = sorted(set(values))
+        setattr(namespace, self.dest, sizes if len(sizes) > 1 else sizes[0])
+
+
 class Datasets(Dataset):
     """An action that adds a dataset each time that the flag is given."""
 

@@ -13,6 +13,7 @@ from .arguments import (
     ROTATIONS,
     SCHEDULES,
     Dataset,
+    Reductions,
     SliceGPTSubcommand,
     Widths,
     add_model_arguments,
@@ -21,7 +22,7 @@ from .arguments import (
     add_text_arguments,
     seed,
 )
-from .parsing import count, natural, positive, share
+from .parsing import count, increase, natural, positive, share
 
 
 class CompressCommand(SliceGPTSubcommand):
@@ -34,6 +35,13 @@ class CompressCommand(SliceGPTSubcommand):
         parser.argument_default = SUPPRESS
         add_model_arguments(parser)
         add_output_argument(parser)
+        parser.add_argument(
+            "--config",
+            metavar="FILE",
+            default=None,
+            help="take flags from this file, such as the compress.yaml that is written beside every result; those "
+            "that are given win",
+        )
         parser.add_argument(
             "--model-dtype",
             choices=("auto", *DTYPES),
@@ -122,9 +130,38 @@ class CompressCommand(SliceGPTSubcommand):
         )
         size.add_argument(
             "--parameter-reduction",
+            action=Reductions,
             type=share,
+            nargs="+",
             metavar="R",
-            help="share of all parameters to delete, in [0, 1), instead of --sparsity and --widths (default: 0.2)",
+            help="share of all parameters to delete, in [0, 1), instead of --sparsity and --widths; several make a "
+            "folder each in the output, 10, 20, ... in percent (default: 0.2)",
+        )
+        size.add_argument(
+            "--max-loss",
+            type=positive,
+            metavar="NATS",
+            help="search for the smallest size that loses at most this per token, on the mean of the kinds of text; "
+            "slices to about three sizes",
+        )
+        size.add_argument(
+            "--max-perplexity-increase",
+            type=increase,
+            dest="max_loss",
+            metavar="PERCENT",
+            help="the same limit in percent, such as 10%%",
+        )
+        size.add_argument(
+            "--fit-memory",
+            metavar="SIZE",
+            help="the size whose weights, in the dtype that they are stored in, and whose cache take no more than "
+            "this, such as 6GB",
+        )
+        slicing.add_argument(
+            "--context",
+            type=count,
+            metavar="N",
+            help="with --fit-memory, tokens of the sequence whose cache is counted (default: no cache)",
         )
         slicing.add_argument(
             "--mlp-sparsity",

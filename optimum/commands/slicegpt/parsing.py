@@ -1,6 +1,7 @@
 """How the flags of `optimum-cli slicegpt` are read: errors in a line, the nearest flag, values with units."""
 
 import difflib
+import math
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError
 from collections.abc import Iterable
 from importlib import metadata
@@ -15,6 +16,10 @@ class Parser(ArgumentParser):
         parser.__class__, parser.allow_abbrev = cls, False
 
     def parse_known_args(self, args=None, namespace=None):
+        if "--config" in self._option_string_actions:
+            from .config_file import expand
+
+            args = expand(self, list(args))
         if self._subparsers is None:  # An unknown flag is named before what is missing, which it may have been.
             flags = [each.partition("=")[0] for each in args or () if each.startswith("--")]
             self._refuse([flag for flag in flags if flag not in self._option_string_actions])
@@ -75,6 +80,19 @@ def positive(text: str) -> float:
     if number <= 0:
         raise ArgumentTypeError(f"{text!r} is no positive number")
     return number
+
+
+def increase(text: str) -> float:
+    """
+    Reads an increase of perplexity, in percent, as nats.
+
+    Examples:
+        >>> round(increase("10%"), 4)
+        0.0953
+    """
+    if not text.endswith("%"):
+        raise ArgumentTypeError(f"{text!r} is no increase in percent, such as 10%")
+    return math.log1p(positive(text[:-1]) / 100)
 
 
 def count(text: str) -> int:

@@ -30,10 +30,11 @@ class UniformNeurons(Neurons):
 class EnergyNeurons(Neurons):
     """More neurons for layers whose neurons add more to the stream."""
 
+    needs = frozenset({"costs"})
+
     def __init__(self, run):
         super().__init__(run)
-        if run.plan.neurons is not None:
-            self.needs, self.decides = frozenset({"costs"}), True
+        self.decides = run.plan.neurons is not None
 
     def decide(self) -> None:
         run = self.run

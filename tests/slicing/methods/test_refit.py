@@ -80,7 +80,7 @@ def test_the_dense_model_is_not_changed(name, method):
     batches = calibration()
     given = [batch["input_ids"].clone() for batch in batches]
     state = torch.random.get_rng_state()
-    compress(model, SlicePlan.from_config(config, model.config), TokenBatches(batches, "tokens"), config)
+    compress(model, [SlicePlan.from_config(config, model.config)], TokenBatches(batches, "tokens"), config)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(batch["input_ids"], ids) for batch, ids in zip(batches, given, strict=True))
     after = model.state_dict()
