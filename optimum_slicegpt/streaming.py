@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from .slicing.state import SlicedResult
 from .slicing.twin import is_stock
 from .storage.checkpoint import Checkpoint
 from .storage.files import check_output, check_space, locked, move_into_place, sync_folder
-from .storage.on_disk import STATE_FILE, WEIGHTS, OnDisk
+from .storage.on_disk import STATE_FILE, WEIGHTS, OnDisk, differences
 from .storage.shards import DEFAULT_SHARD_SIZE, verify_checkpoint
 from .storage.tokenizers import save_tokenizer
 from .validation import file_size
@@ -153,9 +154,12 @@ class StreamedRun:
         return self.output.parent / f".{self.output.name}.slicegpt"
 
     @undisturbed()
-    def run(self) -> PreTrainedModel:
+    def run(self, add_files: Callable[[Path], None] = lambda folder: None) -> PreTrainedModel:
         """
         Slices, from where an earlier run was interrupted if `resume` says so.
+
+        Args:
+            add_files (callable, *optional*): writes further files of the output into a folder.
 
         Returns:
             `PreTrainedModel`: the sliced model without values, on `meta`.
@@ -186,7 +190,7 @@ class StreamedRun:
                     saved=saved,
                 )
                 (result,) = compress(self.checkpoint.model, [self.plan], self.batches, self.config, storage)
-                self._finish(result)
+                self._finish(result, add_files)
             except BaseException:
                 if first:
                     self._leave()
@@ -225,7 +229,7 @@ class StreamedRun:
                 f"resume=True, --resume on the command line, {remedy}."
             )
         fingerprint = json.loads(json.dumps(self.fingerprint()))
-        differing = _differences(saved["fingerprint"], fingerprint)
+        differing = differences(saved["fingerprint"], fingerprint)
         if differing:
             raise ValueError(
                 f"The interrupted run into {str(self.output)!r} had other {' and '.join(differing)}; resume it as it "
@@ -243,16 +247,16 @@ class StreamedRun:
         else:
             shutil.rmtree(self.folder, ignore_errors=self.processes.count > 1)  # Others may still write there.
 
-    def _finish(self, result: SlicedResult) -> None:
+    def _finish(self, result: SlicedResult, add_files: Callable[[Path], None]) -> None:
         """Records the run, and turns its folder into the output."""
         dense, energy_kept, seconds = self.checkpoint.model, result.energy_kept, result.seconds
         record_run(dense, result.model, self.plan, self.config, self.batches, energy_kept, seconds)
         if self.processes.is_first:
-            self._publish(result.model)
+            self._publish(result.model, add_files)
         self.processes.gathered()  # All return when the output is there.
         shutil.rmtree(self.folder, ignore_errors=True)  # of a machine that shares no disk with the first process
 
-    def _publish(self, model: PreTrainedModel) -> None:
+    def _publish(self, model: PreTrainedModel, add_files: Callable[[Path], None]) -> None:
         """Adds the other files, verifies the checkpoint, and renames it to `output`."""
         weights, beside = self.folder / WEIGHTS, self.folder / "beside"
         shutil.rmtree(beside, ignore_errors=True)
@@ -260,6 +264,7 @@ class StreamedRun:
         model_card(model, picture=save_picture(model.config, beside)).save(beside / "README.md")
         if self.tokenizer is not None:
             save_tokenizer(self.tokenizer, beside)
+        add_files(beside)
         shutil.copytree(beside, weights, dirs_exist_ok=True)
         verify_checkpoint(weights, model)
         for path in [*weights.rglob("*")]:
@@ -270,14 +275,3 @@ class StreamedRun:
         move_into_place(weights, self.output)
         sync_folder(self.output.parent)
         shutil.rmtree(self.folder)
-
-
-def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Describes the parts of two fingerprints that differ, the settings with both values."""
-    differing = [name for name in now if then.get(name) != now[name]]
-    changed = [
-        f"{name}: {then['settings'].get(name)!r} then, {value!r} now"
-        for name, value in now["settings"].items()
-        if then["settings"].get(name) != value
-    ]
-    return [f"settings ({'; '.join(changed)})" if name == "settings" else name for name in differing]

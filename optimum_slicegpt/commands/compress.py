@@ -7,6 +7,7 @@ import os
 from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,10 +135,9 @@ def stream(args: Namespace, config: SliceGPTConfig, processes: Processes) -> Non
     found = run.estimate()
     if processes.is_first and not args.json:
         print_estimate(found, found.rooms(machine_of(args, config)))
-    model = run.run()
+    model = run.run(partial(write_flags, args, config))
     if not processes.is_first:
         return
-    write_flags(args, config, Path(args.output))
     dense = sum(parameter.nbytes for parameter in run.checkpoint.model.parameters())
     summary = summarise(args, model, dense, Path(args.output)) | {"plan": asdict(found)}
     print_json(summary) if args.json else print_summary(summary)

@@ -161,3 +161,14 @@ class OnDisk:
 def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     owner, _, key = name.rpartition(".")
     model.get_submodule(owner)._parameters[key] = parameter
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Describes the parts of two fingerprints that differ, the settings with both values."""
+    differing = [name for name in now if then.get(name) != now[name]]
+    changed = [
+        f"{name}: {then['settings'].get(name)!r} then, {value!r} now"
+        for name, value in now["settings"].items()
+        if then["settings"].get(name) != value
+    ]
+    return [f"settings ({'; '.join(changed)})" if name == "settings" else name for name in differing]

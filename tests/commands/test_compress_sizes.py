@@ -44,7 +44,7 @@ def test_the_plan_has_all_sizes(several, capsys):
     counts = [each["parameters_after"] for each in json.loads(capsys.readouterr().out)["sizes"]]
     run(*several, "--plan")
     printed = capsys.readouterr().out
-    assert counts[0] > counts[1] and all(f" before, {count:,} after\n" in printed for count in counts)
+    assert counts[0] > counts[1] and all(f" before, {count:,} after, " in printed for count in counts)
 
 
 def test_a_limit_gives_a_size_and_what_was_tried(arguments, tmp_path, capsys):
