@@ -41,6 +41,10 @@ class SliceGPTQuantizer:
     """
 
     def __init__(self, config: SliceGPTConfig):
+        if not isinstance(config, SliceGPTConfig):
+            raise TypeError(
+                f"config must be a SliceGPTConfig, such as SliceGPTConfig(parameter_reduction=0.2); got {config!r}."
+            )
         self.config = config
 
     def to_dict(self) -> dict[str, Any]:

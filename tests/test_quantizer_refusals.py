@@ -26,6 +26,12 @@ def refused(model, message, given=None, **kwargs):
         torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("wrong", [0.2, None, {"sparsity": 0.2}])
+def test_settings_that_are_none(wrong):
+    with pytest.raises(TypeError, match=r"config must be a SliceGPTConfig, such as .*; got (0.2|None|\{'spars.*)\.$"):
+        build("llama").compress(wrong)
+
+
 def test_already_sliced():
     refused(build("llama").compress(config()), "already sliced; slice the dense model")
     refused(build("llama").compress(default()), "already sliced; slice the dense model")

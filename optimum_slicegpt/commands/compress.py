@@ -15,6 +15,8 @@ import yaml
 from transformers import PreTrainedModel
 
 from ..configuration import SliceGPTConfig
+from ..data.calibration import list_sources
+from ..data.texts import load_texts
 from ..distributed import Processes
 from ..planning.rounding import unfilled_blocks
 from ..planning.widths import likely_plan
@@ -161,6 +163,7 @@ def compress_in_memory(args: Namespace, configs: list[SliceGPTConfig], processes
                 args.eval_dataset, tokenizer, model_config, nsamples=args.eval_nsamples, seqlen=args.eval_seqlen
             )
 
+        read_files(config)
         model = load_model(args, args.model_dtype)
         if processes.is_first:
             check_space(folder, sum(plan.num_parameters(model) for plan in plans) * model.dtype.itemsize)
@@ -198,6 +201,14 @@ def compress_in_memory(args: Namespace, configs: list[SliceGPTConfig], processes
         print_json(about | {"sizes": summaries}) if args.json else print_sizes(summaries)
     else:
         print_json(summaries[0]) if args.json else print_summary(summaries[0])
+
+
+def read_files(config: SliceGPTConfig) -> None:
+    """Reads calibration data that is in files, so that an error in one comes up before weights are read."""
+    for source in list_sources(config.dataset):
+        paths = source if isinstance(source, list) else [source]
+        if all(isinstance(path, str) and os.path.isfile(path) for path in paths):
+            load_texts(source, text_column=config.text_column)
 
 
 def record_perplexity(sliced: PreTrainedModel, source: str, before: Perplexity, after: Perplexity) -> None:

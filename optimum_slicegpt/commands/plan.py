@@ -30,17 +30,20 @@ def estimate(args: Namespace, configs: list[SliceGPTConfig]) -> None:
     model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     set_dtype(args, model_config)
     seqlen = limit_to_positions(configs[0].seqlen, model_config)
+    plans = [likely_plan(config, model_config) for config in configs]
+    for plan, config in zip(plans, configs, strict=True):
+        plan.check_rest(config, model_config)
     found = [
         estimate_run(
             empty_model(model_config),
-            likely_plan(config, model_config),
+            plan,
             config,
             tokens=config.nsamples * seqlen,
             tokens_per_batch=min(config.batch_size, config.nsamples) * seqlen,
             max_memory=file_size(args.max_memory or DEFAULT_MEMORY) if args.stream else None,
             groups=len(list_sources(config.dataset)) + (config.own_tokens != 0),
         )
-        for config in configs
+        for plan, config in zip(plans, configs, strict=True)
     ]
     runs, machine = {} if configs[0].max_loss is None else {"runs": RUNS}, machine_of(args, configs[0])
     if args.json:

@@ -96,7 +96,7 @@ def print_sizes(summaries: list[dict[str, Any]]) -> None:
         after, check = summary["slicegpt"]["parameters_after"], summary["slicegpt"].get("check")
         row = [summary["output"], f"{after:,}", format_change(dense, after)]
         row += [format_loss(check["texts"][kind]["loss"], check["texts"][kind]["stderr"]) for kind in kinds]
-        row += [format_loss(check["loss"])] * mean
+        row += [format_loss(check["loss"])] if mean else []
         row += [f"{summary['perplexity_after']['perplexity']:.2f}"] if measured else []
         rows.append(tuple(row))
     print_table(rows)

@@ -188,7 +188,7 @@ def evaluate_losses(
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     sums = torch.zeros(len(windows), dtype=torch.float64, device="cpu")
     with evaluating(model), nullcontext() if device is None else computing_on(model, torch.device(device)):
-        for part in track(parts, "Perplexity", "batch", shown=progress):
+        for part in track(parts, "Perplexity", "forward", shown=progress):
             sums[part] = torch.stack(_sum_losses(model, [windows[index] for index in part]))
     return Losses(sums, torch.tensor([count for _, count in windows], dtype=torch.float64, device="cpu"))
 

@@ -123,6 +123,8 @@ class SlicePlan:
             ValueError: a `parameter_reduction` leaves less than `LEAST_REST` of the dimensions or neurons. Where other
                 settings say so, that is a warning.
         """
+        asked = "parameter_reduction" if config.fit_memory is None else "fit_memory"
+        asked = f"{asked}={getattr(config, asked)}"
         config = sized_for_memory(config, model_config)
         if config.parameter_reduction:
             self._warn_of_sizes(config, model_config)
@@ -132,8 +134,8 @@ class SlicePlan:
             left = f"{rest} of {all_} {name}"
             if config.parameter_reduction is not None and (config.mlp_sparsity is None or name == "dimensions"):
                 raise ValueError(
-                    f"parameter_reduction={config.parameter_reduction} leaves {left}, less than a quarter, which "
-                    "destroys a model. Ask for less, or give widths, sparsity or mlp_sparsity to have it nevertheless."
+                    f"{asked} leaves {left}, less than a quarter, which destroys a model. Ask for a larger one, or "
+                    "give widths, sparsity or mlp_sparsity to have it nevertheless."
                 )
             logger.warning_once(f"The settings leave {left}, less than a quarter, which destroys most models.")
 

@@ -204,7 +204,9 @@ class Costs:
         """Operations of the layers on a token, of the dense and of the sliced model."""
         products = product_size(self.dense, self.plan.embeddings)
         dense = 2 * products([self.size] * self.sites, shortcuts=False) - self.head
-        return dense, 2 * products(self.plan.widths, self.plan.neurons, self.plan.shortcuts) - self.head
+        narrower = 1 if self.plan.embeddings == "tied" else self.plan.widths[-1] / self.size
+        sliced = 2 * products(self.plan.widths, self.plan.neurons, self.plan.shortcuts) - self.head * narrower
+        return dense, sliced
 
     def _measuring_work(self):
         dense, _ = self._forward_flops

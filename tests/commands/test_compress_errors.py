@@ -1,6 +1,8 @@
 """`optimum-cli slicegpt compress`: what it refuses, and what a run that ends early leaves behind."""
 
+import os
 import re
+import signal
 from argparse import Namespace
 from pathlib import Path
 
@@ -31,6 +33,19 @@ def test_an_output_that_is_not_empty_is_refused_untouched(arguments, tmp_path, c
     assert "is there already; give a place that is absent or empty" in fails(capsys, *arguments)
     assert kept.read_text() == "mine"
     assert list(tmp_path.rglob("*")) == [kept.parent, kept]
+
+
+def test_a_run_that_is_told_to_end_leaves_nothing(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(compress, "load_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"):
+        run(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_is_read_before_weights(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compress, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    (tmp_path / "rows.jsonl").write_text('{"title": "one", "body": "two"}\n')
+    assert "No strings in text_column='text'" in fails(capsys, *arguments, "--dataset", tmp_path / "rows.jsonl")
 
 
 def test_an_empty_output_folder_is_filled(arguments, tmp_path):

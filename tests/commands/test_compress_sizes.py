@@ -7,6 +7,8 @@ import pytest
 from command_line import fails, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from optimum_slicegpt.commands.printing import print_sizes
+
 
 @pytest.fixture
 def several(arguments):
@@ -37,6 +39,17 @@ def test_several_sizes_as_json(several, tmp_path, capsys):
     assert [each["slicegpt"]["parameter_reduction"] for each in found["sizes"]] == [0.1, 0.3]
     assert [each["output"] for each in found["sizes"]] == [str(tmp_path / "sliced" / name) for name in ("10", "30")]
     assert all(each["bytes_on_disk_after"] > 0 for each in found["sizes"])
+
+
+def test_sizes_without_a_check_are_printed(capsys):
+    record = {"parameters_before": 1000, "parameters_after": 900}
+    print_sizes([{"output": "sizes/10", "slicegpt": record}])
+    assert re.search(r"^sizes/10 +900 +-10.0%$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_plan_refuses_what_a_run_refuses(arguments, capsys):
+    asked = [*arguments, "--parameter-reduction", 0.85, "--plan"]
+    assert "parameter_reduction=0.85 leaves 8 of 48 dimensions, less than a quarter" in fails(capsys, *asked)
 
 
 def test_the_plan_has_all_sizes(several, capsys):
