@@ -72,9 +72,9 @@ class StreamWeight:
                     setattr(module, name, size)
 
     def _resize(self, rows, width, bias_size):
-        old = self.weight
-        bias = None if bias_size is None else old.new_empty(bias_size)
-        self.set(old.new_empty(*old.shape[:-2], rows, width), bias, like=old)
+        old = self.weight  # Not every class initialises its routers, which are zeros until they are loaded.
+        bias = None if bias_size is None else old.new_zeros(bias_size)
+        self.set(old.new_zeros(*old.shape[:-2], rows, width), bias, like=old)
         self.module._is_hf_initialized = False  # transformers then initialises the module as it does any other.
 
 

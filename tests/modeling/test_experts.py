@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from sliced_models import tapering_model
+from sliced_models import model_of_one_width, tapering_model
 from tiny import TINY, build, calibration, paper, relative_error, tokens
 from transformers import AutoModelForCausalLM
 
@@ -12,6 +12,16 @@ from optimum_slicegpt.modeling.families import family_of
 
 
 EXPERTS = [name for name in TINY if family_of(build(name).config).moe]
+
+
+def test_routers_that_their_class_does_not_initialise_are_finite(monkeypatch):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        model = model_of_one_width("qwen3_next", 24)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 @torch.no_grad()
