@@ -21,8 +21,9 @@ Installing the package gives `optimum-cli` one more command, `slicegpt`. For all
 - **Progress** goes there, too: a bar on a terminal; in a pipe, a file or a notebook a line for each phase, and at most
   one every half minute. The time left while slicing is that of the whole run.
 - **Errors** that a user can correct are one line, `error: ...`. [Troubleshooting](troubleshooting.md) lists them. All
-  checks run before weights are read.
-- **Exit codes**: 0 when done, 1 after such an error, 2 for flags that are wrong by themselves, 130 after Ctrl-C.
+  checks run before weights are read, except that of how many tokens a text has.
+- **Exit codes**: 0 when done, 1 after such an error, 2 for flags that are wrong by themselves, 130 after Ctrl-C, 143
+  after a request to end (SIGTERM).
 - **Output folders** are complete or absent: they are written under another name and renamed at the end. What
   is there already is refused; `--overwrite` replaces an earlier result, once the new one is complete.
 {commands}"""

@@ -164,7 +164,8 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         for key, deleted in shares.items():
             value = getattr(self, key)
             holds = value is None or (is_number(value) and 0 <= value < 1)
-            self._require(key, holds, f"give the share of {deleted} to delete, in [0, 1)")
+            percent = f"; {value:g} percent are {value / 100:g}" if is_number(value) and 1 < value < 100 else ""
+            self._require(key, holds, f"give the share of {deleted} to delete, in [0, 1){percent}")
         for key in ("round_to", "round_neurons_to", "nsamples", "seqlen", "batch_size"):
             value = getattr(self, key)
             holds = (value is None and key.startswith("round")) or (is_int(value) and value >= 1)

@@ -16,10 +16,16 @@ SECONDS_BETWEEN_LINES = 30
 SECONDS_ON_TERMINALS = 2
 
 
+def say(line: str) -> None:
+    """Prints a line, unless warnings are hidden."""
+    if logger.isEnabledFor(logging.WARNING):
+        sys.stderr.write(f"{line}\n")
+
+
 def announce(phase: str) -> None:
-    """Prints the name of a phase, where there is no terminal with a bar for it. Nothing is said below warnings."""
-    if not sys.stderr.isatty() and logger.isEnabledFor(logging.WARNING):
-        sys.stderr.write(f"{phase}\n")
+    """Prints the name of a phase, where there is no terminal with a bar for it."""
+    if not sys.stderr.isatty():
+        say(phase)
 
 
 def track(items: Iterable, phase: str, unit: str = "step", **options: Any) -> Iterator:

@@ -22,6 +22,7 @@ from .modeling.wholes import put_back
 from .planning.search import find_smallest
 from .planning.settings import with_wide_entry
 from .planning.widths import SlicePlan, sizes_to_try
+from .progress import say
 from .record import record_run
 from .slicing.compress import compress
 from .slicing.skeleton import replace_in_place, take_mode
@@ -197,7 +198,7 @@ class _Slicing:
             loss = comparison.compare(sliced)
             loss = processes.agreed(torch.tensor(loss, dtype=torch.float64)).item()  # All go on with the same size.
             tried[shares[index]] = round(loss, 4) if math.isfinite(loss) else None  # JSON has no infinity.
-            logger.info(f"{shares[index]:.1%} fewer parameters lose {loss:.4f} nats per token.")
+            say(f"{shares[index]:.1%} fewer parameters lose {loss:.4f} nats per token; {limit:g} may be lost.")
             if loss <= limit:
                 found.clear()  # The next one that is kept is smaller.
                 found[index] = sliced

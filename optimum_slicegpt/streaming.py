@@ -225,7 +225,7 @@ class StreamedRun:
             raise ValueError(f"The state of the interrupted run is damaged; delete {str(self.folder)!r}.") from error
         if not self.resume:
             raise FileExistsError(
-                f"A run into {str(self.output)!r} was interrupted after {saved['done']} steps; resume it with "
+                f"A run into {str(self.output)!r} was interrupted; resume it with "
                 f"resume=True, --resume on the command line, {remedy}."
             )
         fingerprint = json.loads(json.dumps(self.fingerprint()))

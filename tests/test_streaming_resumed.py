@@ -165,7 +165,7 @@ def interrupted(dense, tmp_path, monkeypatch):
 
 
 def test_an_interrupted_run_is_not_overwritten(interrupted):
-    with pytest.raises(FileExistsError, match="interrupted after 4 steps; resume it with resume=True, --resume"):
+    with pytest.raises(FileExistsError, match="was interrupted; resume it with resume=True, --resume"):
         compress_checkpoint(*interrupted, config_of("refit"))
 
 

@@ -121,6 +121,7 @@ def stream(args: Namespace, config: SliceGPTConfig, processes: Processes) -> Non
     for name, remedy in (remedies | {"recover": "optimum-cli slicegpt recover"}).items():
         if getattr(args, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} needs the whole model in memory; use {remedy} afterwards.")
+    announce(f"Checking {args.model}")
     _, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
     run = StreamedRun(
         args.model,

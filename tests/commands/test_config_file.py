@@ -23,12 +23,14 @@ def test_a_run_is_repeated_from_its_record(arguments, cli_files, tmp_path, capsy
     assert before["eval_dataset"] == [str(cli_files / name) for name in ("test.txt", "more.txt")]
 
 
-def test_several_sizes_are_in_the_file(arguments, tmp_path):
+def test_several_sizes_are_in_the_file(arguments, tmp_path, capsys):
     file = tmp_path / "flags.yaml"
     file.write_text("parameter_reduction: [0.1, 0.2]\nwidths: null\noffload_activations: false\nslice-head: true\n")
     args = parse(*arguments, "--config", file)
     assert args.parameter_reduction == [0.1, 0.2] and args.slice_head and not hasattr(args, "offload_activations")
+    assert not capsys.readouterr().err
     assert parse(*arguments, f"--config={file}", "--sparsity", 0.3).sparsity == 0.3
+    assert f"parameter_reduction=[0.1, 0.2] of {file} is left out, because --sparsity" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def every_command(cli_files, tmp_path, tiny_tokenizer):
         "compress": ("compress", *dense, *small, "--output", tmp_path / "new"),
         "eval": ("eval", *dense, *small),
         "export": ("export", "--model", tmp_path / "shared", "--output", tmp_path / "new"),
-        "inspect": ("inspect", *dense, *small, "--report", tmp_path / "new"),
+        "inspect": ("inspect", *dense, *small, "--report", tmp_path / "new.html"),
     }
 
 

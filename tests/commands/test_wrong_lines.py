@@ -75,6 +75,7 @@ def light(monkeypatch):
         ("FULL --nsamples 1.5", "--nsamples: '1.5' is no whole number of at least 1"),
         ("FULL --seed first", "--seed: 'first' is not a whole number"),
         ("FULL --sparsity 0.1 --widths 8", "--widths: not allowed with argument --sparsity"),
+        ("inspect --model m --report x.png", "--report: 'x.png' is no name of an HTML file, such as report.html"),
         ("eval --model m --quiet --verbose", "--verbose: not allowed with argument --quiet"),
     ],
 )
@@ -115,7 +116,7 @@ def test_names_of_datasets_are_those_of_the_package():
 def folder(tmp_path, monkeypatch):
     """Returns the present folder, with a model, a text and a file in it."""
     monkeypatch.chdir(tmp_path)
-    for name in ("model/config.json", "texts/a.txt", "text.txt", "full/kept.txt"):
+    for name in ("model/config.json", "texts/a.txt", "text.txt", "full/kept.txt", "page.html"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     return tmp_path
@@ -158,7 +159,7 @@ COMPRESS = "compress --output new --model"
             "--output text.txt/new would be inside of .*text.txt, wh",
         ),
         ("eval --model model --baseline no/such/model", "There is no folder --baseline no/such/model."),
-        ("inspect --model model --report text.txt", "Output 'text.txt' is there already"),
+        ("inspect --model model --report page.html", "Output 'page.html' is there already"),
         (
             f"{COMPRESS} model --overwrite --output ./model",
             "--output model is --model, which would be overwritten; wr",

@@ -1,5 +1,6 @@
 """Files of flags: `--config FILE` reads what `compress` has written beside an earlier result."""
 
+import sys
 from argparse import Action, ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ def expand(parser: ArgumentParser, args: list[str]) -> list[str]:
         if action is None or action.dest == "config":
             names = [each.removeprefix("--").replace("-", "_") for each in known]
             parser.error(f"{path} has no setting {key}{did_you_mean(str(key).replace('-', '_'), names)}")
-        if action not in flags and action not in instead:
+        if action in instead and action not in flags:
+            (flag,) = [each for each in given if known.get(each) in instead]
+            print(f"{key}={value} of {path} is left out, because {flag} is given.", file=sys.stderr)
+        elif action not in flags:
             expanded += _as_flag(parser, action, value, f"{path}: {key}")
     return [*expanded, *args]
 

@@ -13,7 +13,7 @@ from .arguments import (
     add_text_arguments,
     seed,
 )
-from .parsing import count, share
+from .parsing import count, html_file, share
 
 
 class InspectCommand(SliceGPTSubcommand):
@@ -47,7 +47,10 @@ class InspectCommand(SliceGPTSubcommand):
         add_dtype_argument(parser, "count bytes in this dtype, and load weights in it")
         add_rounding_arguments(parser)
         parser.add_argument(
-            "--report", metavar="FILE", help="write this as one HTML file with pictures; the file must be absent"
+            "--report",
+            type=html_file,
+            metavar="FILE",
+            help="write this as one HTML file with pictures; the file must be absent",
         )
         parser.add_argument("--figures", metavar="FOLDER", help="write the pictures as PNG files: absent, or empty")
         add_overwrite_argument(parser)

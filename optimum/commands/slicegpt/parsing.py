@@ -74,6 +74,19 @@ def share(text: str) -> float:
     return number
 
 
+def html_file(text: str) -> str:
+    """
+    Reads the name of an HTML file.
+
+    Examples:
+        >>> html_file("report.html")
+        'report.html'
+    """
+    if not text.lower().endswith((".html", ".htm")):
+        raise ArgumentTypeError(f"{text!r} is no name of an HTML file, such as report.html")
+    return text
+
+
 def positive(text: str) -> float:
     """Reads a positive number."""
     number = _number(text, "a number")
