@@ -215,8 +215,8 @@ class _Slicing:
         check |= {"max_loss": limit, "sizes": {f"{share:.1%} fewer": tried[share] for share in sorted(tried)}}
         if check["stderr"] is None or check["stderr"] > ERROR:
             logger.warning(
-                f"The loss of {check['loss']:.3f} nats is known to ± {check['stderr'] or math.nan:.3f} only, because "
-                "there is little text that is not calibrated on; give more text, or lower nsamples."
+                f"The loss of {check['loss']:.3f} nats is known to ± {check['stderr'] or math.nan:.3f} only. More "
+                "text that is not calibrated on would tell: give more, or lower nsamples."
             )
         judge_loss(check["loss"], refuse_above)
         return found[index]
