@@ -46,6 +46,8 @@ METHODS = {
     "default, WikiText-2 alone": ALONE,
     "closed form": {"refine": 0},
     "width alone": {"mlp_sparsity": 0.0},
+    "width and a quarter of the neurons": {"mlp_sparsity": 0.25},
+    "four fifths of the neurons": {"mlp_sparsity": 0.8},
     "neurons by layer": {"schedule": "energy"},
     "fisher": {"metric": "fisher"},
     "paper": PAPER,
