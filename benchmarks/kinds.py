@@ -6,8 +6,9 @@ Measures what models lose against the dense model they were made of, on kinds of
 `--data` holds `wikitext-2/valid.txt`, `wikitext-2/test.txt` and `seed_tasks.jsonl`, the tasks of Self-Instruct.
 
 Protocol: a kind is one text, tokenised once without special tokens and cut into chunks of 1024 tokens, of which the
-first 16 count. Weights are in bfloat16. The excess is the mean next-token loss minus that of the dense model, in nats,
-and its standard error is paired, chunk by chunk. There are two splits, which share no text:
+first 16 count. In front of a chunk stand the tokens that any text of the model begins with, which Gemma needs. Weights
+are in bfloat16. The excess is the mean next-token loss minus that of the dense model, in nats, and its standard error
+is paired, chunk by chunk. There are two splits, which share no text:
 
 - `report`: WikiText-2's test split, the first 87 tasks, every fifth topic of Python's documentation from the first,
   and the source of some modules of Python's standard library.
@@ -34,6 +35,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from optimum_slicegpt import evaluate_losses
+from optimum_slicegpt.data.batches import begun
+from optimum_slicegpt.modeling.families import begin_tokens
 
 
 SPLITS = ("report", "choose")
@@ -142,9 +145,9 @@ def measure(
     Returns:
         `dict[str, list[float]]`: by kind the mean next-token loss of every chunk, in nats.
     """
-    found = {}
+    found, begin = {}, begin_tokens(model.config)
     for kind, ids in read_kinds(data, tokenizer, split, chunks, length, own).items():
-        losses = evaluate_losses(model, [{"input_ids": ids}])
+        losses = evaluate_losses(model, [{"input_ids": ids if kind == "own" else begun(ids, begin)}])
         found[kind] = (losses.sums / losses.counts).tolist()
     return found
 

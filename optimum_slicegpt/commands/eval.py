@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from ..data.batches import limit_to_positions, load_batches
 from ..evaluation.perplexity import check_sizes, evaluate_losses
+from ..modeling.families import begin_tokens
 from .loading import check_device, configs_to_compare, load_config_and_tokenizer, load_model
 from .printing import print_json, print_perplexities
 
@@ -25,10 +26,10 @@ def run(args: Namespace) -> None:
     configs = configs_to_compare(args, model_config)
     seqlen = min(limit_to_positions(args.seqlen, config) for config in configs)
     windows = {"batch_size": args.batch_size}
-    chunks = {"nsamples": args.nsamples, "seqlen": seqlen}
+    chunks = {"nsamples": args.nsamples, "seqlen": seqlen, "begin": begin_tokens(model_config)}
     if args.stride is not None:  # Windows overlap, so the text of all chunks is read in one piece.
         windows |= {"seqlen": seqlen, "stride": args.stride}
-        chunks = {"nsamples": 1, "seqlen": args.nsamples * seqlen}
+        chunks |= {"nsamples": 1, "seqlen": args.nsamples * seqlen}
     check_sizes(**windows)
     texts = [
         load_batches(dataset, tokenizer, split=args.split, text_column=args.text_column, seed=args.seed, **chunks)

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from ..data.batches import TokenBatches, limit_to_positions, load_batches
 from ..evaluation.perplexity import Perplexity, evaluate_perplexity
+from ..modeling.families import begin_tokens
 from ..progress import announce
 from ..storage.checkpoint import Checkpoint
 
@@ -95,6 +96,7 @@ def load_test_batches(
         nsamples=nsamples,
         seqlen=limit_to_positions(seqlen, model_config),
         seed=seed,
+        begin=begin_tokens(model_config),
     )
 
 

@@ -3,7 +3,7 @@
 import itertools
 import os
 import random
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,7 @@ def load_batches(
     seed: int | None = 0,
     vocab_size: int | None = None,
     held_out: int = 0,
+    begin: Sequence[int] = (),
     also: Collection[str] = (),
 ) -> TokenBatches:
     """
@@ -113,6 +114,8 @@ def load_batches(
         held_out (`int`, defaults to 0):
             With a number, at most so many of the chunks that the same call without it does not return. Where it
             returns all, there is none. Text only.
+        begin (`Sequence[int]`, *optional*):
+            Tokens in front of each chunk, which count among its `seqlen`: see [`begin_tokens`]. Text only.
         also (`Collection[str]`, *optional*):
             Further keys of batches that are tokenised already, such as `pixel_values`: the tensors of processors.
 
@@ -147,7 +150,9 @@ def load_batches(
         documents, source = load_texts(named, split=split, text_column=text_column)
         # A token has about 4 characters, so these are about four times as many tokens as needed.
         documents = _sample_documents(documents, 16 * nsamples * seqlen, seed)
-        chunks = _cut_chunks("\n\n".join(documents), tokenizer, nsamples, seqlen, seed, source, held_out)
+        room = max(1, seqlen - len(begin))
+        chunks = _cut_chunks("\n\n".join(documents), tokenizer, nsamples, room, seed, source, held_out)
+        chunks = begun(chunks, begin)
         batches = [{"input_ids": input_ids} for input_ids in chunks.split(batch_size) if len(input_ids)]
         groups = None
     else:
@@ -167,6 +172,12 @@ def load_batches(
                 "The tokenizer probably does not belong to this model: load both from the same checkpoint."
             )
     return TokenBatches(batches, source, groups)
+
+
+def begun(chunks: torch.Tensor, begin: Sequence[int]) -> torch.Tensor:
+    """Returns chunks `(N, T)` of token ids behind the tokens that each begins with, `(N, len(begin) + T)`."""
+    front = torch.tensor([*begin], dtype=chunks.dtype).expand(len(chunks), len(begin))
+    return torch.cat([front, chunks], 1)
 
 
 def limit_to_positions(seqlen: int, model_config) -> int:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration import SliceGPTConfig
+from ..modeling.families import begin_tokens
 from ..modeling.towers import image_inputs
 from .batches import TokenBatches, find_tokenizer, limit_to_positions, load_batches
 from .generated import OWN_LENGTH, OWN_TOKENS, OwnText, count_sequences, own_text
@@ -160,7 +161,7 @@ def _load_others(sources, model, config, tokenizer, seqlen, own_tokens, held_out
         nsamples = 1  # Tokens are used as they are.
     settings = {"text_column": config.text_column, "vocab_size": model.config.vocab_size, "seqlen": seqlen}
     settings |= {"batch_size": config.batch_size, "seed": config.seed, "held_out": held_out}
-    settings["also"] = image_inputs(model)
+    settings |= {"begin": begin_tokens(model.config), "also": image_inputs(model)}
     shares = (len(range(turn, nsamples, len(others))) for turn in range(len(others)))
     return {
         index: load_batches(source, tokenizer, nsamples=share, **settings)

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..distributed import Processes, fingerprint
+from ..modeling.families import begin_tokens
 from .sampling import GREEDY_TOKENS, SAMPLING, chat_opening, write_blocks
 
 
@@ -83,12 +84,14 @@ class OwnText:
     Args:
         file (`Path`): in the cache; absent where there is no text.
         seed (`int`), length (`int`): of the draws, and tokens per sequence.
+        begin (`tuple[int, ...]`): tokens with which all sequences begin, see [`begin_tokens`].
         opening (`tuple[int, ...]`): tokens with which every other sequence begins, see [`chat_opening`].
     """
 
     file: Path
     seed: int
     length: int
+    begin: tuple[int, ...] = ()
     opening: tuple[int, ...] = ()
 
     @classmethod
@@ -114,10 +117,13 @@ class OwnText:
         """
         template = getattr(tokenizer, "chat_template", None)
         settings = SAMPLING | {"greedy": GREEDY_TOKENS, "template": template}
+        begin = begin_tokens(model.config)
+        if begin:
+            settings["begin"] = begin
         name = fingerprint([weights_fingerprint(model, weights), settings])[:32]
         folder, seed = Path(constants.HF_HOME, "slicegpt"), seed or 0
         file = folder / f"{name}-seed{seed}-length{length}.safetensors"
-        return cls(file, seed, length, tuple(chat_opening(tokenizer)))
+        return cls(file, seed, length, tuple(begin), tuple(chat_opening(tokenizer)))
 
     def read(self) -> Tensor:
         """Reads all sequences that are in the cache: `(N, length)` token ids, int64."""
@@ -141,7 +147,8 @@ class OwnText:
         with FileLock(self.file.with_suffix(".lock")):
             ids = self.read()
             if len(ids) < count:
-                settings = {"length": self.length, "seed": self.seed, "opening": self.opening, "device": device}
+                settings = {"length": self.length, "seed": self.seed, "device": device}
+                settings |= {"begin": self.begin, "opening": self.opening}
                 for block in write_blocks(model, len(ids), count, **settings):
                     ids = torch.cat([ids, block])
                     self._save(ids)

@@ -41,6 +41,7 @@ def write_blocks(
     *,
     length: int,
     seed: int = 0,
+    begin: Sequence[int] = (),
     opening: Sequence[int] = (),
     device: torch.device | str | None = None,
 ) -> Iterator[Tensor]:
@@ -49,14 +50,15 @@ def write_blocks(
     seed, not on how many are asked for, up to the rounding of sums.
 
     Even sequences begin with a random token, after which `GREEDY_TOKENS` most probable ones follow. Odd ones begin
-    with `opening`, if there is one. All others are drawn from the model's distribution, see `SAMPLING`. An end-of-text
-    token does not end a sequence: another text begins behind it.
+    with `opening`, if there is one. `begin` stands in front of either. All others are drawn from the model's
+    distribution, see `SAMPLING`. An end-of-text token does not end a sequence: another text begins behind it.
 
     Args:
         model (`PreTrainedModel`): a dense causal language model.
         start (`int`), stop (`int`): numbers of the first sequence and of that behind the last.
         length (`int`): tokens per sequence.
         seed (`int`, defaults to 0): seeds the draws. The global random number generators are left as they are.
+        begin (`Sequence[int]`, *optional*): what any text of the model begins with, see [`begin_tokens`].
         opening (`Sequence[int]`, *optional*): what every other sequence begins with, see [`chat_opening`].
         device (`torch.device` or `str`, *optional*): where the model computes. By default where it is.
 
@@ -64,13 +66,15 @@ def write_blocks(
         `torch.Tensor`: `(N, length)` token ids, int64 on the CPU, with N up to `BLOCK`.
     """
     device = torch.device(device or model.device)
+    if opening and [*opening[: len(begin)]] != [*begin]:
+        opening = [*begin, *opening]
     bar = Progress((stop - start) * length, "Writing text", "token")
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
     with evaluating(model), computing_on(model, device, fastest_dtype(model.dtype, device)), bar:
         rows = max(1, CACHE_BYTES // (length * cache_bytes_per_token(model)))
         while start < stop:
             end = min(stop, start - start % BLOCK + BLOCK, start + rows)
-            yield _write_block(model, start, end, length, seed, opening, bar)
+            yield _write_block(model, start, end, length, seed, begin, opening, bar)
             start = end
 
 
@@ -83,7 +87,7 @@ def cache_bytes_per_token(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def _write_block(model, start, stop, length, seed, opening, bar):
+def _write_block(model, start, stop, length, seed, begin, opening, bar):
     block, rows = start // BLOCK, slice(start % BLOCK, start % BLOCK + stop - start)
     generator = torch.Generator().manual_seed(int(fingerprint([seed, block])[:16], 16))
     # All of the block is drawn, so that a row does not depend on the others.
@@ -95,17 +99,17 @@ def _write_block(model, start, stop, length, seed, opening, bar):
         opened[:] = False
 
     ids = first[:, None].repeat(1, length)
+    ids[:, : len(begin)] = torch.tensor([*begin], dtype=torch.long, device=model.device)[:length]
     ids[opened, : len(opening)] = opening
+    given = torch.where(opened, len(opening), len(begin) + 1)
     cache = StaticCache(config=model.config, max_cache_len=length)
     for position in range(1, length):
-        given = ids[:, position - 1, None]
-        logits = model(input_ids=given, past_key_values=cache, use_cache=True).logits[:, -1].float()
+        before = ids[:, position - 1, None]
+        logits = model(input_ids=before, past_key_values=cache, use_cache=True).logits[:, -1].float()
         chosen = _draw(logits, noise[:, position])
-        if position <= GREEDY_TOKENS:
+        if position <= len(begin) + GREEDY_TOKENS:
             chosen = torch.where(opened, chosen, logits.argmax(-1))
-        if position < len(opening):
-            chosen = torch.where(opened, ids[:, position], chosen)
-        ids[:, position] = chosen
+        ids[:, position] = torch.where(position < given, ids[:, position], chosen)
         bar.update(len(ids))
     bar.update(len(ids))
     return ids.cpu()

@@ -11,9 +11,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration import SliceGPTConfig
-from ..data.batches import TokenBatches, find_tokenizer
+from ..data.batches import TokenBatches, begun, find_tokenizer
 from ..data.calibration import HELD_OUT, held_out_batches
 from ..data.generated import OWN_TOKENS
+from ..modeling.families import begin_tokens
 from ..progress import announce
 from .perplexity import Losses, evaluate_losses
 
@@ -83,7 +84,10 @@ class Check:
         self._losses, self._answers = self._measure(dense)
 
     def _measure(self, model: PreTrainedModel) -> tuple[list[Losses], list[str]]:
-        losses = [evaluate_losses(model, _windows(text), device=self._device, batch_size=4) for text in self._texts]
+        begin = begin_tokens(model.config)
+        losses = [
+            evaluate_losses(model, _windows(text, begin), device=self._device, batch_size=4) for text in self._texts
+        ]
         answers = [] if self._tokenizer is None else [answer(model, self._tokenizer, prompt) for prompt in PROMPTS]
         return losses, answers
 
@@ -158,8 +162,13 @@ def judge_loss(loss: float | None, refuse_above: float | None = None) -> None:
         )
 
 
-def _windows(text: TokenBatches) -> list[dict[str, torch.Tensor]]:
-    return [{"input_ids": part} for batch in text for part in batch["input_ids"].split(WINDOW, dim=1)]
+def _windows(text: TokenBatches, begin: list[int]) -> list[dict[str, torch.Tensor]]:
+    """Cuts sequences, which begin as they should, into windows that do so, too."""
+    return [
+        {"input_ids": begun(part, begin if number else [])}
+        for batch in text
+        for number, part in enumerate(batch["input_ids"].split(WINDOW, dim=1))
+    ]
 
 
 @torch.no_grad()  # Inference mode would leave the model buffers that cannot be trained with.
@@ -168,7 +177,10 @@ def answer(model: PreTrainedModel, tokenizer: Any, prompt: str) -> str:
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(model.device)
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    if not getattr(tokenizer, "chat_template", None):
+        ids = begun(ids, begin_tokens(model.config))
+    ids = ids.to(model.device)
     ends = {"eos_token_id": model.generation_config.eos_token_id, "pad_token_id": 0}
     greedy = GenerationConfig(max_new_tokens=ANSWER_TOKENS, do_sample=False, **ends)
     found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[0, ids.shape[1] :]

@@ -80,6 +80,17 @@ def family_of(config) -> Family:
     return family
 
 
+def begin_tokens(config) -> list[int]:
+    """
+    Returns the tokens with which any text begins for a model, none where it does not need them.
+
+    Args:
+        config (`PreTrainedConfig`): of any model.
+    """
+    family = FAMILIES.get(config.model_type.removeprefix("sliced_"))
+    return [config.bos_token_id] if family is not None and family.begin_token else []
+
+
 def num_neurons(config) -> int:
     """Returns the number of neurons in each MLP of a dense model."""
     # A configuration of GPT-2 may hold None, for four times the hidden size.

@@ -8,6 +8,7 @@ SANDWICHED = Family(
     mlp_norm="pre_feedforward_layernorm",
     mlp_post_norm="post_feedforward_layernorm",
     gain_offset=1.0,
+    begin_token=True,
     narrower=(StockClass(by_heads=True),),
 )
 """Norms in front of the blocks and behind them."""

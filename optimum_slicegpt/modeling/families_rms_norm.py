@@ -34,10 +34,11 @@ RMS_NORM: dict[str, Family] = {
         narrower=(StockClass(requires=(("rope_parameters.rope_type", "default"),), only="transformers, vLLM"),),
     ),
     "granite": Family(residual_multiplier="residual_multiplier", narrower=(StockClass(only="transformers, vLLM"),)),
-    "gemma": Family(gain_offset=1.0),
+    "gemma": Family(gain_offset=1.0, begin_token=True),
     "vaultgemma": Family(
         mlp_norm="pre_feedforward_layernorm",
         gain_offset=1.0,
+        begin_token=True,
         narrower=(StockClass(by_heads=True, only="transformers"),),
     ),
     "seed_oss": Family(narrower=IN_TRANSFORMERS),

@@ -137,6 +137,8 @@ class Family:
     """Why the last site must be as wide as the first unless a projection follows the final norm, if it must."""
     head_divides: bool = False
     """Whether the head's input is divided by a number in proportion to `hidden_size`."""
+    begin_token: bool = False
+    """Whether models go astray in text that does not begin with `bos_token_id`."""
     returns_tuple: bool = False
     """Whether layers return the stream in a tuple, with attention weights behind it."""
     size_keys: tuple[str, ...] = ("hidden_size",)

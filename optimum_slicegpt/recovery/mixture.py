@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from ..data.batches import find_tokenizer, limit_to_positions, load_batches
 from ..data.generated import own_text
 from ..data.texts import OWN_TEXT, is_generated
+from ..modeling.families import begin_tokens
 from .configuration import RecoveryConfig
 from .packing import PackedSequences, hold_out, join_kinds, load_sequences
 
@@ -55,6 +56,7 @@ def load_mixture(
                 seed=config.seed,
                 text_column=config.text_column,
                 mask_prompts=config.mask_prompts and not config.distill,
+                begin=begin_tokens(student.config),
             )
         # This checks the token ids.
         load_batches(other.train + other.held_out, vocab_size=student.config.vocab_size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from ..data.batches import find_tokenizer
+from ..data.batches import begun, find_tokenizer
 from ..data.tables import list_items
 from ..data.texts import load_texts
 from ..evaluation.losses import UNLABELLED
@@ -53,6 +53,7 @@ def load_sequences(
     seed: int = 0,
     text_column: str | None = None,
     mask_prompts: bool = True,
+    begin: Sequence[int] = (),
 ) -> PackedSequences:
     """
     Packs a dataset: shuffles its documents, joins them, and cuts them into sequences without a gap.
@@ -77,6 +78,8 @@ def load_sequences(
         text_column (`str`, *optional*):
             Column of a table that holds the text. By default the dataset's own, "text", or the only one of strings.
         mask_prompts (`bool`, defaults to `True`): whether only the answers of conversations have labels.
+        begin (`Sequence[int]`, *optional*):
+            Tokens in front of each sequence, which count among its `seqlen`: see [`begin_tokens`].
 
     Returns:
         [`PackedSequences`]: the same ones for the same arguments.
@@ -98,19 +101,19 @@ def load_sequences(
         documents, source = conversations
         tokenise = conversation_tokeniser(tokenizer, mask_prompts)
 
-    ids, labels = [], []
+    ids, labels, room = [], [], max(1, seqlen - len(begin))
     for index in random.Random(seed).sample(range(len(documents)), len(documents)):
-        if len(ids) >= nsamples * seqlen:
+        if len(ids) >= nsamples * room:
             break
         for tokens, more in zip((ids, labels), tokenise(documents[index]), strict=True):
             tokens.extend(more)
-    count = min(len(ids) // seqlen, nsamples)
+    count = min(len(ids) // room, nsamples)
     if count < nsamples:
         logger.warning(f"Dataset {source!r} makes {count} of {nsamples} sequences of {seqlen} tokens: using these.")
-    rows = torch.tensor([ids[: count * seqlen], labels[: count * seqlen]]).view(2, count, seqlen)
+    rows = torch.tensor([ids[: count * room], labels[: count * room]]).view(2, count, room)
     sequences = [
         {"input_ids": input_ids, "labels": labels}
-        for input_ids, labels in zip(*rows, strict=True)
+        for input_ids, labels in zip(*(begun(each, begin) for each in rows), strict=True)
         if (labels[1:] != UNLABELLED).any()
     ]
     return hold_out(sequences, held_out, seqlen, source)

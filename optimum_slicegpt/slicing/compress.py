@@ -111,7 +111,7 @@ def slice_in_turns(run: Run, first: Run, streams: list[DenseStream]) -> Iterator
                 for norm in block.norms():
                     write_readers(run, norm, fit.readers(norm, here, x, z))  # equation 4
                 x.advance(block)  # the dense stream, one block on
-                z.enter(block, here)  # up to the writers' inputs, or in all D dimensions for the paper's axes
+                z.enter(block, here)  # for axes that are found on it: the paper's
                 there = axes.find(block.site + 1, here, x, z)  # equation 8; k of D axes, equation 9
                 write_writers(run, block, there, x)  # equations 5 and 6
                 shortcut = write_shortcut(run, block, here, there)  # figure 4
