@@ -22,9 +22,10 @@ METHODS = {
     "paper": {"rotation": "per_block", "refit": False, "orientation": "random"},
     "refit": {"orientation": "random"},
     "fisher": {"metric": "fisher"},
+    "shared": {"refit": False},
     "energy": {"schedule": "energy", "mlp_sparsity": 0.4, "round_to": 1, "round_neurons_to": 1},
 }
-STEPS = {"paper": 4, "refit": 7, "fisher": 10, "energy": 8}
+STEPS = {"paper": 4, "refit": 7, "fisher": 10, "shared": 7, "energy": 8}
 """Of a model with two layers."""
 
 

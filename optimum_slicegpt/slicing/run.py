@@ -170,7 +170,7 @@ class Run(Computation):
         sliced ([`Decoder`]): the model of a sliced class, in which weights are computed.
         result (`PreTrainedModel`): the result, which has values as far as steps are done: that model, or a stock model
             that takes over its weights after each step.
-        state ([`State`]): everything that the remaining steps need.
+        state ([`State`]), done (`int`): what the remaining steps need, and how many are done.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Run(Computation):
         data = [batches.batches, batches.groups]
         self.processes.check_alike({"widths": plan, "settings": settings, "calibration data": data})
         adopt_untouched(self.dense, self.sliced)
-        self._done, self._count, self._forecast, self._shown = 0, 0, Forecast(estimate), True
+        self.done, self._count, self._forecast, self._shown = 0, 0, Forecast(estimate), True
 
     def start_or_resume(self) -> None:
         """Starts the run, or resumes it from the state that the storage has."""
@@ -197,7 +197,7 @@ class Run(Computation):
         if saved is None:
             self._begin(stream)
         else:
-            self._done, self.state = saved["done"], State.from_dict(saved["state"])
+            self.done, self.state = saved["done"], State.from_dict(saved["state"])
             for phase, seconds in self.seconds.items():
                 self.state.seconds[phase] += seconds
             self.seconds = self.state.seconds
@@ -232,20 +232,20 @@ class Run(Computation):
         """
         items = list(items)
         first, self._count = self._count, self._count + len(items)
-        done = min(max(0, self._done - first), len(items))
+        done = min(max(0, self.done - first), len(items))
         left = items[done:]
         if phase and left and self._shown:
             seconds_left = self._forecast.begin(phase, done / len(items))
             left = self.progress(left, phase, unit, done=done, seconds_left=seconds_left)
         for item in left:
             yield item
-            self._done += 1
+            self.done += 1
             if self._form is not None:
                 with self.phase("compose"):
                     self._form.settle()
                     release_values(self.sliced.model)
             with self._storage_phase("write"):
-                self.storage.commit(self.result, self.state.to_dict(), self._done)
+                self.storage.commit(self.result, self.state.to_dict(), self.done)
             release_freed_memory()
 
     def single_step(self, phase: str | None = None) -> Iterator:

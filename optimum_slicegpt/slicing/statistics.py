@@ -76,7 +76,7 @@ def measuring_steps(run: Run, parts: Iterable[Part]) -> list[Callable[[], None]]
     if not needs:
         return []
     counts, statistics = measured_tokens(run), run.state.statistics
-    if not statistics.moments:
+    if not run.done:  # A run that resumes has them in its statistics, as far as it needs them still.
         statistics.streams = [[stream for stream, count in zip(run.state.x, counts, strict=True) if count]]
     return DensePass(run, statistics, counts, gradients="gradients" in needs, costs="costs" in needs).steps()
 
