@@ -100,6 +100,8 @@ class Shards:
             OSError: they do not fit.
         """
         self.folder.mkdir(exist_ok=True)
+        for path in set(self.folder.glob("*.safetensors")) - self._headers.keys():
+            path.unlink()  # Other shapes, before, may have made another number of files.
         for path, header in self._headers.items():
             size = len(header) + sum(place.size for place in self._places.values() if place.file == path)
             with open(path, "r+b" if path.exists() else "w+b") as file:

@@ -1,5 +1,7 @@
 """Weight files as they are written, and checked afterwards."""
 
+import json
+
 import pytest
 import torch
 from shard_files import change_shard, list_shards
@@ -66,3 +68,11 @@ def test_experts_are_written_one_by_one_as_transformers_writes_them(tmp_path, na
     saved, written = (sorted((tmp_path / folder).glob("model*")) for folder in ("saved", "written"))
     assert [path.name for path in saved] == [path.name for path in written]
     assert all(path.read_bytes() == other.read_bytes() for path, other in zip(saved, written, strict=True))
+
+
+def test_room_for_other_shapes_leaves_no_files_of_the_first(tmp_path):
+    for limit in (6000, 9000):
+        shards = Shards(tmp_path, build("llama", torch.float32), limit)
+        shards.allocate()
+        named = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+        assert {path.name for path in tmp_path.glob("*.safetensors")} == set(named.values())
