@@ -158,6 +158,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         return super().__new__(cls)
 
     def __post_init__(self):
+        self._require_bools("refit", "slice_head", "offload_activations")
         self._require("quant_method", self.quant_method == "slicegpt", "a SliceGPTConfig holds 'slicegpt'")
         self._check_size()
         shares = {"sparsity": "dimensions", "parameter_reduction": "parameters", "mlp_sparsity": "neurons"}

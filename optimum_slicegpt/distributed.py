@@ -153,7 +153,8 @@ def fingerprint(value: Any) -> str:
 
     def update(value):
         if isinstance(value, Tensor):
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode() + value.numpy().tobytes())
+            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16.
         elif isinstance(value, list | tuple):
             digest.update(f"{len(value)} ".encode())
             for item in value:

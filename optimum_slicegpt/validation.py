@@ -18,6 +18,11 @@ class Validated:
         if not holds:
             raise ValueError(f"{key}={getattr(self, key)!r}; {remedy}.")
 
+    def _require_bools(self, *keys: str) -> None:
+        """Checks that settings are `True` or `False`: a text such as "no" would count as true."""
+        for key in keys:
+            self._require(key, isinstance(getattr(self, key), bool), "give True or False")
+
     def _require_choice(self, key: str, choices: Sequence[str | None]) -> None:
         """Checks that a setting is one of several values."""
         names = ", ".join(name for name in choices if name)
@@ -56,12 +61,12 @@ def file_size(size: int | str) -> int:
     Converts a size to bytes.
 
     Args:
-        size (`int` or `str`): bytes, or a number with a unit: `"1GiB"`, `"50GB"`.
+        size (`int`, `float` or `str`): whole bytes, or a number with a unit: `"1GiB"`, `"50GB"`.
 
     Raises:
         ValueError: no unit, no number, or a negative one.
     """
     try:
-        return convert_file_size_to_int(size)
-    except ValueError as error:
+        return convert_file_size_to_int(int(size) if isinstance(size, float) and size.is_integer() else size)
+    except (ValueError, AttributeError) as error:
         raise ValueError(f"{size!r} is no size; give a number with a unit, such as 512MiB, 2GiB or 50GB.") from error

@@ -197,7 +197,7 @@ class SlicePlan:
             (size, *_), neurons = sizes
         else:
             wanted = round_down(hidden_size, config.sparsity, 1)
-            size = nearest_stock_size(config, model_config, wanted) or wanted
+            size = (nearest_stock_size(config, model_config, wanted) if config.sparsity else None) or wanted
         check_stock_size(config, model_config, size)
         if config.widths is None:
             width = size if size == hidden_size else size - family.layer_norm

@@ -111,6 +111,8 @@ class RecoveryConfig(Validated):
     seed: int = 0
 
     def __post_init__(self):
+        self._require_bools("mask_prompts", "full", "shortcuts", "keep_adapter", "distill", "adapt_teacher")
+        self._require_bools("bf16", "use_cpu")
         self._require("dataset", self.dataset is not None, "give a name, paths, texts or conversations")
         for key in ("nsamples", "seqlen", "lora_rank", "batch_size", "gradient_accumulation"):
             self._require(key, _is_count(getattr(self, key)), "give a positive integer")

@@ -39,9 +39,15 @@ def check_output(output: Path, overwrite: bool = False) -> Path:
 
 
 def is_result(folder: Path) -> bool:
-    """Tells whether a folder holds what this package writes: a model with a record, an adapter, or pictures."""
+    """
+    Tells whether a folder holds what this package writes: a model with a record, such models of several sizes, an
+    adapter, or pictures.
+    """
     if not folder.is_dir() or folder.is_mount():
         return False
+    inside = [path for path in folder.iterdir() if path.name != "compress.yaml"]
+    if inside and all(path.is_dir() for path in inside):
+        return all(map(is_result, inside))
     config = folder / "config.json"
     if config.is_file():
         return '"slicegpt"' in config.read_text(encoding="utf-8")

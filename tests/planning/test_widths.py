@@ -45,6 +45,10 @@ def test_widths_are_rounded_down_and_the_head_stays_full():
     assert plan("phi", sparsity=0.5).widths == (24, 24, 48)
 
 
+def test_without_sparsity_the_width_stays():
+    assert plan(sparsity=0, mlp_sparsity=0.5, rotation="shared", round_to=36).widths == (48,) * 5
+
+
 def test_shared_axes_give_all_sites_one_width():
     for slice_head in (True, False):
         shared = plan(sparsity=0.25, rotation="shared", slice_head=slice_head)

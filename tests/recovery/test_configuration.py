@@ -10,6 +10,7 @@ from optimum_slicegpt import RecoveryConfig
 @pytest.mark.parametrize(
     "kwargs, message",
     [
+        ({"distill": "no"}, "distill='no'; give True or False"),
         ({"dataset": None}, "dataset=None; give a name, paths, texts or conversations"),
         ({"nsamples": 0}, "nsamples=0; give a positive integer"),
         ({"seqlen": 1.5}, "seqlen=1.5; give a positive integer"),

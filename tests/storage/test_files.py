@@ -68,13 +68,24 @@ def test_an_earlier_result_is_replaced_once_the_new_one_is_complete(result):
     assert [path.name for path in result.iterdir()] == ["new"] and list(result.parent.iterdir()) == [result]
 
 
+def test_results_of_several_sizes_are_replaced(result):
+    (result / "config.json").unlink()
+    (result / "compress.yaml").touch()
+    for name in ("10", "20"):
+        (result / name).mkdir()
+        (result / name / "config.json").write_text('{"slicegpt": {}}')
+    with written_aside(result, overwrite=True) as folder:
+        folder.mkdir()
+    assert not any(result.iterdir())
+
+
 def test_an_earlier_result_is_put_back_where_the_new_one_cannot_take_its_place(result):
     with pytest.raises(FileNotFoundError):
         move_into_place(result.parent / "nothing", result)
     assert [path.name for path in result.iterdir()] == ["config.json"]
 
 
-@pytest.mark.parametrize("name", ["a.txt", "config.json", "pictures.png/a.txt"])
+@pytest.mark.parametrize("name", ["a.txt", "config.json", "pictures.png/a.txt", "10/config.json", "compress.yaml"])
 def test_nothing_but_results_is_replaced(name, tmp_path):
     file = tmp_path / "mine" / name
     file.parent.mkdir(parents=True)
