@@ -141,7 +141,8 @@ class Solver:
 
     def smallest(self) -> tuple[list[float], float]:
         """Returns the least widths and the least number of neurons that are possible."""
-        width = next(width for width in range(1, self.size.hidden_size + 1) if self.fits is None or self.fits(width))
+        full = self.size.hidden_size
+        width = next((width for width in range(1, full) if self.fits is None or self.fits(width)), full)
         neurons = (1 - MOST_NEURONS) * self.size.neurons if self.neurons is None else self.neurons
         return self.widths([width] * len(self.groups)), neurons
 

@@ -132,13 +132,13 @@ class Costs:
     @property
     def _trained_weights(self):
         """Weights in all MLPs of the sliced model, if they are trained."""
-        if not self.steps:  # Experts are not, and may be layers apart.
-            return 0
         dense, widths = self.dense, self.plan.widths
+        sites = [block.site for block in dense.blocks() if dense.family.mlp_writer in block.names.writers]
+        if not self.steps or not sites:  # Experts are not, and may be layers apart.
+            return 0
         readers = sum(reader.weight.numel() for reader in dense.mlp_readers(0))
         writer = dense.mlp_writer(0).weight.numel()
         kept = (self.plan.neurons or dense.num_neurons) / dense.num_neurons / self.size
-        sites = [block.site for block in dense.blocks() if dense.family.mlp_writer in block.names.writers]
         return kept * sum(readers * widths[site] + writer * widths[site + 1] for site in sites)
 
     @property

@@ -1,7 +1,8 @@
 import logging
 
 import pytest
-from tiny import HIDDEN, TINY, build, calibration, differing_widths, paper
+from tiny import ALL, HIDDEN, TINY, build, calibration, differing_widths, paper
+from transformers import AutoConfig
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.modeling.configuration_sliced import sliced_config_class
@@ -201,3 +202,9 @@ def test_little_that_was_asked_for_is_left_with_a_warning(settings, left, caplog
     config, model_config = SliceGPTConfig(round_to=4, round_neurons_to=4, **settings), build("llama").config
     SlicePlan.from_config(config, model_config).check_rest(config, model_config)
     assert f"The settings leave {left}, less than a quarter, which destroys most models." in caplog.text
+
+
+def test_a_size_is_found_where_no_width_suits_all_tools():
+    model_config = AutoConfig.for_model("jais2", **ALL["jais2"])
+    found = SlicePlan.from_config(SliceGPTConfig(orientation="random"), model_config)
+    assert found.stock_size == 44

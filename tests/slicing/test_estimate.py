@@ -5,11 +5,13 @@ from collections import Counter
 import pytest
 import torch
 from pretend_gpu import pretend_gpu
-from tiny import build, tokens
+from tiny import ALL, build, tokens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+from transformers import AutoConfig
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
+from optimum_slicegpt.modeling.decoder import empty_model
 from optimum_slicegpt.planning.machine import Machine
 from optimum_slicegpt.planning.speed import KINDS, flops_per_s
 from optimum_slicegpt.slicing import costs
@@ -69,6 +71,13 @@ def test_every_class_of_products_is_in_the_plan(method):
     for dtype, flops in found.flops.items():
         assert flops < 2 * planned[dtype], dtype
     assert found.flops["float32"] > planned["float32"] / 2
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_family_has_a_plan(name):
+    model = empty_model(AutoConfig.for_model(name.split("-")[0], **ALL[name]))
+    found = planned_for(model, SliceGPTConfig(sparsity=0.25), timed=False)
+    assert found.forwards > 0 and all(flops > 0 for flops in found.flops.values())
 
 
 def test_times_come_from_the_sizes_that_a_run_has(monkeypatch):
