@@ -31,6 +31,12 @@ def test_several_sizes_are_in_the_file(arguments, tmp_path, capsys):
     assert not capsys.readouterr().err
     assert parse(*arguments, f"--config={file}", "--sparsity", 0.3).sparsity == 0.3
     assert f"parameter_reduction=[0.1, 0.2] of {file} is left out, because --sparsity" in capsys.readouterr().err
+    # Flags of another such group, or the same one twice, are no obstacle.
+    assert parse(*arguments, "--config", file, "--quiet", "--sparsity", 0.2, "--sparsity", 0.3).sparsity == 0.3
+    assert f"parameter_reduction=[0.1, 0.2] of {file} is left out, because --sparsity" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(*arguments, "--config", file, "--sparsity", 0.3, "--max-loss", 0.2)
+    assert "--max-loss: not allowed with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

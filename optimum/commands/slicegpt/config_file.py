@@ -26,16 +26,17 @@ def expand(parser: ArgumentParser, args: list[str]) -> list[str]:
     known, expanded = parser._option_string_actions, []
     groups = [group._group_actions for group in parser._mutually_exclusive_groups]
     flags = [known[each] for each in given if each in known]
-    instead = [action for group in groups if any(each in group for each in flags) for action in group]
     for key, value in _read(parser, path).items():
         action = known.get(f"--{str(key).replace('_', '-')}")
         if action is None or action.dest == "config":
             names = [each.removeprefix("--").replace("-", "_") for each in known]
             parser.error(f"{path} has no setting {key}{did_you_mean(str(key).replace('-', '_'), names)}")
-        if action in instead and action not in flags:
-            (flag,) = [each for each in given if known.get(each) in instead]
-            print(f"{key}={value} of {path} is left out, because {flag} is given.", file=sys.stderr)
-        elif action not in flags:
+        if action in flags:
+            continue
+        rivals = [each for group in groups if action in group for each in given if known.get(each) in group]
+        if rivals:
+            print(f"{key}={value} of {path} is left out, because {rivals[0]} is given.", file=sys.stderr)
+        else:
             expanded += _as_flag(parser, action, value, f"{path}: {key}")
     return [*expanded, *args]
 
