@@ -37,7 +37,6 @@ OTHERS = {
     "minimax_m3_vl_text mllama moshi moss_transcribe_diarize phi4_multimodal": "parts of models of images or speech",
     "deepseek_v4 hy_v4 qwen4_exp qwen4_exp_text": "several residual streams, mixed by hyper-connections",
     "rwkv xlstm ctrl reformer xlnet cpmant blt hrm_text inkling_text inkling2_text": "other architectures",
-    "falcon_h1": "attention and a state space read one norm, and each has a multiplier of its own",
     "zamba zamba2": "layers that share their weights, and read the embeddings once more",
     "recurrent_gemma": "MLPs with half of the neurons that the configuration says",
     "bitnet": "a norm over all neurons inside the MLP",

@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +53,11 @@ class DecoderBlock:
         return any(writer.weight.ndim > 2 for writer in self.writers().values())
 
     @property
-    def multiplier(self) -> float | None:
-        """The number by which the block's output is multiplied, if the family has one."""
-        name = self.family.residual_multiplier
-        return None if name is None else getattr(self.layer, name)
+    def multipliers(self) -> list[float]:
+        """The numbers by which the outputs of the block's writers are multiplied, one for each."""
+        common, own = self.family.residual_multiplier, dict(self.family.output_multipliers)
+        named = [filter(None, (common, own.get(writer))) for writer in self.names.writers]
+        return [prod(attrgetter(name)(self.layer) for name in names) for names in named]
 
     @property
     def entrances(self) -> list[nn.Module]:

@@ -86,7 +86,7 @@ class Family:
     head: str = "lm_head"
 
     attn: tuple[str, ...] = ("self_attn",)
-    """Modules that mix tokens, of which each layer has one."""
+    """Modules that mix tokens. Of those that a layer has, each reads the same norm, and the outputs add up."""
     attn_norm: str | None = "input_layernorm"
     """`None` where attention reads the stream itself."""
     attn_readers: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -119,6 +119,13 @@ class Family:
     """The number that norms add to their weight before they multiply by it."""
     residual_multiplier: str | None = None
     """A number on the layer that multiplies the outputs of its blocks."""
+    input_multipliers: tuple[tuple[str, str], ...] = ()
+    """Modules that mix tokens, and the numbers on the layer that multiply what they read: `(module, number)`."""
+    output_multipliers: tuple[tuple[str, str], ...] = ()
+    """
+    Writers, and the numbers that multiply what they put out: `(writer, number)`. A number on the layer multiplies the
+    output of a module that mixes tokens; one of a module is applied by the module itself.
+    """
     parallel: bool = False
     """Whether attention and MLP share one residual connection."""
     single: bool = False

@@ -1,6 +1,7 @@
 """The forward of a sliced decoder layer, the same for every family."""
 
 import inspect
+from functools import partial
 
 from torch import nn
 
@@ -35,29 +36,47 @@ class SlicedLayerMixin:
             output = dropout(output)
         else:
             output = nn.functional.dropout(output, p=dropout, training=self.training)
-        multiplier = self._family.residual_multiplier
-        return output * getattr(self, multiplier) if multiplier else output
+        return self._times(output, self._family.residual_multiplier)
 
     def look_up(self, family: Family) -> None:
-        """Looks up which of a family's modules the layer has, and the arguments of the one that mixes tokens."""
+        """Looks up which of a family's modules the layer has, and the arguments of those that mix tokens."""
         self._family, self._blocks = family, tuple(block.of(self) for block in family.blocks)
-        (self._mixer,) = (name for name in family.attn if has(self, name))
         self._mlps = tuple(name for name in family.mlp if has(self, name))
         self._residual = {"residual": 0.0} if family.adds_residual else {}  # The layer itself adds the stream.
-        names = inspect.signature(getattr(self, self._mixer).forward).parameters
-        self._mixer_names = frozenset(names)
-        self._takes_all = any(each.kind is each.VAR_KEYWORD for each in names.values())
+        self._factors_in = dict(family.input_multipliers)
+        own = (each for each in family.output_multipliers if "." not in each[1])
+        self._factors_out = {writer.partition(".")[0]: number for writer, number in own}
+        self._mixers = {}
+        for name in filter(partial(has, self), family.attn):
+            arguments = inspect.signature(getattr(self, name).forward).parameters
+            takes_all = any(each.kind is each.VAR_KEYWORD for each in arguments.values())
+            self._mixers[name] = frozenset(arguments), takes_all
+
+    def _times(self, value, number):
+        """Multiplies a tensor by a number on the layer, of which `None` is the name where there is none."""
+        return value if number is None else value * getattr(self, number)
 
     def _attn(self, normed, kwargs):
-        """Returns the output of attention, or of another module that mixes tokens, and its weights or `None`."""
-        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
-        kwargs = kwargs | {name: cache for name in CACHE_NAMES if name in self._mixer_names} | self._residual
-        if not self._takes_all:
-            kwargs = {key: value for key, value in kwargs.items() if key in self._mixer_names}
-        output, weights = getattr(self, self._mixer)(normed, **kwargs), None
+        """Returns what attention, and what else mixes tokens, puts out together, and attention's weights or `None`."""
+        (output, weights), *others = (self._mix(name, normed, kwargs) for name in self._mixers)
+        for more, its_weights in others:
+            output, weights = output + more, weights if its_weights is None else its_weights
+        return self._finish(output, self._family.attn_post_norm, self._family.attn_dropout), weights
+
+    def _mix(self, name, normed, kwargs):
+        """Returns the output of one module that mixes tokens, and its weights or `None`."""
+        arguments, takes_all = self._mixers[name]
+        cache = next((kwargs[key] for key in CACHE_NAMES if kwargs.get(key) is not None), None)
+        kwargs = kwargs | {key: cache for key in CACHE_NAMES if key in arguments} | self._residual
+        mask = f"{name}_attention_mask"
+        if mask in kwargs:
+            kwargs["attention_mask"] = kwargs.pop(mask)
+        if not takes_all:
+            kwargs = {key: value for key, value in kwargs.items() if key in arguments}
+        output, weights = getattr(self, name)(self._times(normed, self._factors_in.get(name)), **kwargs), None
         if isinstance(output, tuple):
             output, weights, *_ = output
-        return self._finish(output, self._family.attn_post_norm, self._family.attn_dropout), weights
+        return self._times(output, self._factors_out.get(name)), weights
 
     def _mlp(self, normed):
         """Returns the output of the MLP."""

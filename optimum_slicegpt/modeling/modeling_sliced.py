@@ -135,6 +135,14 @@ class SlicedModelMixin:
         self.config.auto_map = dict(self._auto_map)
         super().save_pretrained(*args, **kwargs)
 
+    def initialize_weights(self):
+        with self.config.dense_sizes():  # from which some families derive multipliers that no checkpoint holds
+            super().initialize_weights()
+
+    @classmethod
+    def is_custom_code(cls):
+        return False  # What initialises weights is the family's: transformers may trust it as it trusts its own code.
+
     # transformers reads the source of a class's module to find out what its layers support. That source is the
     # family's, because the layers are.
 

@@ -13,6 +13,7 @@ from shapes import (
     MAMBA,
     MIXED,
     MLA,
+    MULTIPLIED,
     VOCAB,
     WHOLE,
 )
@@ -106,6 +107,7 @@ MORE = {
     | {"num_local_experts": 5, "num_experts_per_tok": 3, "shared_intermediate_size": 22}
     | {"layers_block_type": ["mamba", "attention"], "layer_types": ["mamba", "attention"]},
     "bamba": GROUPED | MAMBA | {"attn_layer_indices": [1]},
+    "falcon_h1": GROUPED | MAMBA | MULTIPLIED,
     "jamba": GROUPED
     | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
     | {"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 10, "mamba_dt_rank": 5}

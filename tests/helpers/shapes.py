@@ -47,4 +47,20 @@ DELTA = {
     "linear_num_value_heads": 4,
 }
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 24, "mamba_d_state": 10, "mamba_n_groups": 1}
+MULTIPLIED = {
+    "mamba_d_ssm": 96,
+    "time_step_limit": [0.01, 3.0],
+    "attention_bias": True,
+    "projectors_bias": True,
+    "embedding_multiplier": 3.0,
+    "lm_head_multiplier": 0.5,
+    "mlp_multipliers": [0.7, 1.6],
+    "key_multiplier": 0.6,
+    "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.8,
+    "ssm_in_multiplier": 1.4,
+    "ssm_out_multiplier": 0.4,
+    "ssm_multipliers": [0.9, 1.1, 1.2, 0.8, 0.7],
+}
+"""For Falcon-H1: multipliers, all of them different, and biases beside writers of different ones."""
 GRANITE = {"embedding_multiplier": 12, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 8}

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, mirror_, moved, root_mean_square
 from ...linalg.regression import LeastSquares, bytes_needed, token_stride
 from ...modeling.contexts import inputs_recorded, placed, room_on
-from ...modeling.weights import Writer, eps_of
+from ...modeling.weights import eps_of
 from ...planning.sizes import most_inputs
 from ..parts import Fit, timed
 from ..post_norms import PostNorm, set_post_gain
@@ -64,15 +64,14 @@ class FittedStream(SlicedStream):
         """
         run, sliced = self.run, block.sliced
         writers = sliced.writers()
-        modules, factor = [writer.module for writer in writers.values()], block.sliced.multiplier
+        factors = {writer.module: factor for writer, factor in zip(writers.values(), sliced.multipliers, strict=True)}
         ones = any(writer.bias is not None for writer in writers.values())
-        silent = [*modules, *filter(None, [sliced.post_norm])]
+        silent = [*factors, *filter(None, [sliced.post_norm])]
 
         def inputs_of(batch, stream):
             block.output(stream, batch)
-            parts = [seen[module] for module in modules] + [torch.ones_like(stream[..., :1])] * ones
-            if factor is not None:
-                parts = [part * factor for part in parts]
+            parts = [seen[module] if factor == 1 else seen[module] * factor for module, factor in factors.items()]
+            parts += [torch.ones_like(stream[..., :1])] * ones
             return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
         with placed(sliced.layer, run.device, run.dtype), inputs_recorded(silent) as seen:
@@ -172,9 +171,10 @@ class Refit(Fit):
         run, writers = self.run, block.sliced.writers()
         # A block adds to the stream a linear function of what its writers read, and of 1, whose weight is the bias.
         rows = [moved(writer.weight, run.device, torch.float64) for writer in writers.values()]
-        biases = [writer.bias for writer in writers.values() if writer.bias is not None]
+        factors = zip(writers.values(), block.sliced.multipliers, strict=True)
+        biases = [factor * writer.bias.to(there.dual) for writer, factor in factors if writer.bias is not None]
         if biases:
-            rows.append(sum(biases)[None].to(there.dual))
+            rows.append(sum(biases)[None])
         sizes, scale, post_norm = [len(each) for each in rows], 1.0, PostNorm.behind(block, there, x)
         if post_norm is not None:
             scale = post_norm.scale
@@ -193,7 +193,7 @@ class Refit(Fit):
             growth = self._divisor_growth(block, post_norm, fitted, x, z)
             set_post_gain(run, block, post_norm.gain / growth)
             fitted = fitted * growth
-        _set_writers(list(writers.values()), fitted.split(sizes))
+        _set_writers(block, fitted.split(sizes))
 
     @timed("regression")
     def _add_writers(self, regression, block, there, shortcut, post_norm, x, z):
@@ -273,15 +273,16 @@ class Refit(Fit):
         return tokens, {"held_out": batch.place.held_out(stride), "group": batch.place.group}
 
 
-def _set_writers(writers: list[Writer], parts: Sequence[Tensor]) -> None:
-    """Sets the weights of writers, and their biases to the part behind those, if there is one."""
+def _set_writers(block: BlockPair, parts: Sequence[Tensor]) -> None:
+    """Sets the weights of a block's writers, and their biases to the part behind those, if there is one."""
+    writers = block.sliced.writers().values()
     bias = None if len(parts) == len(writers) else parts[-1][0]
-    for writer, weight in zip(writers, parts, strict=False):
+    for writer, factor, weight in zip(writers, block.sliced.multipliers, parts, strict=False):
         if writer.bias is None:
             writer.set(weight, like=writer.weight)
             continue
         # Biases of parallel writers add up, so the first of them can hold the sum.
-        writer.set(weight, bias, like=writer.weight)
+        writer.set(weight, bias / factor, like=writer.weight)
         bias = torch.zeros_like(bias)
 
 
