@@ -11,6 +11,13 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 
+PICTURES = {
+    f"{name}.png"
+    for name in "cost energy_by_sparsity energy_by_width losses neurons parameters slicegpt spectrum".split()
+}
+"""Files that a folder of a report's pictures holds."""
+
+
 def check_output(output: Path, overwrite: bool = False) -> Path:
     """
     Checks that an output folder is absent or empty, or may be replaced, and returns its whole path.
@@ -52,7 +59,7 @@ def is_result(folder: Path) -> bool:
     if config.is_file():
         return '"slicegpt"' in config.read_text(encoding="utf-8")
     return (folder / "adapter_config.json").is_file() or all(
-        path.is_file() and path.suffix == ".png" for path in folder.iterdir()
+        path.is_file() and path.name in PICTURES for path in folder.iterdir()
     )
 
 

@@ -9,12 +9,14 @@ from matplotlib.image import imread
 
 from optimum_slicegpt.commands import inspect
 from optimum_slicegpt.reports.figures import DPI, WIDTH_INCHES
+from optimum_slicegpt.storage.files import is_result
 
 
 def test_figures_are_files(cli_files, sliced, tmp_path, capsys):
     run("inspect", *measuring(cli_files), "--figures", tmp_path / "dense")
     assert f"Saved in {tmp_path / 'dense'}" in capsys.readouterr().out
     run("inspect", "--model", sliced, "--figures", tmp_path / "figures", "--report", tmp_path / "report.html")
+    assert is_result(tmp_path / "dense") and is_result(tmp_path / "figures")  # so --overwrite takes them
     assert capsys.readouterr().out.endswith(f"Saved in {tmp_path}/report.html\nSaved in {tmp_path}/figures\n")
     names = {path.name for folder in ("dense", "figures") for path in (tmp_path / folder).iterdir()}
     dense = {"spectrum.png", "energy_by_width.png", "energy_by_sparsity.png", "cost.png"}
