@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,8 @@ class _Slicing:
 
     def __init__(self, model, config, tokenizer):
         check_sliceable(model)
+        if isinstance(config.dataset, Iterator):  # A check reads the data, too.
+            config = replace(config, dataset=list(config.dataset))
         self._dense, self._config, self._tokenizer = stock_twin(model), config, tokenizer
 
     def to_sizes(self, configs, check, refuse_above=None) -> list[PreTrainedModel]:
@@ -167,6 +169,8 @@ class _Slicing:
             plan.check_rest(config, self._dense.config)
         batches = calibration_batches(self._dense, self._config, self._tokenizer)
         comparison = Check(self._dense, self._config, self._tokenizer) if check else None
+        if refuse_above is not None:
+            _require_texts(comparison, f"refuse_above={refuse_above}", "leave it out")
         found = self._slice(configs, plans, batches)
         for sliced in found if check else ():
             judge_loss(comparison.compare(sliced), refuse_above)
@@ -183,11 +187,7 @@ class _Slicing:
         sizes = sizes_to_try(self._config, self._dense.config)
         batches = calibration_batches(self._dense, self._config, self._tokenizer)
         comparison = Check(self._dense, self._config, self._tokenizer, tokens_for(limit))
-        if not comparison.has_texts:
-            raise ValueError(
-                f"max_loss={limit}, but there is no text to measure it on: calibration data of tokens, or all of the "
-                "text is calibrated on. Give more text, lower nsamples, or give a size."
-            )
+        _require_texts(comparison, f"max_loss={limit}", "give a size")
         dense = self._dense.num_parameters()
         shares = [1 - plan.num_parameters(self._dense) / dense for _, plan in sizes]
         processes, found, tried = Processes(self._config.device or self._dense.device), {}, {}
@@ -227,3 +227,12 @@ class _Slicing:
         for config, plan, result in zip(configs, plans, results, strict=True):
             record_run(self._dense, result.model, plan, config, batches, result.energy_kept, result.seconds)
         return [result.model for result in results]
+
+
+def _require_texts(comparison: Check, limit: str, otherwise: str) -> None:
+    """Checks that there is text on which a limit of the loss can be measured."""
+    if not comparison.has_texts:
+        raise ValueError(
+            f"{limit}, but there is no text to measure it on: calibration data of tokens, or all of the text is "
+            f"calibrated on. Give more text, lower nsamples, or {otherwise}."
+        )

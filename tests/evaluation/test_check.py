@@ -81,6 +81,18 @@ def test_a_model_that_lost_too_much_stays_dense(tiny_tokenizer, caplog):
     assert f"THE MODEL IS DAMAGED: it loses {loss:.2f} nats per token, {math.exp(loss):.1f} times" in caplog.text
 
 
+def test_a_limit_takes_text_to_measure_it_on(tiny_tokenizer):
+    model = dense()
+    with pytest.raises(
+        ValueError, match=r"refuse_above=0.5, but there is no text .*, lower nsamples, or leave it out"
+    ):
+        model.compress(SliceGPTConfig(sparsity=0.25, dataset=calibration()), refuse_above=0.5)
+    assert not hasattr(model.config, "slicegpt")
+    config = SliceGPTConfig(sparsity=0.25, refit=False, dataset=(text for text in [TEXT]), **SIZES)  # readable once
+    model.compress(config, tiny_tokenizer, check=True)
+    assert [*model.config.slicegpt["check"]["texts"]] == ["texts"]
+
+
 def test_a_loss_that_is_not_finite_is_refused(tiny_tokenizer, monkeypatch):
     model = dense()
     config = SliceGPTConfig(sparsity=0.25, dataset=[TEXT], **SIZES)
