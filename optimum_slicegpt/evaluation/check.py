@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -173,14 +174,17 @@ def _windows(text: TokenBatches, begin: list[int]) -> list[dict[str, torch.Tenso
 
 @torch.no_grad()  # Inference mode would leave the model buffers that cannot be trained with.
 def answer(model: PreTrainedModel, tokenizer: Any, prompt: str) -> str:
-    """Returns the first words of a model's most probable answer, to a user's turn where there is a chat template."""
+    """Returns the first words of a model's most probable answer, to a user's turn where a chat template takes it."""
     if getattr(tokenizer, "chat_template", None):
         turns = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        with suppress(Exception):  # A template is a program: it may raise anything.
+            prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
     if not getattr(tokenizer, "chat_template", None):
         ids = begun(ids, begin_tokens(model.config))
     ids = ids.to(model.device)
+    if not ids.numel():
+        return ""
     ends = {"eos_token_id": model.generation_config.eos_token_id, "pad_token_id": 0}
     greedy = GenerationConfig(max_new_tokens=ANSWER_TOKENS, do_sample=False, **ends)
     found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[0, ids.shape[1] :]

@@ -1,5 +1,6 @@
 """What a model lost on text that its run did not see, and what becomes of one that lost too much."""
 
+import copy
 import math
 
 import pytest
@@ -56,6 +57,15 @@ def test_what_is_found_is_what_evaluation_finds(tiny_tokenizer, caplog):
     assert all({*each} == {"dense", "sliced"} for each in found["answers"].values())
     assert f"sliced less dense, in nats per token: {about['loss']:+.3f} ± " in str(model_card(model))
     assert ("THE MODEL IS DAMAGED" in caplog.text) == (expected.nll > 0.5)
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('No!') }}", "{{ messages[0].content + 1 }}"])
+def test_prompts_that_a_template_refuses_are_asked_as_they_are(tiny_tokenizer, template):
+    tokenizer, model = copy.deepcopy(tiny_tokenizer), dense()
+    tokenizer.chat_template = template
+    assert check.answer(model, tokenizer, "w1 w2") == check.answer(model, tiny_tokenizer, "w1 w2") != ""
+    tokenizer.chat_template = "{{ messages[0].missing }}"  # which leaves no token
+    assert check.answer(model, tokenizer, "w1 w2") == ""
 
 
 def test_nothing_deleted_is_nothing_lost(tiny_tokenizer, caplog):
