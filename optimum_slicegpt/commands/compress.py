@@ -208,7 +208,7 @@ def read_files(config: SliceGPTConfig) -> None:
     """Reads calibration data that is in files, so that an error in one comes up before weights are read."""
     for source in list_sources(config.dataset):
         paths = source if isinstance(source, list) else [source]
-        if all(isinstance(path, str) and os.path.isfile(path) for path in paths):
+        if all(isinstance(path, str | os.PathLike) and os.path.isfile(path) for path in paths):
             load_texts(source, text_column=config.text_column)
 
 

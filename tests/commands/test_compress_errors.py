@@ -45,7 +45,9 @@ def test_a_run_that_is_told_to_end_leaves_nothing(arguments, tmp_path, monkeypat
 def test_data_is_read_before_weights(arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compress, "load_model", lambda *_: pytest.fail("a model was loaded"))
     (tmp_path / "rows.jsonl").write_text('{"title": "one", "body": "two"}\n')
-    assert "No strings in text_column='text'" in fails(capsys, *arguments, "--dataset", tmp_path / "rows.jsonl")
+    for more in ((), (tmp_path / "rows.jsonl",)):
+        found = fails(capsys, *arguments, "--dataset", tmp_path / "rows.jsonl", *more)
+        assert "No strings in text_column='text'" in found
 
 
 def test_an_empty_output_folder_is_filled(arguments, tmp_path):
