@@ -37,6 +37,8 @@ def run(args: Namespace) -> None:
     output = Path(args.output) if args.output else None
     if output and not output.parent.is_dir():
         raise FileNotFoundError(f"There is no folder for --output {args.output}; make it, or write elsewhere.")
+    if output and output.is_dir():
+        raise IsADirectoryError(f"--output {args.output} is a folder; give the name of a file.")
     names = {"model": args.model} if args.baseline is None else {"baseline": args.baseline, "model": args.model}
     model_config = AutoConfig.from_pretrained(args.model, trust_remote_code=args.trust_remote_code)
     configs = dict(zip(names, configs_to_compare(args, model_config), strict=True))

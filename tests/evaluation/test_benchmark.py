@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from command_line import fails, run
+from paths import ROOT
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, OpenAIGPTConfig
@@ -245,6 +246,7 @@ def test_every_setting_has_a_flag(models, tmp_path, monkeypatch):
         (["--seqlen", 64], "seqlen=64 and new_tokens=32 make 96 tokens, and the model has positions for 64"),
         (["--device", "cuda:99"], "device='cuda:99' is not available here"),
         (["--output", "no/such/folder/speed.json"], "There is no folder for --output no/such/folder/speed.json"),
+        (["--output", ROOT, "--overwrite"], f"--output {ROOT} is a folder; give the name of a file"),
         (["--baseline", "no/such/model"], "no/such/model"),
     ],
 )
