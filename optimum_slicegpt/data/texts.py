@@ -6,6 +6,7 @@ Importing `datasets` takes about 80 MB of memory, so it is imported where it is 
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import sysconfig
@@ -250,5 +251,9 @@ def _read_file(path: Path, text_column: str | None) -> list[str]:
     if _extension(path) not in _EXTENSIONS:
         raise ValueError(f"Unknown extension of {str(path)!r}. Convert it to one of {', '.join(_EXTENSIONS)}.")
     if _extension(path) == ".txt":
-        return [path.read_text(encoding="utf-8-sig")]  # without a byte-order mark
+        marked = path.read_bytes().startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        try:
+            return [path.read_text(encoding="utf-16" if marked else "utf-8-sig")]  # without a byte-order mark
+        except UnicodeDecodeError as error:
+            raise ValueError(f"Cannot read {str(path)!r} as text: {error}; save it in UTF-8.") from error
     return read_column(read_rows(path), text_column, path.name)

@@ -45,7 +45,7 @@ def conversation_tokeniser(tokenizer: Any, mask_prompts: bool) -> Callable[[Conv
             "tokenizer.chat_template, or give texts."
         )
     try:
-        from jinja2 import TemplateError
+        import jinja2  # noqa: F401
     except ImportError as error:
         raise ImportError("Chat templates need jinja2: pip install optimum-slicegpt[report]") from error
 
@@ -57,7 +57,7 @@ def conversation_tokeniser(tokenizer: Any, mask_prompts: bool) -> Callable[[Conv
         ids, labels = [], []
         try:
             pieces = _in_one_piece(render, messages) or _answer_by_answer(render, messages, mask_prompts)
-        except TemplateError as error:
+        except Exception as error:  # A template is a program: it may raise anything.
             logger.warning_once(f"The chat template refuses a conversation, which is left out: {error}")
             pieces = []
         for text, is_answer in pieces:
@@ -70,7 +70,8 @@ def conversation_tokeniser(tokenizer: Any, mask_prompts: bool) -> Callable[[Conv
 
 
 def _answers(messages):
-    return [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    # The first message answers nothing.
+    return [index for index, message in enumerate(messages) if index and message["role"] == "assistant"]
 
 
 def _in_one_piece(render, messages):

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,13 @@ def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
     for number, row in enumerate(rows):
         # Tables have all keys in every row.
         row = {key: value for key, value in row.items() if not is_missing(value)}
-        if any(not isinstance(value, str) or value.strip() for value in row.values()):
+        if not all(map(_is_blank, row.values())):
             conversations += _conversations(row, number, source)
     return conversations, source
+
+
+def _is_blank(value: Any) -> bool:
+    return not value.strip() if isinstance(value, str) else isinstance(value, list) and not value
 
 
 def _is_table(path: Path) -> bool:
@@ -59,16 +63,27 @@ def _holds_conversations(rows: list[Row]) -> bool:
 def _conversations(row: Mapping[str, Any], number: int, source: str) -> list[Conversation]:
     """Reads the conversations of one row: one of `messages`, or one of each instance of an instruction."""
     where = f"Row {number} of {source!r}"
+
+    def text(given, key):
+        value = None if is_missing(given.get(key)) else given[key]
+        if not isinstance(value, str | None):
+            raise ValueError(f"{where} has {str(value)[:40]!r} in {key!r}, which is no string.")
+        return value
+
     if "messages" in row:
+        messages = row["messages"] if isinstance(row["messages"], Iterable) else [row["messages"]]
+        if not all(isinstance(message, Mapping) for message in messages):
+            raise ValueError(f"{where} has messages that are no list of objects.")
         # A table fills keys that a message does not have with None.
-        conversations = [
-            [{key: value for key, value in message.items() if value is not None} for message in row["messages"]]
-        ]
+        conversations = [[{key: value for key, value in message.items() if value is not None} for message in messages]]
     elif "instruction" in row:
         conversations = [
             [
-                {"role": "user", "content": "\n\n".join(filter(None, (row["instruction"], instance.get("input"))))},
-                {"role": "assistant", "content": instance.get("output")},
+                {
+                    "role": "user",
+                    "content": "\n\n".join(filter(None, map(text, (row, instance), ("instruction", "input")))),
+                },
+                {"role": "assistant", "content": text(instance, "output")},
             ]
             for instance in row.get("instances") or [row]
         ]

@@ -140,6 +140,15 @@ def test_txt_is_one_document(tmp_path, as_path):
     assert load_texts(as_path(path)) == (["w1\n\n\nw2\n"], "a.txt")
 
 
+def test_txt_in_other_encodings(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("w1 é", encoding="utf-16")  # as Windows calls Unicode
+    assert load_texts(path)[0] == ["w1 é"]
+    path.write_text("w1 é", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"Cannot read .*a.txt' as text: 'utf-8' codec can't .*; save it in UTF-8."):
+        load_texts(path)
+
+
 ROWS = [{"n": 1, "text": "w1", "other": "x"}, {"n": 2, "text": "w2\u2028w3", "other": "y"}]
 
 

@@ -46,7 +46,12 @@ def test_rows_of_every_kind(row, expected, extension, tmp_path):
         [{"instruction": "w4", "output": "w5", "input": None}, {"messages": turns("w4\n\nw6", "w5")}],
         [{"instruction": "w4", "output": "w5", "input": float("nan")}, None]
         + [{"instruction": "w4", "instances": [{"input": "w6", "output": "w5"}]}],
-        [{"instruction": "w4", "output": "w5"}, {"instruction": "", "output": None}, {}, turns("w4\n\nw6", "w5")],
+        [
+            {"instruction": "w4", "output": "w5"},
+            {"instruction": "", "output": None},
+            {"messages": []},
+            turns("w4\n\nw6", "w5"),
+        ],
     ],
     ids=["optional-key", "two-kinds", "missing-values", "blank-rows-and-a-list"],
 )
@@ -88,6 +93,13 @@ def test_self_instruct():
         ({"messages": turns("w1")}, r"an assistant must answer. Its roles are \['user'\]"),
         ({"messages": turns("w1", "w2")[1:]}, "after the first one an assistant must answer"),
         ({"instruction": "w1"}, "every message needs a role and a content"),
+        (
+            {"instruction": "w1", "input": 7, "output": "w2"},
+            "Row 0 of 'conversations' has '7' in 'input', which is no s",
+        ),
+        ({"instruction": "w1", "output": 49}, "Row 0 of 'conversations' has '49' in 'output', which is no string"),
+        ({"messages": json.dumps(turns("w1", "w2"))}, "Row 0 of 'conversations' has messages that are no list of obj"),
+        ({"messages": ["w1", "w2"]}, "has messages that are no list of objects"),
     ],
 )
 def test_rows_in_which_nobody_answers(row, message):

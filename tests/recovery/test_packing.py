@@ -149,9 +149,18 @@ def test_a_conversation_that_the_template_refuses_is_left_out(chat_tokenizer, ca
     )
     rows = [{"messages": turns("w10 w11", "w12")}] * 8
     refused = {"messages": [{"role": "system", "content": "w4"}, *turns("w10", "w12")]}
-    found = [everything(load_sequences(data, chat_tokenizer, **SIZES)) for data in (rows, [*rows, refused, refused])]
+    chat_tokenizer.chat_template += "{{ messages[0].content + '' }}"  # which takes no parts of a content
+    parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": "w4"}]}, *turns("w10", "w12")[1:]]}
+    found = [everything(load_sequences(data, chat_tokenizer, **SIZES)) for data in (rows, [*rows, refused, parts])]
     assert found[0] == found[1]
     assert caplog.text.count("The chat template refuses a conversation, which is left out: No!") == 1
+
+
+def test_a_conversation_may_begin_with_an_assistant(chat_tokenizer):
+    rows = [{"role": "assistant", "content": "w9"}, *turns("w10", "w12")]
+    ids, labels = conversation_tokeniser(chat_tokenizer, mask_prompts=True)(rows)
+    assert ids == [2, 9, 3, 1, 10, 3, 2, 12, 3]
+    assert labels == [UNLABELLED] * 7 + [12, 3]
 
 
 def test_templates_need_jinja2(chat_tokenizer, monkeypatch):
