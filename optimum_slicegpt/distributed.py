@@ -148,6 +148,8 @@ def fingerprint(value: Any) -> str:
         True
         >>> fingerprint([[1, 2], [3]]) == fingerprint([[1], [2, 3]])
         False
+        >>> fingerprint(torch.zeros(2).bfloat16()) == fingerprint(torch.ones(2).bfloat16())
+        False
     """
     digest = hashlib.sha256()
 
