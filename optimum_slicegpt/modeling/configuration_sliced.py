@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from .families import FAMILIES, check_equal_widths, family_of
+from .families import FAMILIES, check_equal_widths, family_of, num_neurons
 
 
 class SlicedConfigMixin:
@@ -65,11 +65,11 @@ class SlicedConfigMixin:
 
     def _validate_intermediate_sizes(self):
         family, sizes = family_of(self), self.intermediate_sizes
-        most = getattr(self, family.neurons_key)
+        most = num_neurons(self)
         if len(sizes) != self.num_hidden_layers or min(sizes) < 1 or max(sizes) != most or family.keeps_neurons:
             raise ValueError(
                 f"intermediate_sizes={sizes}; it must hold one positive integer for each of {self.num_hidden_layers} "
-                f"layers, the largest of which is {family.neurons_key}={most}, and experts have none."
+                f"layers, the largest of which is {most}, by {family.neurons_key}, and experts have none."
             )
 
     def validate_rope(self):

@@ -94,7 +94,8 @@ def begin_tokens(config) -> list[int]:
 def num_neurons(config) -> int:
     """Returns the number of neurons in each MLP of a dense model."""
     # A configuration of GPT-2 may hold None, for four times the hidden size.
-    return getattr(config, family_of(config).neurons_key, None) or 4 * config.hidden_size
+    family = family_of(config)
+    return (getattr(config, family.neurons_key, None) or 4 * config.hidden_size) // family.neuron_units
 
 
 def check_equal_widths(config, widths, tied: bool) -> None:

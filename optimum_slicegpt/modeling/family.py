@@ -136,6 +136,8 @@ class Family:
     """Why the tables keep their width, with a projection between them and the stream, if they do."""
     neurons_key: str = "intermediate_size"
     """Config key that holds the number of neurons of an MLP; empty where it is four times the hidden size."""
+    neuron_units: int = 1
+    """By how many that key counts each neuron."""
     moe: bool = False
     """Whether the MLP of any layer is a mixture of experts."""
     active_key: str = "num_experts_per_tok"

@@ -34,7 +34,7 @@ def build_sliced(model: PreTrainedModel, plan: SlicePlan) -> PreTrainedModel:
     family = family_of(model.config)
     sizes = dict.fromkeys(family.size_keys, last)
     if plan.neurons is not None:
-        sizes[family.neurons_key] = plan.neurons
+        sizes[family.neurons_key] = plan.neurons * family.neuron_units
     config = CONFIG_MAPPING[f"sliced_{model.config.model_type}"](
         **dense | sizes | {"tie_word_embeddings": tied},
         shortcuts=plan.shortcuts,
@@ -60,7 +60,7 @@ def resize_mlps(sliced: Decoder, neurons: list[int]) -> None:
     if len(set(neurons)) == 1:
         return
     sliced.config.intermediate_sizes = neurons
-    setattr(sliced.config, sliced.family.neurons_key, max(neurons))
+    setattr(sliced.config, sliced.family.neurons_key, max(neurons) * sliced.family.neuron_units)
     for layer, count in zip(sliced.layers, neurons, strict=True):
         resize_mlp(layer, sliced.family, count)
 

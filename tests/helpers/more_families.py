@@ -108,6 +108,9 @@ MORE = {
     | {"layers_block_type": ["mamba", "attention"], "layer_types": ["mamba", "attention"]},
     "bamba": GROUPED | MAMBA | {"attn_layer_indices": [1]},
     "falcon_h1": GROUPED | MAMBA | MULTIPLIED,
+    "recurrent_gemma": WHOLE
+    | {"intermediate_size": 80, "num_key_value_heads": 1, "attention_window_size": 8}
+    | {"block_types": ["recurrent", "attention"], "attention_bias": True},
     "jamba": GROUPED
     | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1}
     | {"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 10, "mamba_dt_rank": 5}
