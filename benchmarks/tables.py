@@ -144,26 +144,8 @@ def gguf_speed() -> str:
     return add_source(found, columns, found["runs"], facts, f"llama-cpp-python {found['llama_cpp']}")
 
 
-def drafting() -> str:
-    """A sliced model as the draft of its parent, beside the most that its bytes would allow."""
-    found = results("drafting")
-    parents = {(run["model"], run["client"]): run for run in found["runs"] if is_dense(run)}
-
-    def at_best(run):
-        size = run["parameters"] / parents[run["model"], run["client"]]["parameters"]
-        return f"{run['tokens_per_step'] / (1 + run['tokens'] * size):.2f} ×"
-
-    columns = {"model": "{model}", "client": "{client}", "draft": lambda run: "" if is_dense(run) else run["name"]}
-    columns["proposed"] = lambda run: f"{run['tokens'] or ''}"
-    columns |= {"of them accepted": "{accepted:.0%}", "tokens per step": "{tokens_per_step:.2f}"}
-    columns |= {"tokens/s": "{tokens_per_s:.1f}", "over the parent alone": "{over_dense:.2f} ×"}
-    columns["by bytes"] = lambda run: "" if is_dense(run) else at_best(run)
-    facts = f"Drafts calibrated on {found['calibration']}; {found['prompts']} instructions, greedy"
-    return add_source(found, columns, found["runs"], facts, f"up to {found['new_tokens']} tokens each")
-
-
 TABLES = (readme, quality, sizes, slicing, recovery, quantization, piqa, inference, streaming, processes, costs)
-TABLES += (equal_bytes, gguf_speed, drafting, prompts)
+TABLES += (equal_bytes, gguf_speed, prompts)
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
