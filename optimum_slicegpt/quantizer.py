@@ -14,7 +14,7 @@ from transformers.utils import logging
 from .configuration import SliceGPTConfig
 from .data.calibration import calibration_batches
 from .distributed import Processes
-from .evaluation.check import ERROR, Check, judge_loss, tokens_for
+from .evaluation.check import Check, error_for, judge_loss, tokens_for
 from .modeling.checks import check_dense, check_sliceable
 from .modeling.contexts import evaluating, undisturbed
 from .modeling.towers import WIDE_ENTRY, has_tower, text_tower
@@ -213,7 +213,7 @@ class _Slicing:
             )
         check = found[index].config.slicegpt["check"]
         check |= {"max_loss": limit, "sizes": {f"{share:.1%} fewer": tried[share] for share in sorted(tried)}}
-        if check["stderr"] is None or check["stderr"] > ERROR:
+        if check["stderr"] is None or check["stderr"] > error_for(limit):
             logger.warning(
                 f"The loss of {check['loss']:.3f} nats is known to ± {check['stderr'] or math.nan:.3f} only. More "
                 "text that is not calibrated on would tell: give more, or lower nsamples."

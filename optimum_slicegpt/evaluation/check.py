@@ -29,9 +29,12 @@ WINDOW = 512
 MUCH = 0.5
 """Nats per token, on the mean of the kinds of text, from which on a loss is a warning."""
 
-ERROR = 0.01
-"""Standard error in nats, of the mean over the kinds of text, with which a loss is known well enough for a limit."""
-SPREAD = 12
+ERROR, OF_LIMIT = 0.01, 0.1
+"""
+Standard error of the mean over the kinds of text with which a loss is known well enough for a limit: in nats, or as a
+share of the limit where that is more.
+"""
+SPREAD = 16
 """
 Standard error of what is lost on one kind of text, as a multiple of the loss and of 1 / √tokens. On WikiText-2 and its
 own text SmolLM2 has 12 where it lost 0.3 nats, and 16 where it lost 0.1.
@@ -125,16 +128,21 @@ class Check:
         return mean
 
 
-def tokens_for(loss: float) -> int:
+def error_for(limit: float) -> float:
+    """Returns the standard error, in nats, with which a loss is to be known that is compared with a limit."""
+    return max(ERROR, OF_LIMIT * limit)
+
+
+def tokens_for(limit: float) -> int:
     """
-    Returns how many tokens of each of two kinds of text it takes to know a loss in nats to [`ERROR`], at most as many
-    as a model writes by default.
+    Returns how many tokens of each of two kinds of text it takes to know a loss near a limit in nats with the error of
+    [`error_for`]. There are no more than a model writes by default.
 
     Examples:
-        >>> tokens_for(0.1), tokens_for(0.2), tokens_for(2.0)
-        (7200, 28800, 65536)
+        >>> tokens_for(0.01), tokens_for(0.07), tokens_for(0.1), tokens_for(0.3)
+        (4096, 6272, 12800, 12800)
     """
-    return min(max(HELD_OUT, int((SPREAD * loss / ERROR) ** 2 / 2)), OWN_TOKENS)
+    return min(max(HELD_OUT, round((SPREAD * limit / error_for(limit)) ** 2 / 2)), OWN_TOKENS)
 
 
 def judge_loss(loss: float | None, refuse_above: float | None = None) -> None:
