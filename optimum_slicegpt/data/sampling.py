@@ -66,8 +66,8 @@ def write_blocks(
         `torch.Tensor`: `(N, length)` token ids, int64 on the CPU, with N up to `BLOCK`.
     """
     device = torch.device(device or model.device)
-    if opening and [*opening[: len(begin)]] != [*begin]:
-        opening = [*begin, *opening]
+    if opening:
+        opening = begun_once(opening, begin)
     bar = Progress((stop - start) * length, "Writing text", "token")
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
     with evaluating(model), computing_on(model, device, fastest_dtype(model.dtype, device)), bar:
@@ -145,3 +145,14 @@ def chat_opening(tokenizer: Any) -> list[int]:
         return []
     before, found, _ = text.partition(SENTINEL)
     return tokenizer(before, add_special_tokens=False)["input_ids"] if found and before else []
+
+
+def begun_once(ids: Sequence[int], begin: Sequence[int]) -> list[int]:
+    """
+    Returns token ids behind those that any text of the model begins with, which a chat template may have put there.
+
+    Examples:
+        >>> begun_once([7, 8], [1]), begun_once([1, 7, 8], [1])
+        ([1, 7, 8], [1, 7, 8])
+    """
+    return [*ids] if [*ids[: len(begin)]] == [*begin] else [*begin, *ids]

@@ -15,6 +15,7 @@ from ..configuration import SliceGPTConfig
 from ..data.batches import TokenBatches, begun, find_tokenizer
 from ..data.calibration import HELD_OUT, held_out_batches
 from ..data.generated import OWN_TOKENS
+from ..data.sampling import begun_once
 from ..modeling.families import begin_tokens
 from ..progress import announce
 from .perplexity import Losses, evaluate_losses
@@ -187,12 +188,10 @@ def answer(model: PreTrainedModel, tokenizer: Any, prompt: str) -> str:
         turns = [{"role": "user", "content": prompt}]
         with suppress(Exception):  # A template is a program: it may raise anything.
             prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    if not getattr(tokenizer, "chat_template", None):
-        ids = begun(ids, begin_tokens(model.config))
-    ids = ids.to(model.device)
-    if not ids.numel():
+    ids = begun_once(tokenizer(prompt, add_special_tokens=False)["input_ids"], begin_tokens(model.config))
+    if not ids:
         return ""
+    ids = torch.tensor([ids], device=model.device)
     ends = {"eos_token_id": model.generation_config.eos_token_id, "pad_token_id": 0}
     greedy = GenerationConfig(max_new_tokens=ANSWER_TOKENS, do_sample=False, **ends)
     found = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)[0, ids.shape[1] :]

@@ -66,6 +66,23 @@ def test_every_window_that_is_measured(model, tiny_tokenizer, monkeypatch):
     assert all(row[0] == BEGIN for row in seen)
 
 
+@pytest.mark.parametrize(
+    "template, asked",
+    [
+        (None, [BEGIN, 5]),
+        ("{{ raise_exception('No!') }}", [BEGIN, 5]),
+        ("w1 w2 {{ messages[0].content }}", [BEGIN, 2, 5]),
+        ("w2 {{ messages[0].content }}", [BEGIN, 2, 5]),
+    ],
+)
+def test_prompts(model, tiny_tokenizer, monkeypatch, template, asked):
+    seen = []
+    monkeypatch.setattr(model, "generate", lambda ids, **kwargs: seen.append(ids.tolist()) or ids)
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", template)
+    check.answer(model, tiny_tokenizer, "w5")
+    assert seen == [[asked]]
+
+
 def test_sequences_of_a_recovery(model, tiny_tokenizer):
     config = RecoveryConfig(dataset=TEXTS, nsamples=8, seqlen=16, held_out=2)
     found = load_mixture(config, tiny_tokenizer, model, model, PartialState(cpu=True))
