@@ -143,7 +143,9 @@ def _unwrap(value: Any) -> list[Any]:
     tables = [column for column in columns if _is_table(column)]
     of_one_length = all(isinstance(column, list) for column in columns) and len(set(map(len, columns))) == 1
     if len(tables) == 1 and not (of_one_length and len(columns) > 1):
-        return tables[0]
+        # A row's text is longer than its links or tags, and a table's texts are longer than its title or version.
+        beside = [column for column in columns if isinstance(column, str)]
+        return [value] if _longest(beside) > _longest(tables[0]) else tables[0]
     return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)] if of_one_length else [value]
 
 
@@ -155,6 +157,14 @@ def _is_row(value: Mapping[str, Any]) -> bool:
 def _is_table(value: Any) -> bool:
     rows = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
     return rows and all(isinstance(item, Mapping) or is_missing(item) or _is_conversation(item) for item in value)
+
+
+def _longest(value: Any) -> int:
+    """Returns the length of the longest string in a value of JSON."""
+    if isinstance(value, str):
+        return len(value)
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return max(map(_longest, parts), default=0)
 
 
 def _is_conversation(value: Any) -> bool:

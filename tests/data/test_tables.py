@@ -71,6 +71,20 @@ def test_one_row_is_a_row(tmp_path):
     assert read_rows(tmp_path / "rows.json") == [ROWS[0] | {"tags": [{"a": 1}]}]
 
 
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        ({"content": "one", "tags": [{"a": 1}]}, "one"),
+        ({"content": "one two", "tags": [{"a": "two"}]}, "one two"),
+        ({"version": "1", "rows": [{"content": "one"}]}, "one"),
+        ({"version": "1", "rows": [{"content": "one"}], "authors": ["two", "three"]}, "one"),
+    ],
+)
+def test_objects_in_a_row_are_told_from_rows_by_the_longest_text(value, text, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(value))
+    assert load_texts(tmp_path / "rows.jsonl")[0] == [text]
+
+
 # Keys that the first row lacks
 
 
