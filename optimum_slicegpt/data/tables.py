@@ -86,7 +86,7 @@ def read_rows(path: Path) -> list[Row]:
         values = list(_json_values(content.decode(json.detect_encoding(content))))
         items = _unwrap(values[0]) if len(values) == 1 else values
         return [_row(item) for item in items if not is_missing(item)]
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"Cannot read {str(path)!r} as a table of rows with named columns: {error}.") from error
 
 
@@ -173,7 +173,16 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _row(item: Any) -> Row:
-    """Returns an item of a list as a row."""
+    """
+    Returns an item of a list as a row.
+
+    Raises:
+        ValueError: it is no row, text or conversation.
+    """
     if isinstance(item, str):
         return {"text": item}
-    return {"messages": item} if _is_conversation(item) else dict(item)
+    if _is_conversation(item):
+        return {"messages": item}
+    if not isinstance(item, Mapping):
+        raise ValueError(f"it has {str(item)[:40]} in place of a row, a text or a conversation")
+    return dict(item)

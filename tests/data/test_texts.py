@@ -193,9 +193,18 @@ def test_columns_that_do_not_fit(tmp_path):
         load_texts(path, text_column="n")
 
 
-@pytest.mark.parametrize("name, content", [("a.jsonl", '{"text": "w1"'), ("a.json", "[1]"), ("a.parquet", "x")])
-def test_unreadable_tables(tmp_path, name, content):
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("a.jsonl", '{"text": "w1"', "Expecting "),
+        ("a.json", "[1]", "it has 1 in place of a row"),
+        ("a.json", '[["w1", "w2"]]', r"it has \['w1', 'w2'\] in place of a row"),
+        ("a.json", '[["ab", "cd"]]', r"it has \['ab', 'cd'\] in place of a row"),  # which `dict` takes as columns
+        ("a.parquet", "x", ""),
+    ],
+)
+def test_unreadable_tables(tmp_path, name, content, reason):
     path = tmp_path / name
     path.write_text(content)
-    with pytest.raises(ValueError, match=f"Cannot read .*{name}' as a table of rows with named columns: "):
+    with pytest.raises(ValueError, match=f"Cannot read .*{name}' as a table of rows with named columns: {reason}"):
         load_texts(path)
