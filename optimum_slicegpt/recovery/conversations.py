@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.tables import Row, is_missing, list_items, read_rows
+from ..data.tables import is_missing, list_items, read_rows
 from ..data.texts import TABLES
 from .chat import Conversation
 
@@ -19,7 +19,8 @@ def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
         dataset:
             Paths of json, jsonl or parquet files, or rows in memory, see [`list_items`]. A row has `messages`; or an
             `instruction`, perhaps with an `input`, and its `output`; or an `instruction` and `instances`, each with an
-            `output` and perhaps an `input`. Blank rows do not count. A table with a column `text` holds texts.
+            `output` and perhaps an `input`. Blank rows do not count. A table with a column `text`, or with neither
+            `messages` nor `instruction`, holds texts.
 
     Returns:
         `tuple`: the conversations and the name of their source, `str`; or `None`, if the dataset holds texts.
@@ -30,13 +31,11 @@ def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
     items = list_items(dataset)
     if items and all(isinstance(item, Mapping) for item in items):
         tables, source = [items], "conversations"
-        if any("text" in row for row in items):
-            return None
     elif items and all(isinstance(item, str | os.PathLike) and _is_table(Path(item)) for item in items):
         tables, source = [read_rows(Path(item)) for item in items], ", ".join(Path(item).name for item in items)
-        if not all(map(_holds_conversations, tables)):
-            return None
     else:
+        return None
+    if not all(map(_holds_conversations, tables)):
         return None
     conversations, rows = [], itertools.chain.from_iterable(tables)
     for number, row in enumerate(rows):
@@ -55,7 +54,7 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLES and path.is_file()
 
 
-def _holds_conversations(rows: list[Row]) -> bool:
+def _holds_conversations(rows: list[Mapping[str, Any]]) -> bool:
     columns = {name for row in rows for name in row}
     return "text" not in columns and not columns.isdisjoint(("messages", "instruction"))
 

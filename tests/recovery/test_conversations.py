@@ -68,8 +68,11 @@ def test_rows_may_differ(rows, tmp_path):
         assert load_conversations(iter(rows)) == (expected, "conversations")
 
 
-def test_rows_of_text_are_no_conversations():
-    assert load_conversations([{"title": "w1"}, {"text": "w1 w2"}]) is None
+@pytest.mark.parametrize("rows", [[{"title": "w1"}, {"text": "w1 w2"}], [{"content": "w1 w2"}]])
+def test_rows_of_text_are_no_conversations(rows, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    assert load_conversations(rows) is load_conversations(path) is None
 
 
 def test_texts_are_no_conversations(tmp_path):
@@ -104,4 +107,4 @@ def test_self_instruct():
 )
 def test_rows_in_which_nobody_answers(row, message):
     with pytest.raises(ValueError, match=message):
-        load_conversations([row])
+        load_conversations([row, {"instruction": "w4", "output": "w5"}])
