@@ -33,12 +33,18 @@ def list_items(dataset: Any) -> list[Any]:
             A name or a path; an iterable of items; a mapping, which is one tokenised batch, one row or a table; a
             table of pandas, polars or pyarrow.
 
+    Raises:
+        ValueError: the dataset has splits, each with a table of its own.
+
     Examples:
         >>> list_items(["A text.", None, float("nan")]), list_items({"text": ["one", "two"]})
         (['A text.'], [{'text': 'one'}, {'text': 'two'}])
     """
     if dataset is None:
         return []
+    if type(dataset).__name__ in ("DatasetDict", "IterableDatasetDict"):
+        splits = [*dataset]
+        raise ValueError(f"The data has the splits {splits}; give one of them, such as dataset[{splits[0]!r}].")
     if isinstance(dataset, str | os.PathLike):
         return [dataset]
     if hasattr(dataset, "to_pylist"):  # pyarrow

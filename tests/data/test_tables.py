@@ -143,7 +143,10 @@ def test_what_is_in_memory(dataset, source):
         ([{"text": "one"}, "two"], "Item 1 of 2 rows is of type str: 'two'. Give strings, or rows"),
         ([{"text": "one"}, {"text": 7}], "Row 1 of 'rows' has '7' in 'text', which is no string."),
         ([{"n": 1}], r"No strings in text_column='text' of 'rows'. .* strings: \[\]; all its columns: \['n'\]"),
-        (datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)), r"'text' of 'rows'. .*columns: \['train'\]"),
+        (
+            datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)),
+            r"The data has the splits \['train'\]; give one of them, such as dataset\['train'\].",
+        ),
     ],
 )
 def test_what_is_no_text_is_named(dataset, message):
