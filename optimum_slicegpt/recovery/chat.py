@@ -12,7 +12,7 @@ from ..evaluation.losses import UNLABELLED
 logger = logging.get_logger(__name__)
 
 Conversation = list[dict[str, Any]]
-"""Messages, each with a role and a content."""
+"""Messages, each with a role, and a content or calls of tools, which the chat template may know."""
 
 Tokens = tuple[list[int], list[int]]
 """Ids and labels of a document. A label is the id, or `UNLABELLED`."""

@@ -90,9 +90,10 @@ def _conversations(row: Mapping[str, Any], number: int, source: str) -> list[Con
         raise ValueError(f"{where} has neither messages nor an instruction, only {list(row)}.")
     for messages in conversations:
         roles = [message.get("role") for message in messages]
-        if "assistant" not in roles[1:] or any(message.get("content") is None for message in messages):
+        says_nothing = (message.get("content") is None and not message.get("tool_calls") for message in messages)
+        if "assistant" not in roles[1:] or any(says_nothing):
             raise ValueError(
-                f"{where} is no conversation: every message needs a role and a content, and after the first one an "
-                f"assistant must answer. Its roles are {roles}."
+                f"{where} is no conversation: every message needs a role, and a content or calls of tools, and after "
+                f"the first one an assistant must answer. Its roles are {roles}."
             )
     return conversations

@@ -12,10 +12,19 @@ from optimum_slicegpt.recovery.conversations import load_conversations
 SEED_TASKS = ROOT.parent / "shared" / "data" / "seed_tasks.jsonl"
 
 
+CALL = [
+    {"role": "user", "content": "w4"},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "w6", "arguments": "w7"}}]},
+    {"role": "tool", "content": "w8"},
+    {"role": "assistant", "content": "w5"},
+]
+
+
 @pytest.mark.parametrize(
     "row, expected",
     [
         ({"messages": turns("w4", "w5") + turns("w6", "w7")}, [turns("w4", "w5", "w6", "w7")]),
+        ({"messages": [{"content": None} | message for message in CALL]}, [CALL]),
         ({"instruction": "w4", "output": "w5"}, [turns("w4", "w5")]),
         ({"instruction": "w4", "input": "w6", "output": "w5"}, [turns("w4\n\nw6", "w5")]),
         (
@@ -23,7 +32,7 @@ SEED_TASKS = ROOT.parent / "shared" / "data" / "seed_tasks.jsonl"
             [turns("w4", "w5"), turns("w4\n\nw6", "w7")],
         ),
     ],
-    ids=["messages", "output", "input", "instances"],
+    ids=["messages", "call", "output", "input", "instances"],
 )
 @pytest.mark.parametrize("extension", [None, ".jsonl", ".json", ".parquet"])
 def test_rows_of_every_kind(row, expected, extension, tmp_path):
@@ -95,7 +104,7 @@ def test_self_instruct():
         ({"question": "w1"}, r"Row 0 of 'conversations' has neither messages nor an instruction, only \['question'\]"),
         ({"messages": turns("w1")}, r"an assistant must answer. Its roles are \['user'\]"),
         ({"messages": turns("w1", "w2")[1:]}, "after the first one an assistant must answer"),
-        ({"instruction": "w1"}, "every message needs a role and a content"),
+        ({"instruction": "w1"}, "every message needs a role, and a content or calls of tools"),
         (
             {"instruction": "w1", "input": 7, "output": "w2"},
             "Row 0 of 'conversations' has '7' in 'input', which is no s",
