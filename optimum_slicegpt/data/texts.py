@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import os
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ NAMES = ("auto", OWN_TEXT, *DATASETS)
 TABLES = (".json", ".jsonl", ".parquet")
 """Extensions of files that hold rows with named columns."""
 _EXTENSIONS = (".txt", *TABLES)
+_FILE_NAME = re.compile(r"\S{1,250}\.[A-Za-z][A-Za-z0-9]{0,7}")
 
 
 def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = None) -> tuple[list[str], str]:
@@ -166,6 +168,8 @@ def load_texts(dataset: Any, *, split: str = "train", text_column: str | None = 
     if isinstance(dataset, str) and (dataset in DATASETS or not _is_path(dataset)):
         documents, source = _read_named(dataset, split, text_column), dataset
     elif all(map(_is_path, items)):
+        if missing := [str(path) for path in items if not os.path.exists(path)]:
+            raise FileNotFoundError(f"There is no file {', '.join(missing)}; give paths from the present folder.")
         documents = [document for path in items for document in _read_file(Path(path), text_column)]
         source = ", ".join(Path(path).name for path in items)
     else:
@@ -182,8 +186,9 @@ def is_generated(source: Any) -> bool:
 
 def _is_path(item: Any) -> bool:
     # An extension makes an item a path: a misspelt "corpus.txt" is a missing file, not a text.
-    is_name = isinstance(item, str) and (os.path.isfile(item) or _extension(item) in _EXTENSIONS)
-    return isinstance(item, os.PathLike) or is_name
+    if isinstance(item, str):
+        return os.path.isfile(item) or _extension(item) in _EXTENSIONS or _FILE_NAME.fullmatch(item) is not None
+    return isinstance(item, os.PathLike)
 
 
 def _extension(path: str | os.PathLike) -> str:

@@ -178,10 +178,24 @@ def test_lists_of_paths_and_of_texts(tmp_path):
     assert load_texts([str(text), "w1 w2"]) == ([str(text), "w1 w2"], "texts")
 
 
-@pytest.mark.parametrize("dataset", ["no/such.txt", Path("no/such.txt"), ["no/such.txt"]])
-def test_missing_file(dataset):
-    with pytest.raises(FileNotFoundError, match="No such file.*'no/such.txt'"):
+@pytest.mark.parametrize(
+    "dataset, missing",
+    [
+        ("no/such.txt", "no/such.txt"),
+        (Path("no/such.txt"), "no/such.txt"),
+        (["no/such.txt", __file__, "no/such.csv"], "no/such.txt, no/such.csv"),
+        ([__file__, "such.csv"], "such.csv"),
+        (["such.csv"], "such.csv"),
+    ],
+)
+def test_missing_files(dataset, missing):
+    with pytest.raises(FileNotFoundError, match=f"There is no file {missing}; give paths from the present folder"):
         load_texts(dataset)
+
+
+def test_words_are_no_names_of_files():
+    for documents in (["such.csv", "w1 w2"], ["w1", "www.such"], ["3.14", "w1"]):
+        assert load_texts(documents) == (documents, "texts")
 
 
 def test_columns_that_do_not_fit(tmp_path):
