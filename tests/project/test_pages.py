@@ -118,6 +118,15 @@ def test_every_fence_is_a_block():
         assert len(fences) == 2 * len(blocks(page)), page.name
 
 
+def test_python_and_the_shell_write_to_folders_of_their_own():
+    """Whoever runs both is not told that the output is there already."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        saved = re.findall(r'model\.save_pretrained\("(.+?)"\)', text)
+        written = re.findall(r"slicegpt compress [^`]*?--output (\S+)", text)
+        assert set(saved).isdisjoint(written), page.name
+
+
 def run(command, monkeypatch):
     """Runs a line of shell, as far as pages use it."""
     if not command:
