@@ -176,8 +176,9 @@ def verify_checkpoint(folder: Path, model: PreTrainedModel) -> None:
                         _verify_tensor(key, file.get_slice(key), expected[key])
         except (SafetensorError, FileNotFoundError) as error:
             raise ValueError(f"{str(folder / name)!r} was not written whole: {error}.") from error
-    if found != names or names.keys() != expected.keys():
-        odd = sorted((names.keys() | found.keys()) ^ expected.keys()) or sorted(names.items() ^ found.items())
+    odd = sorted({file.name for file in folder.glob("*.safetensors")} - set(names.values()))
+    odd += sorted((names.keys() | found.keys()) ^ expected.keys()) or sorted(names.items() ^ found.items())
+    if odd:
         raise ValueError(f"The checkpoint in {str(folder)!r} and its model do not agree in {odd[:3]}.")
 
 

@@ -33,6 +33,11 @@ def test_what_was_written_is_verified(written):
     with pytest.raises(ValueError, match="model-00002-of-.* was not written whole"):
         verify_checkpoint(folder, model)
     path.write_bytes(whole)
+    more = folder / "model-00009-of-00009.safetensors"
+    more.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"and its model do not agree in \['model-00009-of-00009.safetensors'\]"):
+        verify_checkpoint(folder, model)
+    more.unlink()
 
     change_shard(folder, lambda tensors: tensors.update({"more": torch.ones(3)}))
     with pytest.raises(ValueError, match=r"and its model do not agree in \['more'\]"):
