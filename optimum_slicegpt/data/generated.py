@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -63,6 +64,7 @@ def own_text(
 
     Raises:
         ConnectionError: another process has failed.
+        OSError: the cache cannot be written to.
     """
     processes, count = Processes(device or model.device), count_sequences(tokens, length)
     if not processes.is_first:
@@ -142,16 +144,28 @@ class OwnText:
 
         Returns:
             `torch.Tensor`: the first `count` sequences, `(count, length)`, int64 on the CPU.
+
+        Raises:
+            OSError: some are missing, and the cache cannot be written to.
         """
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.file.with_suffix(".lock")):
-            ids = self.read()
-            if len(ids) < count:
-                settings = {"length": self.length, "seed": self.seed, "device": device}
-                settings |= {"begin": self.begin, "opening": self.opening}
-                for block in write_blocks(model, len(ids), count, **settings):
-                    ids = torch.cat([ids, block])
-                    self._save(ids)
+        ids = self.read()
+        if len(ids) >= count:  # The cache may be read-only.
+            return ids[:count]
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.file.with_suffix(".lock")):
+                ids = self.read()
+                if len(ids) < count:
+                    settings = {"length": self.length, "seed": self.seed, "device": device}
+                    settings |= {"begin": self.begin, "opening": self.opening}
+                    for block in write_blocks(model, len(ids), count, **settings):
+                        ids = torch.cat([ids, block])
+                        self._save(ids)
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"Cannot keep the text that the model writes in {str(self.file.parent)!r}: {error}; set HF_HOME to a "
+                "folder that can be written to, or own_tokens to 0."
+            ) from error
         return ids[:count]
 
     def _save(self, ids: Tensor) -> None:

@@ -82,6 +82,21 @@ def test_an_interruption_keeps_what_is_written(home, written, monkeypatch):
     assert {path.suffix for path in home.glob("slicegpt/*")} <= {".safetensors", ".lock"}
 
 
+def test_a_cache_that_cannot_be_written_to(written, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied")
+
+    model = build("llama", torch.float32)
+    text = own_text(model, tokens=16, length=8)
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    assert torch.equal(own_text(model, tokens=16, length=8), text)
+    with pytest.raises(
+        OSError, match=r"Cannot keep the text .* in .*slicegpt': .*Permission denied; set HF_HOME to a"
+    ):
+        own_text(model, tokens=24, length=8)
+    assert written == [0, 1]
+
+
 def test_a_process_waits_for_another_that_writes(written, monkeypatch):
     model = build("llama", torch.float32)
     text = own_text(model, tokens=16, length=8)
