@@ -34,7 +34,7 @@ def recover(
     tokenizer: Any = None,
     config: RecoveryConfig | None = None,
     *,
-    teacher: PreTrainedModel | str | None = None,
+    teacher: PreTrainedModel | str | os.PathLike | None = None,
     checkpoints: str | os.PathLike | None = None,
     resume: bool = False,
 ) -> PreTrainedModel | PeftModel:
@@ -57,7 +57,7 @@ def recover(
         model (`PreTrainedModel`): a sliced causal language model.
         tokenizer (`str` or tokenizer, *optional*): the object, its name or its path. By default `model.name_or_path`.
         config ([`RecoveryConfig`], *optional*): the settings. By default `RecoveryConfig()`.
-        teacher (`PreTrainedModel` or `str`, *optional*):
+        teacher (`PreTrainedModel`, `str` or `os.PathLike`, *optional*):
             With `config.distill`, the dense model. A loaded one keeps its device and dtype; it may be on the CPU in
             bfloat16. By default, the model on the Hub from which this one was sliced. It is left as it is.
         checkpoints (`str` or `os.PathLike`, *optional*):

@@ -10,13 +10,16 @@ from .configuration import RecoveryConfig
 
 
 def find_teacher(
-    teacher: PreTrainedModel | str | None, student: PreTrainedModel, config: RecoveryConfig, device: torch.device
+    teacher: PreTrainedModel | str | os.PathLike | None,
+    student: PreTrainedModel,
+    config: RecoveryConfig,
+    device: torch.device,
 ) -> PreTrainedModel | None:
     """
     Finds the teacher, and loads it if it is given by name. Its vocabulary is checked before any weights are read.
 
     Args:
-        teacher (`PreTrainedModel` or `str`, *optional*):
+        teacher (`PreTrainedModel`, `str` or `os.PathLike`, *optional*):
             The model, its name or its path. By default the model on the Hub from which the student was sliced.
         student (`PreTrainedModel`): a sliced model.
         config ([`RecoveryConfig`]): whether to distill; dtype and device of a teacher that is loaded here.
@@ -36,6 +39,8 @@ def find_teacher(
                 "A teacher is given (--teacher) and distill=False (--no-distill); leave out one of the two."
             )
         return None
+    if isinstance(teacher, os.PathLike):
+        teacher = os.fspath(teacher)
     if teacher is None:
         teacher = public_name(str((student.config.slicegpt or {}).get("base_model") or ""))
         if "/" not in teacher or os.path.exists(teacher):  # A folder comes before the Hub, and nobody has named it.

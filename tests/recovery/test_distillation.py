@@ -132,7 +132,7 @@ def test_a_loaded_teacher_is_taken_as_it_is():
 
 def test_a_teacher_by_name_is_loaded_in_the_dtype_asked_for(tmp_path):
     build("llama", torch.float32).save_pretrained(tmp_path)
-    assert find_teacher(str(tmp_path), sliced(), DISTILL, CPU).dtype == torch.bfloat16
+    assert find_teacher(tmp_path, sliced(), DISTILL, CPU).dtype == torch.bfloat16
     config = RecoveryConfig(teacher_dtype="float32", teacher_device="meta")
     teacher = find_teacher(str(tmp_path), sliced(), config, CPU)
     assert (teacher.dtype, teacher.device.type) == (torch.float32, "meta")
