@@ -2,14 +2,13 @@
 
 import copy
 import difflib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .validation import Validated, file_size, is_int, is_number
+from .validation import Validated, file_size, is_int, is_number, storable_dataset
 
 
 DEFAULT_REDUCTION = 0.2
@@ -272,11 +271,4 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         values = dict(self.__dict__)
         if not isinstance(self.tokenizer, str):
             values["tokenizer"] = None
-        dataset = self.dataset
-        if isinstance(dataset, os.PathLike):
-            values["dataset"] = os.fspath(dataset)
-        elif isinstance(dataset, list | tuple) and all(isinstance(item, str | os.PathLike) for item in dataset):
-            values["dataset"] = [os.fspath(item) for item in dataset]
-        elif not isinstance(dataset, str):
-            values["dataset"] = None
-        return values
+        return values | {"dataset": storable_dataset(self.dataset)}

@@ -1,7 +1,9 @@
 """What the configurations check of their values."""
 
 import math
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from accelerate.utils import convert_file_size_to_int
@@ -70,3 +72,18 @@ def file_size(size: int | str) -> int:
         return convert_file_size_to_int(int(size) if isinstance(size, float) and size.is_integer() else size)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{size!r} is no size; give a number with a unit, such as 512MiB, 2GiB or 50GB.") from error
+
+
+def storable_dataset(dataset: Any) -> str | list[str] | None:
+    """
+    Returns a dataset as JSON can hold it: a name, a path, or a list of them or of texts. Anything else is `None`.
+
+    Examples:
+        >>> storable_dataset("auto"), storable_dataset([{"text": "A text."}])
+        ('auto', None)
+    """
+    if isinstance(dataset, str | os.PathLike):
+        return os.fspath(dataset)
+    if isinstance(dataset, list | tuple) and all(isinstance(item, str | os.PathLike) for item in dataset):
+        return [os.fspath(item) for item in dataset]
+    return None

@@ -1,12 +1,11 @@
 """Holds the settings of a recovery: [`RecoveryConfig`]."""
 
 import math
-import os
 from dataclasses import dataclass, fields
 from typing import Any
 
 from ..data.texts import is_generated
-from ..validation import Validated
+from ..validation import Validated, storable_dataset
 
 
 LORA_RATE, FULL_RATE = 1e-3, 2e-5
@@ -146,14 +145,9 @@ class RecoveryConfig(Validated):
         self._require_device("teacher_device")
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the settings as JSON can hold them. A dataset that is neither a name nor paths is `None`."""
+        """Returns the settings as JSON can hold them. Of datasets, see [`storable_dataset`]."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        items = [self.dataset] if isinstance(self.dataset, str | os.PathLike) else list(self.dataset)
-        if all(isinstance(item, os.PathLike) for item in items):
-            values["dataset"] = [os.fspath(item) for item in items]
-        elif not isinstance(self.dataset, str):
-            values["dataset"] = None
-        return values
+        return values | {"dataset": storable_dataset(self.dataset)}
 
 
 def _is_count(value) -> bool:

@@ -1,6 +1,7 @@
 """Values that a `RecoveryConfig` takes, and those that it refuses."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,21 @@ from optimum_slicegpt import RecoveryConfig
 def test_values_that_cannot_be(kwargs, message):
     with pytest.raises(ValueError, match=message):
         RecoveryConfig(**kwargs)
+
+
+def test_data_that_json_can_hold():
+    def unread():
+        pytest.fail("it may be readable once only")
+        yield
+
+    for dataset, held in (
+        ("auto", "auto"),
+        (Path("a.txt"), "a.txt"),
+        (["a.txt", Path("b.txt")], ["a.txt", "b.txt"]),
+        ([{"text": "w1"}], None),
+        (unread(), None),
+    ):
+        assert RecoveryConfig(dataset=dataset).to_dict()["dataset"] == held
 
 
 def test_learning_rates_by_default():
