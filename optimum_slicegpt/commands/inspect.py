@@ -20,6 +20,9 @@ from .printing import print_inspection, print_json, print_record
 
 
 CALIBRATION = ("dataset", "text_column", "nsamples", "seqlen", "batch_size", "seed", "device")
+SIZES = ("sparsity", "parameter_reduction", "round_to", "round_neurons_to")
+SPARSITIES = (0.1, 0.2, 0.25, 0.3)
+"""What is inspected by default."""
 
 
 def run(args: Namespace) -> None:
@@ -86,13 +89,15 @@ def read_record(args: Namespace, model_config: PreTrainedConfig, calibration: di
     Reads from its configuration how a sliced model was made.
 
     Raises:
-        ValueError: a dataset is given, and there is no dense stream to measure.
+        ValueError: a dataset or a size is given, and there is no dense model to measure or to slice.
     """
-    if calibration:
-        raise ValueError(
-            f"--dataset measures the stream of a dense model, and {args.model} is sliced; give the model that "
-            "it was made from, or leave --dataset out to see how it was made."
-        )
+    for key in (*calibration, *SIZES):
+        if getattr(args, key):
+            flag = f"--{key.replace('_', '-')}"
+            raise ValueError(
+                f"{flag} asks about a dense model, and {args.model} is sliced; give the model that it was made from, "
+                f"or leave {flag} out to see how it was made."
+            )
     hidden_size, widths = stream_sizes(model_config)
     added = ("embedding_size", "shortcuts")  # by sliced classes alone
     return {
@@ -111,7 +116,7 @@ def inspect_model(
     """Computes what every method would make of a dense model, and measures its stream if there is a dataset."""
     found = inspect_dense(
         model_config,
-        sparsities=args.sparsity,
+        sparsities=SPARSITIES if args.sparsity is None else args.sparsity,
         reductions=args.parameter_reduction,
         dtype=args.dtype,
         round_to=args.round_to,

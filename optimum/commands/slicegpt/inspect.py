@@ -33,7 +33,6 @@ class InspectCommand(SliceGPTSubcommand):
             type=share,
             nargs="*",
             metavar="S",
-            default=[0.1, 0.2, 0.25, 0.3],
             help="shares of hidden dimensions to delete (default: 0.1 0.2 0.25 0.3)",
         )
         parser.add_argument(
