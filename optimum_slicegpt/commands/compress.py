@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..configuration import SliceGPTConfig
 from ..data.calibration import list_sources
-from ..data.texts import load_texts
+from ..data.texts import NAMES, load_texts
 from ..distributed import Processes
 from ..planning.rounding import unfilled_blocks
 from ..planning.widths import likely_plan
@@ -160,9 +160,9 @@ def compress_in_memory(args: Namespace, configs: list[SliceGPTConfig], processes
             check_access(args.push_to_hub)
         test = None
         if args.eval_dataset is not None and processes.is_first:
-            test = load_test_batches(
-                args.eval_dataset, tokenizer, model_config, nsamples=args.eval_nsamples, seqlen=args.eval_seqlen
-            )
+            sizes_of_test = {"nsamples": args.eval_nsamples, "seqlen": args.eval_seqlen}
+            column = None if args.eval_dataset in NAMES else config.text_column  # Named datasets have their own.
+            test = load_test_batches(args.eval_dataset, tokenizer, model_config, text_column=column, **sizes_of_test)
 
         read_files(config)
         model = load_model(args, args.model_dtype)

@@ -76,11 +76,14 @@ def test_compress_prints_perplexity_where_asked(cli_files, arguments, tmp_path, 
     output = ("--output", tmp_path / "rel" / ".." / "sliced", "--overwrite")
     (tmp_path / "sliced").mkdir()
     (tmp_path / "sliced" / "config.json").write_text('{"slicegpt": {}}')  # It is replaced.
-    run(*arguments, *output, "--sparsity", 0.8, "--eval-dataset", cli_files / "test.txt", "--eval-seqlen", 16)
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"title": "w1", "words": (cli_files / "test.txt").read_text()}]))
+    test = ("--eval-dataset", rows, "--text-column", "words", "--eval-seqlen", 16)
+    run(*arguments, *output, "--sparsity", 0.8, *test)
     printed = capsys.readouterr().out
     assert f"Saved in {tmp_path / 'sliced'}\n" in printed
     assert "-100.0%" not in printed
-    assert re.search(r"^perplexity on test.txt +[\d.]+ +[\d.]+ +[+-][\d.]+%$", printed, re.MULTILINE)
+    assert re.search(r"^perplexity on rows.json +[\d.]+ +[\d.]+ +[+-][\d.]+%$", printed, re.MULTILINE)
     assert re.search(r"^The model shrank: [\d.]+% fewer parameters.$", printed, re.MULTILINE)
 
 
