@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def undisturbed(gradients: bool = False) -> Iterator[None]:
     """
     Computes as torch does by itself, whatever a caller has set: without autocast, which would round sums, without
-    inference mode, whose tensors could never be trained, with new tensors on the CPU, and without gradients unless
-    they are asked for.
+    inference mode, whose tensors could never be trained, with new tensors in float32 on the CPU, and without gradients
+    unless they are asked for.
     """
     devices = {"cpu", getattr(torch.accelerator.current_accelerator(), "type", "cpu")}
     with ExitStack() as stack:
@@ -32,6 +32,9 @@ def undisturbed(gradients: bool = False) -> Iterator[None]:
             stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        if torch.get_default_dtype() != torch.float32:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(torch.float32)
         yield
 
 
