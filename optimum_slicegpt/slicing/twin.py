@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 from ..modeling.contexts import evaluating
 from ..modeling.decoder import Decoder
 from ..modeling.stock import own_config
+from ..modeling.weights import persistent_buffers
 
 
 SAME = 1e-2
@@ -70,6 +71,9 @@ def _with_parameters_of(model):
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owner, _, key = name.rpartition(".")
         twin.get_submodule(owner)._parameters[key] = parameter
+    for name, buffer in persistent_buffers(model).items():
+        owner, _, key = name.rpartition(".")
+        setattr(twin.get_submodule(owner), key, buffer)
     twin.tie_weights()
     twin.generation_config = model.generation_config
     return twin.train(model.training)
