@@ -1,6 +1,7 @@
 """
 The dense model as its family's own class and configuration have it. A model may be of another class that computes the
-same, such as one of remote code, may have come out of a quantized file, or may tie its head unlike its configuration.
+same, such as one of remote code, may carry hooks, may have come out of a quantized file, or may tie its head unlike
+its configuration.
 """
 
 import torch
@@ -26,7 +27,7 @@ def stock_twin(model: PreTrainedModel) -> PreTrainedModel:
         model (`PreTrainedModel`): any that [`check_sliceable`] accepts.
 
     Returns:
-        `PreTrainedModel`: `model` itself if it is what its configuration says.
+        `PreTrainedModel`: `model` itself if it is what its configuration says, perhaps with hooks that only read.
 
     Raises:
         ValueError: the model computes something else than its family's own class.
@@ -34,18 +35,26 @@ def stock_twin(model: PreTrainedModel) -> PreTrainedModel:
     plain = is_stock(model) and getattr(model, "hf_quantizer", None) is None
     decoder = Decoder(model)
     shared = decoder.head.weight is decoder.tables[0].weight
-    if plain and model.config.tie_word_embeddings == shared == is_tied(model):
+    own = plain and model.config.tie_word_embeddings == shared == is_tied(model)
+    altered = any(map(_is_altered, model.modules()))
+    if own and not altered:
         return model
     twin = _with_parameters_of(model)
-    if not plain:
+    if altered or not plain:
         _check_same(model, twin)
-    return twin
+    return model if own else twin
 
 
 def is_stock(model: PreTrainedModel) -> bool:
     """Tells whether a dense model and its configuration are of their family's own classes."""
     config_class = CONFIG_MAPPING[model.config.model_type]
     return type(model.config) is config_class and type(model) is MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+
+
+def _is_altered(module):
+    """Tells whether a module has hooks, or a forward that is not of a class of torch or transformers."""
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return bool(hooked) or type(module).__module__.partition(".")[0] not in ("torch", "transformers")
 
 
 def is_tied(model: PreTrainedModel) -> bool:
@@ -81,12 +90,13 @@ def _with_parameters_of(model):
 
 @torch.no_grad()
 def _check_same(model, twin):
-    ids = torch.arange(8, device=model.device)[None] % model.config.vocab_size
+    # The first tokens of a vocabulary may be padding, whose embedding is often zero.
+    ids = torch.arange(1, 9, device=model.device)[None] * model.config.vocab_size // 9
     with evaluating(model), evaluating(twin):
         given, stock = (each(input_ids=ids, use_cache=False).logits.float() for each in (model, twin))
     if not (given - stock).abs().max() <= SAME * stock.abs().max():
         kind = f"{type(model).__module__}.{type(model).__name__}"
         raise ValueError(
             f"This {kind} computes something else than transformers' own {type(twin).__name__}, which the result is "
-            "to be; load the checkpoint without trust_remote_code, or with its family's own class."
+            "to be; load the checkpoint with its family's own class, without trust_remote_code, hooks or patches."
         )

@@ -97,6 +97,47 @@ def test_classes_of_remote_code(tmp_path, home):
     assert relative_error(model(tokens()).logits, before) < 1e-6
 
 
+# What is put on a model
+
+
+def steered(model):
+    model.model.layers[0].register_forward_hook(lambda module, given, output: output + 1)
+
+
+def scaled_input(model):
+    model.model.layers[1].mlp.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+
+
+def patched(model):
+    mlp = model.model.layers[1].mlp
+    mlp.forward = lambda stream, forward=mlp.forward: forward(stream) / 2
+
+
+def other_activation(model):
+    class Squared(nn.Module):
+        def forward(self, values):
+            return values.relu().square()
+
+    model.model.layers[0].mlp.act_fn = Squared()
+
+
+@pytest.mark.parametrize("change", [steered, scaled_input, patched, other_activation])
+def test_what_changes_the_computation_is_refused(change):
+    model = build("llama")
+    change(model)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM computes something else than transformers' own LlamaForC"):
+        model.compress(NOTHING)
+
+
+def test_hooks_that_only_read_are_accepted():
+    model = build("llama")
+    model.enable_input_require_grads()
+    model.model.norm.register_forward_hook(lambda module, given, output: None)
+    before = model(tokens()).logits
+    assert stock_twin(model) is model
+    assert relative_error(model.compress(NOTHING)(tokens()).logits, before) < 1e-6
+
+
 # Ties
 
 
