@@ -82,13 +82,10 @@ def check_sliceable(model: PreTrainedModel) -> None:
 
 
 def _check_modules(model: PreTrainedModel) -> None:
-    """Checks that a model has the parameters of its family's own class, in the shapes of its configuration."""
+    """Checks that a model has its family's own parameters, in the shapes of its configuration, each for itself."""
     config = own_config(model.config)
     expected = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    shapes, stock = (
-        {name: tuple(parameter.shape) for name, parameter in each.named_parameters(remove_duplicate=False)}
-        for each in (model, empty_model(config))
-    )
+    shapes, stock = _shapes_of(model), _shapes_of(empty_model(config))
     if not isinstance(model, expected) and shapes.keys() != stock.keys():
         raise ValueError(
             f"Cannot slice a {type(model).__name__}; load the checkpoint as {expected.__name__} "
@@ -102,6 +99,15 @@ def _check_modules(model: PreTrainedModel) -> None:
             f"{shapes.get(name, 'absent')} in the model, {stock.get(name, 'absent')} by the configuration. Correct "
             "the configuration, or slice the model before other tools change single layers of it."
         )
+
+
+def _shapes_of(model):
+    """Returns the shape of every parameter, or whose tensor it has; who has the embedding's is another matter."""
+    names, table = {}, model.get_input_embeddings().weight
+    return {
+        name: tuple(each.shape) if each is table or names.setdefault(each, name) == name else f"that of {names[each]}"
+        for name, each in model.named_parameters(remove_duplicate=False)
+    }
 
 
 def check_without_adapters(model: PreTrainedModel, name: str, next_step: str) -> None:

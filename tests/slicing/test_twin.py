@@ -206,6 +206,10 @@ def more_biases(model):
     model.model.layers[0].mlp.down_proj.bias = nn.Parameter(torch.ones(48))
 
 
+def one_mlp_for_two_layers(model):
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+
+
 def one_more_layer(model):
     model.model.layers.append(model.model.layers[0])
 
@@ -224,7 +228,14 @@ def one_more_layer(model):
         (low_rank, "in 3 parameters. model.layers.1.mlp.down_proj.weight: absent in the model"),
         (larger_table, r"in 1 parameters. model.embed_tokens.weight: \(100, 48\) in the model, \(97, 48\) by"),
         (more_biases, r"in 1 parameters. model.layers.0.mlp.down_proj.bias: \(48,\) in the model, absent by the conf"),
-        (one_more_layer, r"in 9 parameters. model.layers.2.self_attn.q_proj.weight: \(32, 48\) in the model, absent"),
+        (
+            one_mlp_for_two_layers,
+            r"in 3 parameters. model.layers.1.mlp.gate_proj.weight: that of model.layers.0.* in the model, \(40, 48\)",
+        ),
+        (
+            one_more_layer,
+            "in 9 parameters. model.layers.2.self_attn.q_proj.weight: that of .* in the model, absent by",
+        ),
     ],
 )
 def test_modules_unlike_the_configuration(change, message):
