@@ -158,6 +158,11 @@ class _Slicing:
 
     def __init__(self, model, config, tokenizer):
         check_sliceable(model)
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise ValueError(
+                "This model is on the device meta, in part or all of it, so that there are no values; load its "
+                "checkpoint, or slice that with compress_checkpoint."
+            )
         if isinstance(config.dataset, Iterator):  # A check reads the data, too.
             config = replace(config, dataset=list(config.dataset))
         self._dense, self._config, self._tokenizer = stock_twin(model), config, tokenizer

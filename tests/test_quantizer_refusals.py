@@ -151,6 +151,16 @@ def test_a_tensor_without_a_value():
     assert type(model) is LlamaForCausalLM
 
 
+def test_weights_without_values():
+    for name in ("model.layers.1.mlp", ""):
+        model = build("llama")
+        model.get_submodule(name).to("meta")
+        with pytest.raises(
+            ValueError, match="This model is on the device meta, in part or all of it, .* load its che"
+        ):
+            model.compress(config())
+
+
 def test_devices_without_float64():
     model = build("llama", torch.float32)
     with pytest.raises(ValueError, match="Cannot slice on device='mps', which has no float64.*device='cpu'"):
