@@ -88,7 +88,7 @@ def model_card(
         architecture=type(model).__name__,
         narrower=min(widths) < hidden_size,
         needs_code=hasattr(config, "original_hidden_size"),
-        narrow=record.get("embeddings") == "narrow",
+        features=_features(record, hidden_size, widths),
         location=repo_id or "path/to/this/folder",
         picture=picture,
         # The record may be of somebody else, and the name of a file may hold a bar, which would end the table's cell.
@@ -176,6 +176,16 @@ def _loss(record: dict[str, Any]) -> str | None:
         return None
     kinds = (f"{format_loss(text['loss'], text['stderr'])} on {plain_markdown(kind)}" for kind, text in texts.items())
     return f"Loss on text that it was not calibrated on, sliced less dense, in nats per token: {', '.join(kinds)}."
+
+
+def _features(record: dict[str, Any], hidden_size: int, widths: list[int]) -> str | None:
+    """Returns why features of the body are other ones than the dense model's, or `None` where they are the same."""
+    whole = record.get("architecture") == "stock" and min(widths) == hidden_size
+    if record.get("embeddings") not in ("narrow", "sliced") or (whole and record["embeddings"] == "narrow"):
+        return None  # The final norm puts out what the dense head would read, up to what slicing loses.
+    if whole:
+        return "the head holds the gain of the final norm"
+    return "they are in another basis" + " and fewer" * (widths[-1] < hidden_size)
 
 
 def _recovery(record: dict[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ from huggingface_hub import constants
 from matplotlib.image import imread
 from model_cards import OTHER, licence_of, publishable_model, recorded_model
 from sliced_models import sliced_model
-from tiny import build, calibration
+from tiny import build, calibration, paper, relative_error, tokens
 from transformers import AutoModelForSequenceClassification
 
 from optimum_slicegpt import SliceGPTConfig
@@ -14,6 +14,8 @@ from optimum_slicegpt.reports.figures import DPI, WIDTH_INCHES
 from optimum_slicegpt.reports.hub import push_to_hub
 from optimum_slicegpt.reports.model_card import TAGS, model_card, save_picture
 
+
+OTHER_FEATURES = "The features that `AutoModel` returns are not those of the dense model:"
 
 # The card
 
@@ -66,7 +68,26 @@ def test_card_of_a_stock_result(tied):
     ):
         assert fact in card.text
     assert "trust_remote_code" not in card.text and "import optimum_slicegpt" not in card.text
-    assert ("The features that `AutoModel` returns are not those of the dense model" in card.text) == tied
+    assert f"{OTHER_FEATURES} they are in another basis and fewer. What was computed with those" in card.text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "tied, settings, reason",
+    [
+        (True, {"rotation": "shared"}, None),
+        (False, {"rotation": "shared"}, "the head holds the gain of the final norm."),
+        (False, {"embeddings": "tied"}, None),
+        (True, {"embeddings": "sliced"}, "they are in another basis."),
+    ],
+)
+def test_card_tells_where_features_are_others(tied, settings, reason):
+    model = build("llama", tie_word_embeddings=tied)
+    dense = model.base_model(tokens()).last_hidden_state
+    model.compress(paper(sparsity=0, dataset=calibration(), **settings))
+    same = relative_error(model.base_model(tokens()).last_hidden_state, dense) < 1e-6
+    assert same == (reason is None) == (OTHER_FEATURES not in model_card(model).text)
+    assert f"{OTHER_FEATURES} {reason or ''}" in model_card(model).text or same
 
 
 def test_card_of_a_stock_result_with_another_head(tmp_path):
