@@ -95,7 +95,7 @@ def _answer_by_answer(render, messages, mask_prompts):
     for index in answers:
         text, prompt = render(messages[: index + 1]), render(messages[:index], prompt=True)
         if not text.startswith(prompt):  # The answer begins where another one would make a difference.
-            other = render([*messages[:index], messages[index] | {"content": OTHER_ANSWER}])
+            other = render([*messages[:index], {"role": "assistant", "content": OTHER_ANSWER}])
             prompt = os.path.commonprefix([text, other])
         pieces += [(prompt, False), (text[len(prompt) :], True)]
     return pieces

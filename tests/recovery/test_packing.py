@@ -143,6 +143,17 @@ def test_templates_that_rewrite_earlier_turns(chat_tokenizer, name):
         assert ids == labels == expected
 
 
+def test_answers_beside_their_content_count(chat_tokenizer):
+    """Calls of tools have no content."""
+    template = REWRITING["prompt-unlike-answer"]
+    chat_tokenizer.chat_template = template.replace("message['content']", "message['call'] or message['content']")
+    rows = [*turns("w10", ""), {"role": "tool", "content": "w61"}, {"role": "assistant", "content": "w62"}]
+    rows[1]["call"] = "w60"
+    ids, labels = conversation_tokeniser(chat_tokenizer, mask_prompts=True)(rows)
+    assert [label for label in labels if label != UNLABELLED] == [60, 3, 62, 3]
+    assert len(ids) == len(labels)
+
+
 def test_a_conversation_that_the_template_refuses_is_left_out(chat_tokenizer, caplog):
     chat_tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('No!') }}{% endif %}" + CHAT
