@@ -181,7 +181,8 @@ class Checkpoint:
         if len(missing) == 1 and model.get_parameter_or_buffer(missing[0]) is model.get_output_embeddings().weight:
             raise ValueError(
                 f"{self.name!r} has no head, as models that embed text have none; slice the causal language model "
-                "that it was made from."
+                "that it was made from, or, if its head was the embedding, set tie_word_embeddings to true in its "
+                "config.json."
             )
         if missing:
             raise ValueError(f"{self.name!r} lacks {len(missing)} tensors, the first {missing[0]}; download it again.")
