@@ -6,6 +6,7 @@ References: Liu et al., 2023, "LLM-QAT: Data-Free Quantization Aware Training fo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from ..distributed import fingerprint
 from ..modeling.contexts import computing_on, evaluating, fastest_dtype
+from ..modeling.family import cache_name
 from ..progress import Progress
 
 
@@ -102,10 +104,11 @@ def _write_block(model, start, stop, length, seed, begin, opening, bar):
     ids[:, : len(begin)] = torch.tensor([*begin], dtype=torch.long, device=model.device)[:length]
     ids[opened, : len(opening)] = opening
     given = torch.where(opened, len(opening), len(begin) + 1)
-    cache = StaticCache(config=model.config, max_cache_len=length)
+    name = cache_name(inspect.signature(model.forward).parameters)
+    cache = {name: StaticCache(config=model.config, max_cache_len=length)}
     for position in range(1, length):
         before = ids[:, position - 1, None]
-        logits = model(input_ids=before, past_key_values=cache, use_cache=True).logits[:, -1].float()
+        logits = model(input_ids=before, use_cache=True, **cache).logits[:, -1].float()
         chosen = _draw(logits, noise[:, position])
         if position <= len(begin) + GREEDY_TOKENS:
             chosen = torch.where(opened, chosen, logits.argmax(-1))

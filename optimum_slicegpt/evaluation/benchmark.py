@@ -1,5 +1,6 @@
 """Measures speed and memory of models that generate: in one process and in turns, so that noise affects all alike."""
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel, StaticCache
 from ..modeling.contexts import evaluating
 from ..modeling.decoder import Decoder
 from ..modeling.families import family_of
+from ..modeling.family import cache_name
 from ..planning.sizes import flops_per_token
 from ..progress import Progress
 from .speed import Phase, Ratio, Speed, Speedup
@@ -201,7 +203,7 @@ def time_pass(model: PreTrainedModel, forward: Callable, ids: Tensor, settings: 
         settings ([`Settings`]): those of the benchmark.
     """
     device, cuda = model.device, model.device.type == "cuda"
-    cache, ids = None, ids.to(device)
+    cache, ids, name = None, ids.to(device), cache_name(inspect.signature(model.forward).parameters)
     if settings.compile:  # A cache that grows would be compiled anew at every step.
         cache = StaticCache(config=model.config, max_cache_len=settings.seqlen + settings.new_tokens)
     if cuda:
@@ -211,8 +213,8 @@ def time_pass(model: PreTrainedModel, forward: Callable, ids: Tensor, settings: 
     times = [read_clock(device)]
     for count in (1, settings.new_tokens):
         for _ in range(count):
-            output = forward(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache, ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
+            output = forward(input_ids=ids, use_cache=True, logits_to_keep=1, **{name: cache})
+            cache, ids = output[cache_name(output)], output.logits[:, -1:].argmax(-1)
         times.append(read_clock(device))
     start, read, end = times
     return Pass(

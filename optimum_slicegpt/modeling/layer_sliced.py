@@ -5,11 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from .family import Block, Family, has
-
-
-CACHE_NAMES = ("past_key_values", "layer_past", "cache_params")
-"""What arguments of layers and mixers that hold the cache are called."""
+from .family import CACHE_NAMES, Block, Family, has
 
 
 class SlicedLayerMixin:

@@ -6,6 +6,7 @@ import torch
 
 from ..configuration import SliceGPTConfig
 from ..modeling.decoder import empty_model
+from ..modeling.family import cache_name
 from ..validation import file_size
 
 
@@ -55,7 +56,7 @@ def cache_bytes(model_config, context: int) -> int:
     model.set_experts_implementation("batched_mm")
     ids = torch.zeros(1, context, dtype=torch.long, device="meta")
     output = model(input_ids=ids, use_cache=True)
-    cache = output.get("past_key_values") or output["cache_params"]
+    cache = output[cache_name(output)]
     return sum(
         each.nbytes for layer in cache.layers for each in vars(layer).values() if isinstance(each, torch.Tensor)
     )
