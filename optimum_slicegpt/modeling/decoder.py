@@ -248,7 +248,8 @@ class Decoder:
 
     def mlp_readers(self, index: int) -> list[Reader]:
         """Returns the weights with which a layer's MLP reads the stream: one or two rows for each neuron."""
-        return [Reader(self.layers[index], name) for name in self.family.mlp_readers]
+        layer = self.layers[index]
+        return [Reader(layer, name) for name in self.family.mlp_readers if has(layer, name)]
 
     # The stream inside a dense layer
 

@@ -15,6 +15,7 @@ from optimum_slicegpt.streaming import compress_checkpoint
 
 ENOUGH = [{"input_ids": tokens(32, 48, seed=seed)} for seed in range(4)]
 """Calibration tokens that do not let an MLP of tiny models learn them by heart."""
+EXPERTS = ("mixtral", "qwen3_moe-dense_and_sparse")
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def small_steps(monkeypatch):
 def sliced(name, data=ENOUGH, dtype=torch.float32, **settings):
     model = build(name).to(dtype)
     settings = {"sparsity": 0, "architecture": "sliced", "refine": 0, "dataset": data} | settings
-    return model.compress(SliceGPTConfig(mlp_sparsity=None if "mixtral" in name else 0.5, **settings))
+    return model.compress(SliceGPTConfig(mlp_sparsity=None if name in EXPERTS else 0.5, **settings))
 
 
 def error(model, dense):
@@ -76,6 +77,12 @@ def test_sums_of_a_regression_are_freed_before_training(monkeypatch):
 def test_experts_stay_as_they_are():
     for before, after in zip(weights(sliced("mixtral")), weights(sliced("mixtral", refine=20)), strict=True):
         assert torch.equal(before, after)
+
+
+def test_a_dense_layer_among_sparse_ones_is_trained():
+    name, few = "qwen3_moe-dense_and_sparse", ENOUGH[:2]
+    before, after = (sliced(name, few, sparsity=1 / 3, refine=steps).model.layers[0].mlp for steps in (0, 10))
+    assert not torch.equal(before.down_proj.weight, after.down_proj.weight)
 
 
 def test_streaming_gives_the_same(tmp_path):
