@@ -1,5 +1,6 @@
 """Keys of `config.json` that readers such as transformers 4.57 and MLX-LM need, and transformers 5 does not write."""
 
+import copy
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -22,23 +23,27 @@ def to_diff_dict(self: PreTrainedConfig) -> dict[str, Any]:
     keys = _diff_dict(self)
     if "slicegpt" in keys and not self.is_custom_code():
         add_older_keys(keys)
+        if keys.get("rope_parameters") and _reads_older_rotations(self):
+            add_older_rotations(keys)
     return keys
 
 
+def _reads_older_rotations(config: PreTrainedConfig) -> bool:
+    """Tells whether a class still reads `rope_scaling`. It would replace `rope_parameters` in one that never did."""
+    return "rope_scaling" not in copy.deepcopy(config).convert_rope_params_to_dict(rope_scaling=None)
+
+
 def add_older_keys(keys: dict[str, Any]) -> None:
-    """
-    Adds to the keys of a `config.json` those by which older readers know the same: `torch_dtype` for `dtype`;
-    `rope_theta`, `rope_local_base_freq`, `partial_rotary_factor` and `rope_scaling` for `rope_parameters`;
-    `num_experts` of Qwen3-MoE.
-    """
-    model_type = keys["model_type"]
+    """Adds to the keys of a `config.json` `torch_dtype` for `dtype`, and `num_experts` of Qwen3-MoE."""
     if "dtype" in keys:
         keys["torch_dtype"] = keys["dtype"]
-    if model_type == "qwen3_moe":
+    if keys["model_type"] == "qwen3_moe":
         keys["num_experts"] = keys["num_local_experts"]
-    rope = keys.get("rope_parameters")
-    if not rope:
-        return
+
+
+def add_older_rotations(keys: dict[str, Any]) -> None:
+    """Adds `rope_theta`, `rope_local_base_freq`, `partial_rotary_factor` and `rope_scaling` for `rope_parameters`."""
+    model_type, rope = keys["model_type"], keys["rope_parameters"]
     if "full_attention" in rope:  # Layers with a window have rotations of their own.
         keys["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]

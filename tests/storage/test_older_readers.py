@@ -14,7 +14,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROPES = [{"rope_type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0}, LLAMA3, YARN]
 ROPES += [YARN | {"attention_factor": 1.3, "beta_fast": 16.0, "beta_slow": 2.0}]
-CASES = [(name, None) for name in TINY]
+CASES = [(name, None) for name in dict.fromkeys([*TINY, "mellum"])]
 CASES += [(name, rope) for name in ("llama", "mistral", "qwen2", "stablelm", "gpt_neox") for rope in ROPES]
 
 
