@@ -59,6 +59,13 @@ if TEST_ALL:
 ALL = TINY | MORE | POST_NORM
 WITH_NEURONS = [name for name in TINY if not FAMILIES[name.split("-")[0]].keeps_neurons]
 """Those of `TINY` whose MLPs can lose neurons."""
+ENDS = [
+    (name, tied)
+    for name in TINY
+    for tied in (True, False)
+    if not tied or "tie_word_embeddings" not in {key for key, *_ in FAMILIES[name.split("-")[0]].requires}
+]
+"""Each of `TINY` with its head tied to the table, where that can be sliced, and with a head of its own."""
 
 
 def pairs(names, methods) -> list[tuple]:
@@ -93,10 +100,11 @@ def build(name: str, dtype=torch.float64, **overrides):
 
 
 def differing_widths(config):
-    """Returns a width for every site, all of them different where the family allows that. The last is 28."""
+    """Returns a width for every site, from 44 to 28, all of them different where the family allows that."""
     family = family_of(config)
-    widths = [44, 36, 28] if family.parallel else [44, 40, 36, 32, 28]
-    for first, second, _ in family.equal_sites(config, tied=False):
+    last = family.num_sites(config) - 1
+    widths = [44 - round(16 * site / last) for site in range(last + 1)]
+    for first, second, _ in reversed(family.equal_sites(config, tied=False)):
         widths[first] = widths[second]
     return widths
 
