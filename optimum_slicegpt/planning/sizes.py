@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import mul
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..modeling.family import has
 from ..modeling.weights import Reader, StreamWeight, Writer, has_bias
 
 
@@ -150,7 +152,7 @@ def parameter_size(dense: Decoder, embeddings: str, stock: bool = False) -> Size
 def product_size(decoder: Decoder, embeddings: str) -> Size:
     """
     Counts the multiplications that a token takes in products with matrices. Of experts, those count that the token is
-    sent to. Attention scores and the embedding's look-up do not count.
+    sent to. Attention scores, convolutions, recurrences and the embedding's look-up do not count.
 
     Args:
         decoder ([`Decoder`]): a model, dense or sliced, whose tensors may be on `meta`.
@@ -162,8 +164,11 @@ def product_size(decoder: Decoder, embeddings: str) -> Size:
     config = decoder.config
     size, last = Size.zero(decoder), decoder.num_sites - 1
     for site, weight, _, of_neurons in _block_weights(decoder):
+        if weight.key.endswith("bias"):  # Those of experts are stacks, and writers of their own.
+            continue
         *experts, rows, _ = weight.weight.shape
         size.add(rows * getattr(config, decoder.family.active_key) if experts else rows, site, of_neurons)
+    size.add(sum(matrix.numel() for matrix in _inner_matrices(decoder)))
     if embeddings == "tied":
         size.add(config.hidden_size, 0)
         size.add(config.hidden_size, last)
@@ -186,6 +191,17 @@ def _block_weights(decoder: Decoder) -> Iterator[tuple[int, StreamWeight, nn.Mod
                 yield block.site, reader, norm, scales and name in family.mlp_readers
         for name, writer in block.writers().items():
             yield block.site + 1, writer, None, scales and name == family.mlp_writer
+
+
+def _inner_matrices(decoder: Decoder) -> Iterator[Tensor]:
+    """Yields the matrices between readers and writers, which slicing leaves as they are: those of low-rank queries."""
+    family = decoder.family
+    on_stream = {weight.module for _, weight, _, _ in _block_weights(decoder)}
+    for layer in decoder.layers:
+        for name in filter(partial(has, layer), (*family.attn, *family.mlp)):
+            for module in getattr(layer, name).modules():
+                if isinstance(module, nn.Linear) and module not in on_stream:
+                    yield module.weight
 
 
 def parameters_by_part(decoder: Decoder) -> dict[str, int]:
