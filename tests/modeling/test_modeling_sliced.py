@@ -9,12 +9,13 @@ import torch
 from forking import run_program
 from paths import TRAVELLING
 from sliced_models import tapering_model
-from tiny import TINY, aligned, build, calibration, relative_error, tokens
+from tiny import HIDDEN, TINY, aligned, build, calibration, relative_error, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.modeling.configuration_sliced import SlicedLlamaConfig
 from optimum_slicegpt.modeling.families import family_of
+from optimum_slicegpt.modeling.weights import body_of
 
 
 IN_A_FRESH_PROCESS = """
@@ -33,7 +34,7 @@ for name in names:
 def shared(name, dtype=torch.float32):
     """Slices a tiny model without shortcuts, whose MLPs are smaller where the family allows that."""
     dense = build(name, dtype)
-    neurons = None if family_of(dense.config).moe else 0.4
+    neurons = None if family_of(dense.config).keeps_neurons else 0.4
     settings = {"architecture": "sliced", "sparsity": 1 / 3, "mlp_sparsity": neurons}
     return dense.compress(SliceGPTConfig(**settings, dataset=calibration()))
 
@@ -74,9 +75,9 @@ def test_configuration_says_what_the_architecture_is(tmp_path):
 def test_base_model_loads_alone(name, tmp_path):
     model = tapering_model(name)
     model.save_pretrained(tmp_path)
-    base = aligned(AutoModel.from_pretrained(tmp_path))
-    expected = model.base_model(tokens()).last_hidden_state
-    assert expected.shape[-1] == base.config.hidden_size == 28
+    base, family = aligned(AutoModel.from_pretrained(tmp_path)), family_of(model.config)
+    expected = body_of(model, family)(tokens()).last_hidden_state
+    assert expected.shape[-1] == base.config.hidden_size == (HIDDEN if family.wide_entry else 28)
     assert torch.equal(base(tokens()).last_hidden_state, expected)
 
 
@@ -122,20 +123,31 @@ def test_hidden_states_and_kept_logits(name):
     model = tapering_model(name)
     outputs = model(tokens(), output_hidden_states=True, logits_to_keep=1)
     assert outputs.logits.shape == (2, 1, 97)
-    widths = model.config.widths[:: len(family_of(model.config).blocks)]
-    assert [state.shape[-1] for state in outputs.hidden_states] == widths
+    family = family_of(model.config)
+    widths = model.config.widths[:: len(family.blocks)]
+    if family.wide_entry:
+        widths[0] = widths[-1] = HIDDEN
+    # Mamba's own begin behind the first layer, and end behind the norm.
+    assert [state.shape[-1] for state in outputs.hidden_states] in (widths, [*widths[1:], widths[-1]])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", TINY)
 def test_attention_weights(name):
-    model = tapering_model(name)
-    model.set_attn_implementation("eager")
-    seen = model(tokens(), output_attentions=True).attentions
+    dense, model = build(name, torch.float32), tapering_model(name)
+    expected, seen = (
+        each(tokens(), output_attentions=True).get("attentions") or () for each in (eagerly(dense), eagerly(model))
+    )
+    assert [weights.shape for weights in seen] == [weights.shape for weights in expected]
+    if any("sink" in key for key, _ in model.named_parameters()):  # They take the rest of the attention.
+        return
     for weights in seen:
-        assert weights.shape == (2, model.config.num_attention_heads, 24, 24)
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
-    assert len(seen) == 2
+
+
+def eagerly(model):
+    model.set_attn_implementation("eager")
+    return model
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -158,8 +170,9 @@ def without_dropout(model):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
+        for key, value in list(vars(module).items()):
+            if key.endswith("dropout") and isinstance(value, float):
+                setattr(module, key, 0.0)
     return model
 
 
@@ -183,7 +196,7 @@ def test_built_from_its_configuration_alone(name):
     assert {key: value.shape for key, value in model.state_dict().items()} == {
         key: value.shape for key, value in expected.items()
     }
-    norms = [module for module in model.modules() if type(module) is torch.nn.RMSNorm]
+    norms = [module for module in model.modules() if type(module) is torch.nn.RMSNorm and module.elementwise_affine]
     assert len(norms) > 2 and all((norm.weight == 1).all() for norm in norms)
     assert 0 < model(tokens()).logits.abs().max() < 100
 
