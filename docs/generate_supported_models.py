@@ -80,12 +80,12 @@ below, those that load as one of them, and the text models of [models of images 
 
 {towers}
 
-Their text models are sliced, where a row above describes them: Llama, Mistral, Qwen2, Gemma, ... What encodes images
-stays as it is, and so do the table and the head: images enter the residual stream beside the table. One projection
-leads from both to the narrower stream, another back to the head. The result is of its stock class, around a sliced
-text model, or of one derived from it where the stock class takes one kind of text model only. It loads with
-`AutoModelForImageTextToText` once `optimum_slicegpt` is imported. Calibration data may be what the model's processor
-returns, images included:
+Their text models are sliced: those that a row above describes (Llama, Mistral, Qwen2, Gemma, ...), and Qwen2-VL's
+own, which no language model has. What encodes images stays as it is, and so do the table and the head: images enter
+the residual stream beside the table. One projection leads from both to the narrower stream, another back to the head.
+The result is of its stock class, around a sliced text model, or of one derived from it where the stock class takes one
+kind of text model only. It loads with `AutoModelForImageTextToText` once `optimum_slicegpt` is imported. Calibration
+data may be what the model's processor returns, images included:
 
 <!-- not run: an excerpt -->
 ```python
@@ -175,6 +175,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def generate() -> dict[Path, str]:
     """Returns the text of `supported_models.md`."""
+    rows = {key: family for key, family in FAMILIES.items() if key in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
     supported = [
         (
             f"`{model_type}`",
@@ -185,10 +186,10 @@ def generate() -> dict[Path, str]:
             stock_form(model_type, family),
             limits(family),
         )
-        for model_type, family in FAMILIES.items()
+        for model_type, family in rows.items()
     ]
     text = TEXT.format(
-        count=len(FAMILIES) + len({*LOADED_AS, *TOWERS}),
+        count=len(rows) + len({*LOADED_AS, *TOWERS}),
         loaded_as=table(("Family", "Loads as"), [(f"`{key}`", f"`{value}`") for key, value in LOADED_AS.items()]),
         others=table(
             ("Families", "What is in the way"),

@@ -4,7 +4,7 @@ import os
 from itertools import cycle, product
 
 import torch
-from more_families import MORE, POST_NORM
+from more_families import HEADLESS, MORE, POST_NORM
 from shapes import COMMON, GPT, GRANITE, GROUPED, HIDDEN, VOCAB, WHOLE
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -51,12 +51,13 @@ TINY = {
 """
 Test name -> arguments of the family's configuration. A name is a model_type, and after a dash perhaps a variant. Tests
 of every kind run on these; on `MORE`, `tests/modeling/test_every_family.py` alone does unless `make test-all` says
-otherwise, and on `POST_NORM` `tests/slicing/test_post_norms.py`, as no rotation commutes with them.
+otherwise, on `POST_NORM` `tests/slicing/test_post_norms.py`, as no rotation commutes with them, and on `HEADLESS`
+`tests/modeling/test_towers.py`, inside models of images and text.
 """
 TEST_ALL = bool(os.environ.get("SLICEGPT_TEST_ALL"))
 if TEST_ALL:
     TINY = TINY | MORE
-ALL = TINY | MORE | POST_NORM
+ALL = TINY | MORE | POST_NORM | HEADLESS
 WITH_NEURONS = [name for name in TINY if not FAMILIES[name.split("-")[0]].keeps_neurons]
 """Those of `TINY` whose MLPs can lose neurons."""
 ENDS = [

@@ -23,6 +23,7 @@ TOWERS: dict[str, str] = dict.fromkeys(
     (
         *("llava", "llava_next", "llava_onevision", "vipllava", "paligemma", "mistral3", "internvl", "aya_vision"),
         *("cohere2_vision", "lfm2_vl", "lighton_ocr", "got_ocr2", "ovis2", "gemma3", "aria", "qwen3_5", "qwen3_5_moe"),
+        *("qwen2_vl", "qwen2_5_vl"),
     ),
     "language_model",
 ) | dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "text_model")
@@ -33,7 +34,6 @@ PER_LAYER = "its layers read embeddings of their own beside the residual stream"
 EXPERTS_BEHIND = "the norms behind its experts need writers that are fitted, and experts are not fitted"
 NORMS_BEHIND = "it has norms behind its blocks, in an arrangement that no row describes yet"
 WHOLE = "it is a model of images and text; load it with AutoModelForImageTextToText, and slice it in memory (compress)"
-HEADLESS = "it is a model of images and text whose text model has no class with a head, as a language model needs"
 DEEP = (
     "it is a model of images and text, and features of images enter its residual stream behind its first layers, too"
 )
@@ -41,7 +41,6 @@ PER_CHANNEL = "it scales the residual stream channel by channel, which does not 
 NOT_SLICEABLE: dict[str, str] = {
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), PER_LAYER),
     **dict.fromkeys(("gemma4_unified", "gemma4_unified_text"), PER_LAYER),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), HEADLESS),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), DEEP),
     "flex_olmo": EXPERTS_BEHIND,
     **dict.fromkeys(("olmo_hybrid", "afmoe", "axk1", "beam", "kolibri1", "lfm3"), NORMS_BEHIND),

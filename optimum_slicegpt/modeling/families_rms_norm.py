@@ -23,6 +23,8 @@ RMS_NORM: dict[str, Family] = {
             ),
         ),
     ),
+    "qwen2_vl_text": Family(narrower=()),
+    "qwen2_5_vl_text": Family(narrower=()),
     "qwen3": Family(),
     "smollm3": Family(),
     "phi3": Family(

@@ -23,6 +23,7 @@ from transformers import (
 from .configuration_sliced import SLICED_CONFIG_NAMES, sliced_config_class
 from .families import family_of
 from .family import Block
+from .heads import define_head
 from .layer_sliced import SlicedLayerMixin
 from .weights import Reader, Writer, body_of, eps_of, has_bias, resize_mlp
 
@@ -199,6 +200,7 @@ def define(model_type: str) -> type:
     """
     config_class, auto_map = sliced_config_class(model_type), {}
     dense_config_class = config_class.__mro__[2]
+    define_head(dense_config_class)
     for auto_class in AUTO_CLASSES:
         if dense_config_class not in auto_class._model_mapping:
             continue

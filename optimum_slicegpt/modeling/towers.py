@@ -9,6 +9,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from .families import TOWERS, family_of
+from .heads import define_head
 from .weights import whole_of
 
 
@@ -36,6 +37,7 @@ def text_tower(whole: PreTrainedModel) -> PreTrainedModel:
     config.name_or_path = whole.name_or_path
     config.tie_word_embeddings = head.weight is whole.get_input_embeddings().weight
     family = family_of(config)
+    define_head(type(config))
     with torch.device("meta"):
         tower = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(
             config,

@@ -6,7 +6,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForImageTextToText,
     PreTrainedModel,
 )
@@ -24,6 +26,17 @@ class SlicedWholeConfigMixin:
         super().__post_init__(**kwargs)
 
 
+class SlicedWholeMixin:
+    """What a model needs whose code builds a dense text model, whatever its configuration says."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        name = TOWERS[config.model_type.removeprefix("sliced_")]
+        if type(getattr(self.base_model, name)) is not MODEL_MAPPING[type(config.text_config)]:
+            setattr(self.base_model, name, AutoModel.from_config(config.text_config))
+            self.post_init()
+
+
 @cache
 def define_whole(model_type: str) -> type:
     """
@@ -38,7 +51,7 @@ def define_whole(model_type: str) -> type:
     config_class = strict(
         type(f"Sliced{base.__name__}", (SlicedWholeConfigMixin, base), own | {"model_type": f"sliced_{model_type}"})
     )
-    model_class = type(f"Sliced{dense.__name__}", (dense,), own | {"config_class": config_class})
+    model_class = type(f"Sliced{dense.__name__}", (SlicedWholeMixin, dense), own | {"config_class": config_class})
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModelForImageTextToText.register(config_class, model_class, exist_ok=True)
     return config_class

@@ -147,3 +147,7 @@ POST_NORM = {
     "glm4": GROUPED,
 }
 """Families with norms behind their blocks, with which no rotation commutes."""
+
+SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [2, 3, 3]}}
+HEADLESS = dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), WHOLE | {"num_key_value_heads": 1} | SECTIONS)
+"""Text models of models of images and text, which have no class with a head."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 from image_models import CLIP, IMAGE, IMAGE_MODELS, build_whole, seen_and_read
 from tiny import calibration, relative_error, tokens
-from transformers import AutoModelForImageTextToText, CLIPImageProcessorPil, LlamaForCausalLM, LlavaProcessor
+from transformers import AutoModelForImageTextToText, CLIPImageProcessorPil, LlavaProcessor
 from transformers.models.qwen3_vl import Qwen3VLConfig
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity
@@ -36,11 +36,14 @@ def test_an_image_is_described_alike(name, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_tower_loses_what_its_text_model_alone_loses(tied):
-    whole, texts = build_whole("llava", tie_word_embeddings=tied), calibration()
-    alone = LlamaForCausalLM(copy.deepcopy(whole.config.text_config)).double().eval()
-    alone.load_state_dict(text_tower(whole).state_dict())
+@pytest.mark.parametrize(
+    ("name", "tied"), [("llava", True), ("llava", False), ("qwen2_vl", True), ("qwen2_5_vl", False)]
+)
+def test_a_tower_loses_what_its_text_model_alone_loses(name, tied):
+    whole, texts = build_whole(name, tie_word_embeddings=tied), calibration()
+    tower = text_tower(whole)
+    alone = type(tower)(copy.deepcopy(tower.config)).double().eval()
+    alone.load_state_dict(tower.state_dict())
     before = [whole.num_parameters(), alone.num_parameters()]
     whole.compress(SliceGPTConfig(parameter_reduction=0.2, dataset=texts))
     alone.compress(SliceGPTConfig(parameter_reduction=0.2, dataset=texts, architecture="sliced", embeddings="tied"))
