@@ -1,6 +1,6 @@
 """Rows of families with mixtures of experts. What a field means is in [`family.Family`]."""
 
-from .family import GATED, IN_EIGHTS, MIXED, MLA, QKV, SHARED, Family, StockClass, Transposed
+from .family import GATED, IN_EIGHTS, MIXED, MLA, QKV, ROUTED, SHARED, Family, StockClass, Transposed
 
 
 STACKED = {
@@ -106,4 +106,18 @@ EXPERTS: dict[str, Family] = {
         narrower=(StockClass(by_heads=True, multiple_of=8, only="transformers"),),
     ),
     "flint": Family(**GATED, narrower=IN_EIGHTS),
+    "dots3_note_text": Family(
+        attn_readers=(*MLA, "self_attn.indexer.wk", "self_attn.indexer.weights_proj", "self_attn.g_proj"),
+        **MIXED,
+        narrower=(),
+    ),
+    "minimax_m3_vl_text": Family(
+        attn_readers=(*QKV, "self_attn.indexer.q_proj", "self_attn.indexer.k_proj"),
+        mlp_readers=("mlp.gate_up_proj", *ROUTED, "mlp.shared_experts.gate_up_proj"),
+        more_mlp_writers=("mlp.experts.down_proj", "mlp.shared_experts.down_proj"),
+        neurons_key="dense_intermediate_size",
+        gain_offset=1.0,
+        moe=True,
+        narrower=IN_EIGHTS,
+    ),
 }

@@ -233,4 +233,5 @@ LAYER_NORM: dict[str, Family] = {
         layer_norm=True,
         narrower=(),
     ),
+    "cohere_compass_text": Family(mlp_norm=None, layer_norm=True, parallel=True, narrower=()),
 }

@@ -89,7 +89,8 @@ def stock_config(family: Family, config, hidden_size: int) -> PreTrainedConfig:
     if config_class.model_type != own:
         values = {key: value for key, value in values.items() if key in config_class.__dataclass_fields__}
     divides = isinstance(getattr(config_class, "head_dim", None), property)  # Falcon's divides by the heads.
-    as_derived = hidden_size == getattr(config, "num_attention_heads", 0) * (config.head_dim or 0)
-    if divides or (as_derived and "head_dim" not in config_class.__dataclass_fields__):
+    if not divides and "head_dim" not in config_class.__dataclass_fields__:
+        divides = hidden_size == getattr(config, "num_attention_heads", 0) * (config.head_dim or 0)
+    if divides:
         values.pop("head_dim", None)
     return config_class(**values)

@@ -29,6 +29,7 @@ ROUTED = MIXED | {
     "num_hidden_layers": 3,
     "first_k_dense_replace": 1,
 }
+ROPE = {"rope_type": "default", "rope_theta": 500.0}
 MORE = {
     # RMSNorm
     "vaultgemma": GROUPED | {"sliding_window": 8},
@@ -86,6 +87,17 @@ MORE = {
     "gpt_oss": GROUPED | {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8},
     "llama4_text": GROUPED
     | {"intermediate_size_mlp": 44, "num_local_experts": 5, "num_experts_per_tok": 1, "moe_layers": [1]},
+    "dots3_note_text": DEEPSEEK
+    | {
+        "shared_experts_intermediate_size": 22,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    }
+    | {"index_n_heads": 2, "index_head_dim": 10, "index_topk": 64, "head_dim": 16, "sliding_window": 8},
+    "minimax_m3_vl_text": GROUPED
+    | DENSE_AND_SPARSE
+    | {"dense_intermediate_size": 40, "intermediate_size": 20, "shared_intermediate_size": 22, "rotary_dim": 8}
+    | {"num_local_experts": 5, "num_experts_per_tok": 3, "layer_types": ["full_attention", "minimax_m3_sparse"]}
+    | {"index_n_heads": 2, "index_head_dim": 10, "index_block_size": 4},
     "aria_text": GROUPED | {"moe_num_experts": 5, "moe_topk": 2, "moe_num_shared_experts": 2, "intermediate_size": 20},
     # State spaces, convolutions, linear attention
     "qwen3_5_text": GROUPED | DELTA,
@@ -135,6 +147,9 @@ MORE = {
     | {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "num_heads": 3, "window_size": 8}
     | {"intermediate_size": 40},
     "biogpt": WHOLE,
+    "cohere_compass_text": WHOLE
+    | {"num_key_value_heads": 1, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    | {"rope_parameters": {"full_attention": None, "sliding_attention": ROPE | {"mrope_section": [2, 3, 3]}}},
 }
 """Families whose code resembles that of another one."""
 
@@ -148,6 +163,8 @@ POST_NORM = {
 }
 """Families with norms behind their blocks, with which no rotation commutes."""
 
-SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "mrope_section": [2, 3, 3]}}
-HEADLESS = dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), WHOLE | {"num_key_value_heads": 1} | SECTIONS)
+HEADLESS = dict.fromkeys(
+    ("qwen2_vl_text", "qwen2_5_vl_text"),
+    WHOLE | {"num_key_value_heads": 1, "rope_parameters": ROPE | {"mrope_section": [2, 3, 3]}},
+)
 """Text models of models of images and text, which have no class with a head."""
