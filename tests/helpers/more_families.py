@@ -92,7 +92,9 @@ MORE = {
         "shared_experts_intermediate_size": 22,
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
     }
-    | {"index_n_heads": 2, "index_head_dim": 10, "index_topk": 64, "head_dim": 16, "sliding_window": 8},
+    | {"index_n_heads": 2, "index_head_dim": 10, "index_topk": 64, "head_dim": 16, "sliding_window": 8}
+    | {"swa_num_attention_heads": 2, "swa_num_key_value_heads": 2, "swa_q_lora_rank": 22, "swa_kv_lora_rank": 13}
+    | {"swa_head_dim": 18, "swa_qk_nope_head_dim": 10, "swa_v_head_dim": 11},
     "minimax_m3_vl_text": GROUPED
     | DENSE_AND_SPARSE
     | {"dense_intermediate_size": 40, "intermediate_size": 20, "shared_intermediate_size": 22, "rotary_dim": 8}

@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import HIDDEN, TINY, VOCAB, aligned, build, calibration, paper, relative_error, tokens
+from tiny import ENDS, HIDDEN, VOCAB, aligned, build, calibration, paper, relative_error, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from optimum_slicegpt import SlicePlan
+from optimum_slicegpt import FAMILIES, SlicePlan
 
 
-TIEABLE = [name for name in TINY if "tie_word_embeddings" in AutoConfig.for_model(name.split("-")[0]).to_dict()]
+TIEABLE = [
+    name for name, tied in ENDS if tied and "tie_word_embeddings" in AutoConfig.for_model(name.split("-")[0]).to_dict()
+]
 
 EAGER = {"experts_implementation": "eager"}  # The grouped matrix product knows no float64.
 
@@ -27,7 +29,7 @@ def shares_one_matrix(model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", TIEABLE)
+@pytest.mark.parametrize("name", [name for name in TIEABLE if not FAMILIES[name.split("-")[0]].wide_entry])
 def test_tied_and_sliced_are_the_same_function_that_survives_saving_and_loading(name, tmp_path):
     dense = build(name, tie_word_embeddings=True)
     config = paper(sparsity=0.3, embeddings="tied", dataset=calibration())
@@ -58,7 +60,7 @@ def test_tied_and_sliced_are_the_same_function_that_survives_saving_and_loading(
 def test_rotation_keeps_logits(name):
     expected = build(name, tie_word_embeddings=True)(tokens()).logits
     rotated = sliced(name, sparsity=0, orientation="random")
-    assert relative_error(rotated(tokens()).logits, expected) < 1e-6
+    assert relative_error(rotated(tokens()).logits, expected) < 1e-5
 
 
 def test_the_tie_survives_resizing_and_retying():

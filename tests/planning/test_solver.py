@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from configurations import SMOL, tiny_config
-from tiny import TINY
+from tiny import ENDS
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.modeling.decoder import empty_model
@@ -32,12 +32,15 @@ def found(plan, model_config):
 
 
 @pytest.mark.parametrize("rotation", ["per_block", "shared"])
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(("name", "tied"), ENDS)
 def test_tiny_models_land(name, tied, rotation):
     config = tiny_config(name, tied)
-    plan = solve(config, rotation=rotation)
-    assert plan.embeddings == ("tied" if tied else "sliced")
+    try:
+        plan = solve(config, rotation=rotation)
+    except ValueError as error:  # Shortcuts of tiny models are as large as what goes.
+        assert "out of reach" in str(error) and family_of(config).moe and rotation == "per_block"
+        return
+    assert plan.embeddings == ("tied" if tied or family_of(config).wide_entry else "sliced")
     miss = abs(found(plan, config) - 0.25)
     if rotation == "shared" and family_of(config).moe:
         one_more, one_less = (replace(plan, widths=tuple(width + step for width in plan.widths)) for step in (1, -1))
