@@ -41,7 +41,7 @@ CASES = {
     "default-float32": ("llama", torch.float32, {}, calibration(16)),
     "default-uneven": ("gpt2", torch.float64, {}, UNEVEN),
     "default-padded": ("llama", torch.float64, {}, PADDED),
-    "default-alone": ("llama", torch.float64, {}, UNEVEN[:1]),
+    "default-alone": ("llama", torch.float64, {}, [{"input_ids": tokens(24, 24)}]),  # enough to train MLPs
     "fisher": ("llama", torch.float64, {"metric": "fisher"}, UNEVEN),
     "per_block": ("phi", torch.float64, {"metric": "fisher", "rotation": "per_block"}, UNEVEN),
     "energy": ("llama", torch.float64, {"schedule": "energy", "metric": "fisher"}, UNEVEN),

@@ -80,7 +80,7 @@ class SlicedLayerMixin:
         for name in self._mlps:
             output = getattr(self, name)(given, **self._residual)
             output = output[0] if isinstance(output, tuple) else output  # A router's choice may be behind it.
-            outputs.append(output.reshape(*normed.shape[:-1], -1))
+            outputs.append(output.reshape(*normed.shape[:-1], output.shape[-1]))  # There may be no tokens.
             given = normed if self._family.mlp_adds else outputs.pop()
         output = sum(outputs) if outputs else given
         return self._finish(output, self._family.mlp_post_norm, self._family.mlp_dropout)

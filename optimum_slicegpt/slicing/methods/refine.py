@@ -121,6 +121,8 @@ class Refinement:
         """
         with placed(self._layer, self._run.device, self._dtype):
             before = self._held_out_errors()
+            if not before.all():  # A kind of text has no held-out token, so nothing could be judged better.
+                return False
             with torch.enable_grad():
                 self._optimise(steps)
             if not (self._held_out_errors() < before).all():

@@ -65,6 +65,11 @@ def test_one_kind_of_text_is_not_served_at_the_expense_of_another(monkeypatch):
         assert torch.equal(before, after)
 
 
+def test_nothing_is_trained_where_a_kind_of_text_has_nothing_to_judge_by(monkeypatch):
+    monkeypatch.setattr(refine.Refinement, "_optimise", lambda *args: pytest.fail("trained in vain"))
+    sliced("llama", TokenBatches([*ENOUGH, {"input_ids": tokens(1, 6)}], "one short", (0, 0, 0, 0, 1)), refine=20)
+
+
 def test_sums_of_a_regression_are_freed_before_training(monkeypatch):
     sums, alive, train = weakref.WeakSet(), [], refine.Refinement.train
     init = refit.LeastSquares.__init__
