@@ -81,6 +81,14 @@ def calibration_batches(
         if all(map(_is_text, sources)):
             raise ValueError(f"{few} Give more text, or raise nsamples or seqlen.")
         logger.warning(f"{few} Give more.")  # Who gives tokens has counted them.
+        return batches
+    for part in parts.values():
+        if part.ntokens < model.config.hidden_size:
+            logger.warning(
+                f"{part.source!r} has {part.ntokens} calibration tokens for a hidden size of "
+                f"{model.config.hidden_size}, and counts as much as any other kind of text. Give more of it, or leave "
+                "it out."
+            )
     return batches
 
 

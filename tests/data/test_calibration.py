@@ -182,3 +182,10 @@ def test_a_few_words_are_refused(model, tiny_tokenizer, dataset):
     )
     with pytest.raises(ValueError, match=message):
         calibration_batches(model, config, tiny_tokenizer)
+
+
+def test_a_kind_of_a_few_words_is_told_apart_from_the_others(model, tiny_tokenizer, caplog):
+    config = SliceGPTConfig(dataset=["w1 w2 w3"], nsamples=5, seqlen=16, own_tokens=64)
+    assert calibration_batches(model, config, tiny_tokenizer).ntokens == 67
+    assert "'texts' has 3 calibration tokens for a hidden size of 48, and counts as much as any" in caplog.text
+    assert "'self' has" not in caplog.text
