@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -164,7 +165,8 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         for key, deleted in shares.items():
             value = getattr(self, key)
             holds = value is None or (is_number(value) and 0 <= value < 1)
-            percent = f"; {value:g} percent are {value / 100:g}" if is_number(value) and 1 < value < 100 else ""
+            number = re.fullmatch(r"([1-9]\d?(\.\d+)?) ?%?", str(value))  # also in text, such as "20%"
+            percent = f"; {number[1]} percent are {float(number[1]) / 100:g}" if number else ""
             self._require(key, holds, f"give the share of {deleted} to delete, in [0, 1){percent}")
         for key in ("round_to", "round_neurons_to", "nsamples", "seqlen", "batch_size"):
             value = getattr(self, key)

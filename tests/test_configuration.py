@@ -84,6 +84,7 @@ def test_deepcopy_keeps_data_and_tokenizer_by_reference():
         ({"parameter_reduction": -0.1}, r"parameter_reduction=-0.1; give the share"),
         ({"parameter_reduction": "0.3"}, r"parameter_reduction='0.3'; give the share"),
         ({"parameter_reduction": 20}, r"parameter_reduction=20; give the share .*; 20 percent are 0.2\."),
+        ({"sparsity": "12.5%"}, r"sparsity='12.5%'; give the share .*; 12.5 percent are 0.125\."),
         (
             {"mlp_sparsity": 0.3, "refit": False},
             "mlp_sparsity=0.3 with refit=False: .*; leave mlp_sparsity out or use refit=True",

@@ -86,7 +86,7 @@ def test_unsupported_family_is_refused_before_its_weights_load(tmp_path):
         ({"dataset": []}, "."),
         (
             {"sparsity": None, "parameter_reduction": 0.75},
-            "parameter_reduction=0.75 leaves .* of 4[08] .*, less than a quarter, which destroys a model. Ask",
+            "parameter_reduction=0.75 leaves .* of 4[08] .*, less than a quarter, which destroys a model. Delete",
         ),
         ({"dataset": [{"input_ids": torch.tensor([[VOCAB, 3]])}]}, "97"),
         ({"dataset": ["some text"]}, "no tokenizer is known: pass tokenizer="),

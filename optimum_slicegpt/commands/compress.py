@@ -184,9 +184,10 @@ def compress_in_memory(args: Namespace, configs: list[SliceGPTConfig], processes
             after = test and measure_perplexity(sliced, test, config.device)
             if test:
                 record_perplexity(sliced, test.source, before, after)
-            save(sliced, tokenizer, folder / name, args.max_shard_size)
+            output = Path(args.output, name)
+            save(sliced, tokenizer, folder / name, output, args.max_shard_size)
             summaries.append(summarise(args, sliced, size_before, folder / name))
-            summaries[-1]["output"] = str(Path(args.output, name))
+            summaries[-1]["output"] = str(output)
             if test:
                 summaries[-1] |= {
                     "perplexity_on": test.source,
@@ -219,10 +220,10 @@ def record_perplexity(sliced: PreTrainedModel, source: str, before: Perplexity, 
     sliced.config.slicegpt["perplexity"] = {"dataset": source, **finite}
 
 
-def save(sliced: PreTrainedModel, tokenizer: Any, folder: Path, max_shard_size: str) -> None:
-    """Writes a model, its card and its tokenizer to a folder, and verifies the files."""
+def save(sliced: PreTrainedModel, tokenizer: Any, folder: Path, output: Path, max_shard_size: str) -> None:
+    """Writes a model, its card and its tokenizer to a folder, which becomes `output`, and verifies the files."""
     announce("Saving")
-    with saving(folder):
+    with saving(output):
         sliced.save_pretrained(folder, max_shard_size=max_shard_size)
         model_card(sliced, picture=save_picture(sliced.config, folder)).save(folder / "README.md")
         save_tokenizer(tokenizer, folder)

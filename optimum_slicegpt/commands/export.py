@@ -29,7 +29,7 @@ def run(args: Namespace) -> None:
         with torch.device("meta"):
             check_exportable(AutoModelForCausalLM.from_config(model_config, trust_remote_code=args.trust_remote_code))
         model = export_stock(load_model(args, "auto"))
-        with saving(folder):
+        with saving(Path(args.output)):
             model.save_pretrained(folder)
             save_tokenizer(tokenizer, folder)
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

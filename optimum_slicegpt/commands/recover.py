@@ -50,7 +50,7 @@ def run(args: Namespace) -> None:
     if not processes.is_main_process:
         return
     with written_aside(output, args.overwrite) as folder:
-        with saving(folder):
+        with saving(output):
             recovered.save_pretrained(folder)
             save_tokenizer(tokenizer, folder)
             if not config.keep_adapter:

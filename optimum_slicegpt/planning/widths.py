@@ -134,8 +134,8 @@ class SlicePlan:
             left = f"{rest} of {all_} {name}"
             if config.parameter_reduction is not None and (config.mlp_sparsity is None or name == "dimensions"):
                 raise ValueError(
-                    f"{asked} leaves {left}, less than a quarter, which destroys a model. Ask for a larger one, or "
-                    "give widths, sparsity or mlp_sparsity to have it nevertheless."
+                    f"{asked} leaves {left}, less than a quarter, which destroys a model. Delete less, or give "
+                    "widths, sparsity or mlp_sparsity to have it nevertheless."
                 )
             logger.warning_once(f"The settings leave {left}, less than a quarter, which destroys most models.")
 

@@ -47,7 +47,7 @@ def conversation_tokeniser(tokenizer: Any, mask_prompts: bool) -> Callable[[Conv
     try:
         import jinja2  # noqa: F401
     except ImportError as error:
-        raise ImportError("Chat templates need jinja2: pip install optimum-slicegpt[report]") from error
+        raise ImportError('Chat templates need jinja2: pip install "optimum-slicegpt[report]"') from error
 
     def render(messages, prompt=False):
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)

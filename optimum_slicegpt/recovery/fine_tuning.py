@@ -71,6 +71,7 @@ def recover(
 
     Raises:
         OSError: the data, the tokenizer or the teacher are not there.
+        TypeError: `config` is no [`RecoveryConfig`].
         ValueError: the model, the data, the teacher or the checkpoints cannot be used; the loss became infinite.
     """
     config = config or RecoveryConfig()
@@ -110,9 +111,12 @@ def check_recoverable(model: PreTrainedModel, config: RecoveryConfig) -> None:
         config ([`RecoveryConfig`]): the settings.
 
     Raises:
+        TypeError: `config` is no [`RecoveryConfig`].
         ValueError: the model is not sliced or has no language model's head; it carries adapters; it is in half
             precision, and all parameters are to be trained.
     """
+    if not isinstance(config, RecoveryConfig):
+        raise TypeError(f"config must be a RecoveryConfig, such as RecoveryConfig(nsamples=1000); got {config!r}.")
     check_sliced(model, "slice the model first")
     if not hasattr(model, Decoder(model).head_name):
         raise ValueError(f"Cannot recover a {type(model).__name__}; load the checkpoint with AutoModelForCausalLM.")

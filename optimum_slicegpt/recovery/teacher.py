@@ -44,8 +44,9 @@ def find_teacher(
     if teacher is None:
         teacher = public_name(str((student.config.slicegpt or {}).get("base_model") or ""))
         if "/" not in teacher or os.path.exists(teacher):  # A folder comes before the Hub, and nobody has named it.
+            known = f": it was sliced from {teacher!r}" if teacher else ""
             raise ValueError(
-                "The dense model is needed, and the record of this model names none on the Hub. Give teacher= "
+                f"The dense model is needed, and the record of this model names none on the Hub{known}. Give teacher= "
                 "(--teacher), the dense model, its name or its path; or set distill=False (--no-distill), which makes "
                 "a specialist for one kind of text."
             )

@@ -20,7 +20,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 except ImportError as error:
-    raise ImportError("Pictures need matplotlib: pip install optimum-slicegpt[report]") from error
+    raise ImportError('Pictures need matplotlib: pip install "optimum-slicegpt[report]"') from error
 
 
 WIDTH_INCHES, DPI = 5.6, 200

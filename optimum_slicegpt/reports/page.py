@@ -12,7 +12,7 @@ from .figures import DPI, WIDTH_INCHES, render_png
 try:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 except ImportError as error:
-    raise ImportError("Reports need jinja2: pip install optimum-slicegpt[report]") from error
+    raise ImportError('Reports need jinja2: pip install "optimum-slicegpt[report]"') from error
 
 
 @dataclass(frozen=True)

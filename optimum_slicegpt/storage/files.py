@@ -105,6 +105,9 @@ def saving(output: Path) -> Iterator[None]:
     """
     Has a write that fails say where the model is then.
 
+    Args:
+        output (`Path`): as the user names it, wherever it is written aside.
+
     Raises:
         OSError: a write failed: the disk is full, for example.
     """
@@ -112,8 +115,8 @@ def saving(output: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise OSError(
-            f"Cannot write to {str(output)!r}: {error} In Python the model is still there, sliced as it is: save it "
-            "elsewhere with save_pretrained."
+            f"Cannot write to {str(output)!r}: {str(error).rstrip('.')}. Make room, or write elsewhere; in Python the "
+            "model is still there, sliced as it is: save it with save_pretrained."
         ) from error
 
 

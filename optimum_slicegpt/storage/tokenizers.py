@@ -26,7 +26,12 @@ def save_tokenizer(tokenizer: Any, folder: str | os.PathLike) -> None:
     Args:
         tokenizer (`PreTrainedTokenizerBase`): also another object with `save_pretrained`.
         folder (`str` or `os.PathLike`): of the model.
+
+    Raises:
+        TypeError: `tokenizer` is none.
     """
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise TypeError(f"save_tokenizer takes a tokenizer, and then a folder; got {tokenizer!r} first.")
     with tempfile.TemporaryDirectory() as temporary:
         saved, copied = Path(temporary, "saved"), Path(temporary, "copied")
         tokenizer.save_pretrained(saved)

@@ -164,7 +164,9 @@ def test_interrupted_and_resumed(arguments, tmp_path, monkeypatch, capsys):
 
 
 def test_errors_are_told_in_a_line(files, arguments, tmp_path, capsys):
-    assert "names none on the Hub. Give teacher= (--teacher)" in fails(capsys, *arguments, "--distill")
+    assert "names none on the Hub: it was sliced from 'dense'. Give teacher= (--teacher)" in fails(
+        capsys, *arguments, "--distill"
+    )
     message = "resume=True without checkpoints; give the folder that holds those of the earlier run."
     assert fails(capsys, *arguments, "--resume").endswith(message)
     assert "device='cuda:99' is not available here" in fails(capsys, *arguments, "--teacher-device", "cuda:99")

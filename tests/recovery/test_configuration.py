@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from optimum_slicegpt import RecoveryConfig
+from optimum_slicegpt import RecoveryConfig, recover
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,8 @@ def test_by_default_the_dense_model_alone_is_learned_from():
     config = RecoveryConfig()
     assert (config.distill, config.distill_weight, config.temperature, config.epochs) == (True, 1, 1, 1)
     assert config.nsamples * config.seqlen < 400_000
+
+
+def test_settings_that_are_none():
+    with pytest.raises(TypeError, match=r"config must be a RecoveryConfig, such as .*; got \{'nsamples': 4\}\.$"):
+        recover(None, None, {"nsamples": 4})

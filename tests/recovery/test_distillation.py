@@ -148,8 +148,12 @@ def test_the_teacher_is_by_default_the_model_on_the_hub_that_was_sliced(monkeypa
 
 
 def test_no_teacher_is_known():
+    student = sliced()
     with pytest.raises(ValueError, match="names none on the Hub. Give teacher= .* or set distill=False"):
-        find_teacher(None, sliced(), DISTILL, CPU)
+        find_teacher(None, student, DISTILL, CPU)
+    student.config.slicegpt["base_model"] = "tiny"
+    with pytest.raises(ValueError, match=r"on the Hub: it was sliced from 'tiny'\. Give teacher="):
+        find_teacher(None, student, DISTILL, CPU)
 
 
 @pytest.mark.parametrize("name", ["models--evil--model/snapshots/0", "models--{}--evil--model/snapshots/0"])

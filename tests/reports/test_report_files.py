@@ -2,6 +2,7 @@
 
 import re
 import sys
+from importlib import import_module
 
 import pytest
 from command_line import fails, measuring, run
@@ -57,12 +58,15 @@ def test_nothing_is_left_of_a_report_that_fails(cli_files, tmp_path, capsys, mon
 @pytest.mark.parametrize("what, package", [("Pictures", "matplotlib"), ("Reports", "jinja2")])
 def test_reports_say_what_to_install(what, package, cli_files, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    for name in ("report", "page", "figures"):
-        monkeypatch.delitem(sys.modules, f"optimum_slicegpt.reports.{name}", raising=False)
-    message = f"error: {what} need {package}: pip install optimum-slicegpt[report]"
+    imported = [f"optimum_slicegpt.reports.{name}" for name in ("report", "page", "figures")]
+    for name in [*imported, "optimum_slicegpt.commands.inspect"]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    message = f'error: {what} need {package}: pip install "optimum-slicegpt[report]"'
     report = tmp_path / "report.html"
     assert fails(capsys, "inspect", "--model", cli_files / "dense", "--report", report) == message
-    assert not report.exists()
+    assert not report.exists() and "optimum_slicegpt.commands.inspect" not in sys.modules
+    with pytest.raises(ImportError, match=re.escape(message.removeprefix("error: "))):
+        import_module("optimum_slicegpt.reports.report")
     run("inspect", *measuring(cli_files))  # needs none
     assert "energy kept" in capsys.readouterr().out
 

@@ -98,3 +98,8 @@ def test_older_readers_know_the_class_and_the_special_tokens(tiny_tokenizer, tmp
     assert config["additional_special_tokens"] == ["w1", "w2"]
     saved = AutoTokenizer.from_pretrained(tmp_path / "sliced")
     assert type(saved) is type(tokenizer) and saved.extra_special_tokens == ["w1", "w2"]
+
+
+def test_arguments_in_the_other_order_are_refused(tmp_path, tiny_tokenizer):
+    with pytest.raises(TypeError, match="takes a tokenizer, and then a folder; got '.*sliced' first"):
+        save_tokenizer(str(tmp_path / "sliced"), tiny_tokenizer)

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ NAMES = ("auto", "self", "wikitext2", "ptb", "c4", "alpaca", "pile-10k", "python
 """Names of datasets."""
 FILES = (".txt", ".json", ".jsonl", ".parquet")
 """Extensions of datasets."""
+PACKAGES = {"Pictures": "matplotlib", "Reports": "jinja2"}
+"""What a report is made with."""
 _REPOSITORY = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 
 
@@ -27,6 +30,7 @@ def check_places(args: Namespace) -> None:
         args (`Namespace`): of any command.
 
     Raises:
+        ImportError: a report is asked for, and a package that it needs is missing.
         OSError: a model, a dataset or a folder is not there; an output is, or cannot be written to.
     """
     given = vars(args)
@@ -38,7 +42,10 @@ def check_places(args: Namespace) -> None:
         for value in [values] if isinstance(values, str | os.PathLike) else values:
             for each in value if isinstance(value, list) else [value]:
                 check_dataset(str(each), f"--{key.replace('_', '-')}")
-    for key in OUTPUTS:
+    for what, package in PACKAGES.items():
+        if (given.get("report") or given.get("figures")) and find_spec(package) is None:
+            raise ImportError(f'{what} need {package}: pip install "optimum-slicegpt[report]"')
+    for key in () if given.get("plan") else OUTPUTS:  # A plan writes nothing.
         if given.get(key) is not None:
             if ".." in Path(given[key]).parts:  # The folders that such a path goes through need not be there.
                 setattr(args, key, str(Path(given[key]).resolve()))
