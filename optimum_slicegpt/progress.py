@@ -54,6 +54,18 @@ def without_bars() -> Iterator[None]:
         logging.set_tqdm_hook(before)
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keeps what transformers warns of while it loads off the console, where errors of our own say it in a line."""
+    logger = logging.get_logger("transformers.modeling_utils")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 class Progress:
     """
     The progress of one phase. Where there is no terminal, it prints a line when it begins, and one at most every

@@ -16,7 +16,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from ..modeling.weights import persistent_buffers
-from ..progress import without_bars
+from ..progress import without_bars, without_warnings
 from .spill import ELEMENTS_AT_ONCE, is_finite
 
 
@@ -122,6 +122,7 @@ class Checkpoint:
         return self._open[path]
 
     @without_bars()  # No weights are loaded.
+    @without_warnings()
     def _skeleton(self, dtype, trust_remote_code):
         loaded, info = AutoModelForCausalLM.from_pretrained(
             self.name,
