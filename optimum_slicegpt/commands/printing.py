@@ -179,8 +179,13 @@ def print_record(record: dict[str, Any]) -> None:
     """Prints the keys of a sliced configuration and how the model was made."""
     rows = {key: value for key, value in record.items() if key != "slicegpt"} | (record["slicegpt"] or {})
     for key, value in rows.items():
-        if value not in (None, ""):
-            print(f"{key.replace('_', ' ')}: {format_value(value)}")
+        name = key.replace("_", " ")
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for part, figures in value.items():
+                print(f"  {part}: {format_value(figures)}")
+        elif value not in (None, ""):
+            print(f"{name}: {format_value(value)}")
 
 
 def print_perplexities(model: str, baseline: str | None, results: list[dict[str, Any]]) -> None:
