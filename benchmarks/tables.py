@@ -91,7 +91,7 @@ def processes() -> str:
 
 def costs() -> str:
     """What slicing large models is expected to take, from disk to disk."""
-    found = results("scaling")
+    found = results("costs")
 
     def hours(seconds):
         return f"{seconds / 3600:,.0f}" if seconds >= 36000 else f"{seconds / 3600:.2g}"
@@ -100,15 +100,11 @@ def costs() -> str:
     columns["memory"] = lambda row: f"{sum(row['memory'].values()) / GIB:,.0f} GiB"
     for title, key in {"result": "bytes_written", "beside it": "bytes_beside", "read": "bytes_read"}.items():
         columns[title] = lambda row, key=key: f"{row[key] / GIB:,.0f} GiB"
-    columns["hours, H100"] = lambda row: hours(row["seconds"]["H100"])
-    columns["hours, CPU"] = lambda row: hours(row["seconds"]["this machine"])
+    columns["hours, H100"] = lambda row: hours(row["seconds"])
     rates = ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {dtype}" for dtype, rate in found["H100_flops_per_s"].items())
-    errors = [run["predicted_over_measured"] for run in found["runs"]]
-    fit = f"CPU hours are the estimate times {found['taken_over_planned']:.2f}; on {len(errors)} measured runs the "
-    fit += f"error was a factor of up to {max(*errors, 1 / min(errors)):.1f}"
     memory = f"`--max-memory` {found['max_memory'] / GIB:.0f} GiB"
-    facts = (f"Calibrated on {found['calibration']}", memory, f"an H100 is taken to compute at {rates}", fit)
-    return add_source(found, columns, found["costs"], *facts)
+    facts = (f"Calibrated on {found['calibration']}", memory, f"an H100 is taken to compute at {rates}")
+    return add_source(found, columns, found["runs"], *facts)
 
 
 def equal_bytes() -> str:
