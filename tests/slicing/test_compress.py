@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny import build, calibration, tokens
+from tiny import build, calibration, relative_error, tokens
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
 
 from optimum_slicegpt import SliceGPTConfig, configuration, load_batches
@@ -121,3 +122,38 @@ def test_nothing_is_measured_where_all_of_the_stream_is_kept():
     model.compress(SliceGPTConfig(mlp_sparsity=0.5, sparsity=0, dataset=calibration()))
     assert "second moments" not in model.config.slicegpt["seconds"]
     assert model.config.slicegpt["energy_kept"] == [1.0] * 5
+
+
+def test_nothing_is_measured_where_all_neurons_are_kept():
+    model = build("llama")
+    model.compress(SliceGPTConfig(parameter_reduction=0, schedule="energy", dataset=calibration()))
+    assert "second moments" not in model.config.slicegpt["seconds"]
+    assert model.config.slicegpt["neurons"] is None
+
+
+@torch.no_grad()
+def sliced_logits(batches):
+    model = build("llama")
+    model.compress(SliceGPTConfig(sparsity=0.25, dataset=batches))
+    return model(tokens()).logits
+
+
+def padded(rows, left, right):
+    widths = (left, right)
+    return {"input_ids": pad(rows, widths), "attention_mask": pad(torch.ones_like(rows), widths)}
+
+
+def test_only_tokens_count():
+    """Batches may be of any sizes, and hold padding wherever it does not change positions."""
+    rows = tokens(24, 6)
+    expected = sliced_logits([{"input_ids": rows}])
+    no_tokens = {"input_ids": rows[:0]}
+    only_padding = {name: torch.cat([each, 0 * each[:1]]) for name, each in padded(rows, 0, 0).items()}
+    for batches in (
+        [{"input_ids": row} for row in rows],
+        [{"input_ids": part} for part in rows.split([11, 1, 12])] + [no_tokens],
+        [padded(part, 0, 58) for part in rows.split(12)],
+        [padded(part, 3, 0) for part in rows.split(12)],
+        [only_padding],
+    ):
+        assert relative_error(sliced_logits(batches), expected) < 1e-8

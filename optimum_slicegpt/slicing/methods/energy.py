@@ -30,11 +30,11 @@ class UniformNeurons(Neurons):
 class EnergyNeurons(Neurons):
     """More neurons for layers whose neurons add more to the stream."""
 
-    needs = frozenset({"costs"})
-
     def __init__(self, run):
         super().__init__(run)
         self.decides = run.plan.neurons is not None
+        if self.decides:
+            self.needs = frozenset({"costs"})
 
     def decide(self) -> None:
         run = self.run
