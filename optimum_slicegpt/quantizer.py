@@ -1,5 +1,6 @@
 """[`SliceGPTQuantizer`]: the object behind every way to slice a model."""
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -169,9 +170,11 @@ class _Slicing:
 
     def to_sizes(self, configs, check, refuse_above=None) -> list[PreTrainedModel]:
         """Slices to the size of each configuration. If `check` says so, compares the results with the dense model."""
-        plans = [SlicePlan.from_config(config, self._dense.config) for config in configs]
+        dense_config = copy.deepcopy(self._dense.config)
+        dense_config.dtype = self._dense.dtype  # `fit_memory` counts with it, and `model.to` changes the model alone.
+        plans = [SlicePlan.from_config(config, dense_config) for config in configs]
         for plan, config in zip(plans, configs, strict=True):
-            plan.check_rest(config, self._dense.config)
+            plan.check_rest(config, dense_config)
         batches = calibration_batches(self._dense, self._config, self._tokenizer)
         comparison = Check(self._dense, self._config, self._tokenizer) if check else None
         if refuse_above is not None:

@@ -44,7 +44,8 @@ def list_items(dataset: Any) -> list[Any]:
         return []
     if type(dataset).__name__ in ("DatasetDict", "IterableDatasetDict"):
         splits = [*dataset]
-        raise ValueError(f"The data has the splits {splits}; give one of them, such as dataset[{splits[0]!r}].")
+        one_of_them = next((f"give one of them, such as dataset[{split!r}]" for split in splits), "give data")
+        raise ValueError(f"The data has the splits {splits}; {one_of_them}.")
     if isinstance(dataset, str | os.PathLike):
         return [dataset]
     if hasattr(dataset, "to_pylist"):  # pyarrow

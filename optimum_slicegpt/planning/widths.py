@@ -139,9 +139,10 @@ class SlicePlan:
                 )
             logger.warning_once(f"The settings leave {left}, less than a quarter, which destroys most models.")
 
-    def least_rest(self, model_config) -> float:
-        """Returns the share of a block's dimensions or neurons that is left, whichever is less."""
-        return min(rest / all_ for rest, all_, _ in self._rests(model_config))
+    def least_rest(self, config: SliceGPTConfig, model_config) -> float:
+        """Returns the least share that is left of what a search varies: dimensions, and neurons unless set."""
+        rests = self._rests(model_config)[: None if config.mlp_sparsity is None else 1]
+        return min(rest / all_ for rest, all_, _ in rests)
 
     def _rests(self, model_config):
         rests = [(min(self.widths), self.hidden_size, "dimensions")]
@@ -282,7 +283,7 @@ def sizes_to_try(config: SliceGPTConfig, model_config) -> list[tuple[SliceGPTCon
                 break
             out_of_reach = error
             continue
-        if found and plan.least_rest(model_config) < LEAST_REST:
+        if found and plan.least_rest(sized, model_config) < LEAST_REST:
             break
         if not found or plan != found[-1][1]:
             found.append((sized, plan))
@@ -295,6 +296,5 @@ def likely_plan(config: SliceGPTConfig, model_config) -> SlicePlan:
     """Returns the plan of a configuration; with `max_loss`, of the size from which the search starts."""
     if config.max_loss is None:
         return SlicePlan.from_config(config, model_config)
-    start = predict_share({}, config.max_loss)
-    sizes = sizes_to_try(config, model_config)
+    start, sizes = predict_share({}, config.max_loss), sizes_to_try(config, model_config)
     return next((plan for sized, plan in sizes[::-1] if sized.parameter_reduction <= start), sizes[0][1])

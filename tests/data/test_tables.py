@@ -147,6 +147,7 @@ def test_what_is_in_memory(dataset, source):
             datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS)),
             r"The data has the splits \['train'\]; give one of them, such as dataset\['train'\].",
         ),
+        (datasets.DatasetDict(), r"The data has the splits \[\]; give data."),
     ],
 )
 def test_what_is_no_text_is_named(dataset, message):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from configurations import SMOL
-from tiny import build
+from tiny import build, calibration
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.modeling.decoder import empty_model
@@ -24,6 +24,14 @@ def bytes_of(config):
     plan.check_rest(config, SMOL)
     model = empty_model(SMOL)
     return plan.num_parameters(model) * model.dtype.itemsize
+
+
+def test_weights_are_counted_as_the_model_has_them():
+    """`model.to` leaves the dtype of the configuration as it was."""
+    model = build("llama", torch.float32).to(torch.bfloat16)
+    memory = int(0.8 * 2 * model.num_parameters())
+    model.compress(SliceGPTConfig(fit_memory=memory, dataset=calibration(), refine=0, round_neurons_to=1))
+    assert 0.9 * memory < 2 * model.num_parameters() <= memory
 
 
 def test_weights_and_cache_fit():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.planning.search import find_smallest
-from optimum_slicegpt.planning.widths import likely_plan, sizes_to_try
+from optimum_slicegpt.planning.widths import LEAST_REST, likely_plan, sizes_to_try
 
 
 SHARES = [0.0125 * (step + 1) for step in range(50)]
@@ -60,6 +60,13 @@ def test_sizes_differ_and_leave_a_model():
 def test_settings_that_rule_small_cuts_out_leave_the_others():
     sizes = sizes_to_try(SliceGPTConfig(max_loss=0.1, mlp_sparsity=0.5), tiny_config("llama"))
     assert sizes[0][0].parameter_reduction > 0.05 and {plan.neurons for _, plan in sizes} == {20}
+
+
+def test_neurons_that_no_size_varies_end_no_search():
+    """Few of them are left whatever the width is."""
+    sizes = sizes_to_try(SliceGPTConfig(max_loss=0.1, mlp_sparsity=0.8, round_neurons_to=8), tiny_config("llama"))
+    assert len(sizes) > 3 and {plan.neurons for _, plan in sizes} == {8}
+    assert all(plan.widths[0] >= LEAST_REST * plan.hidden_size for _, plan in sizes)
 
 
 def test_what_cannot_be_sliced_is_refused_in_its_own_words():
