@@ -6,7 +6,6 @@ References: Liu et al., 2023, "LLM-QAT: Data-Free Quantization Aware Training fo
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from ..distributed import fingerprint
 from ..modeling.contexts import computing_on, evaluating, fastest_dtype
-from ..modeling.family import cache_name
+from ..modeling.decoder import cache_argument
 from ..progress import Progress
 
 
@@ -104,8 +103,7 @@ def _write_block(model, start, stop, length, seed, begin, opening, bar):
     ids[:, : len(begin)] = torch.tensor([*begin], dtype=torch.long, device=model.device)[:length]
     ids[opened, : len(opening)] = opening
     given = torch.where(opened, len(opening), len(begin) + 1)
-    name = cache_name(inspect.signature(model.forward).parameters)
-    cache = {name: StaticCache(config=model.config, max_cache_len=length)}
+    cache = {cache_argument(model): StaticCache(config=model.config, max_cache_len=length)}
     for position in range(1, length):
         before = ids[:, position - 1, None]
         logits = model(input_ids=before, use_cache=True, **cache).logits[:, -1].float()

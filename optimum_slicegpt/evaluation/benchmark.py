@@ -1,6 +1,5 @@
 """Measures speed and memory of models that generate: in one process and in turns, so that noise affects all alike."""
 
-import inspect
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -8,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from ..modeling.contexts import evaluating
-from ..modeling.decoder import Decoder
+from ..modeling.decoder import Decoder, cache_argument
 from ..modeling.families import family_of
-from ..modeling.family import cache_name
+from ..planning.memory import held_bytes
 from ..planning.sizes import flops_per_token
 from ..progress import Progress
 from .speed import Phase, Ratio, Speed, Speedup
@@ -106,7 +105,7 @@ class Pass:
     Args:
         prefill_s (`float`): seconds to read the prompts and predict one token.
         decode_s (`float`): seconds of a step with the cache, mean over all steps.
-        cache_bytes (`int`): of keys and values at the end.
+        cache_bytes (`int`): of keys, values and states at the end.
         peak_bytes (`int`, *optional*): the most that was allocated beside the parameters; `None` on a CPU.
     """
 
@@ -203,9 +202,11 @@ def time_pass(model: PreTrainedModel, forward: Callable, ids: Tensor, settings: 
         settings ([`Settings`]): those of the benchmark.
     """
     device, cuda = model.device, model.device.type == "cuda"
-    cache, ids, name = None, ids.to(device), cache_name(inspect.signature(model.forward).parameters)
+    ids, name = ids.to(device), cache_argument(model)
     if settings.compile:  # A cache that grows would be compiled anew at every step.
         cache = StaticCache(config=model.config, max_cache_len=settings.seqlen + settings.new_tokens)
+    else:
+        cache = DynamicCache(config=model.config)
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -214,13 +215,13 @@ def time_pass(model: PreTrainedModel, forward: Callable, ids: Tensor, settings: 
     for count in (1, settings.new_tokens):
         for _ in range(count):
             output = forward(input_ids=ids, use_cache=True, logits_to_keep=1, **{name: cache})
-            cache, ids = output[cache_name(output)], output.logits[:, -1:].argmax(-1)
+            ids = output.logits[:, -1:].argmax(-1)
         times.append(read_clock(device))
     start, read, end = times
     return Pass(
         prefill_s=read - start,
         decode_s=(end - read) / settings.new_tokens,
-        cache_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
+        cache_bytes=held_bytes(cache),
         peak_bytes=torch.cuda.max_memory_allocated(device) - before if cuda else None,
     )
 

@@ -1,13 +1,12 @@
 """A row of the table of families: names of modules, and the few facts in which control flow differs."""
 
-from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
 
 EXPERTS_KEEP_WIDTH = "experts write as many dimensions as they read"
 CACHE_NAMES = ("cache", "past_key_values", "layer_past", "cache_params")
-"""What a cache is called by the versions of transformers, as an argument of models and layers and among outputs."""
+"""What arguments that hold the cache are called, by version of transformers and by family."""
 
 
 class Transposed(str):
@@ -19,17 +18,6 @@ def has(layer, name: str) -> bool:
     for part in filter(None, name.split(".")):
         layer = getattr(layer, part, None)
     return layer is not None
-
-
-def cache_name(names: Container[str]) -> str:
-    """
-    Returns the name of the cache among the arguments of a model's forward, or among its outputs.
-
-    Examples:
-        >>> cache_name(["input_ids", "past_key_values", "use_cache"])
-        'past_key_values'
-    """
-    return next(name for name in CACHE_NAMES if name in names)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import torch
+from transformers import Cache, DynamicCache
 
 from ..configuration import SliceGPTConfig
-from ..modeling.decoder import empty_model
-from ..modeling.family import cache_name
+from ..modeling.decoder import cache_argument, empty_model
 from ..validation import file_size
 
 
@@ -55,8 +55,13 @@ def cache_bytes(model_config, context: int) -> int:
     model.set_attn_implementation("eager")
     model.set_experts_implementation("batched_mm")
     ids = torch.zeros(1, context, dtype=torch.long, device="meta")
-    output = model(input_ids=ids, use_cache=True)
-    cache = output[cache_name(output)]
-    return sum(
-        each.nbytes for layer in cache.layers for each in vars(layer).values() if isinstance(each, torch.Tensor)
-    )
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
+    return held_bytes(cache)
+
+
+def held_bytes(cache: Cache) -> int:
+    """Adds up the sizes of what a cache holds, in bytes: keys and values, and the states of other layers."""
+    held = [value for layer in cache.layers for value in vars(layer).values()]
+    held += [each for value in held if isinstance(value, dict) for each in value.values()]
+    return sum(each.nbytes for each in held if isinstance(each, torch.Tensor) and each.is_floating_point())

@@ -140,6 +140,13 @@ def test_compiled_models_get_a_static_cache(models, monkeypatch):
     assert found.speedups == []
 
 
+@pytest.mark.parametrize("name", ["mamba", "qwen3_next", "recurrent_gemma"])
+def test_caches_of_every_kind(name):
+    """State spaces and linear attention have states in place of keys and values; some models return no cache."""
+    found = benchmark.benchmark({name: tiny.build(name, torch.float32)}, Settings(**SMALL | {"repeats": 2}))
+    assert found.speeds[0].cache_gib > 0
+
+
 def test_nothing_is_left_changed(models):
     models["dense"].train()
     before = torch.random.get_rng_state()

@@ -11,12 +11,18 @@ from optimum_slicegpt.planning.memory import cache_bytes
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["mistral", "mixtral", "biogpt", "qwen3_next"])
+@pytest.mark.parametrize("name", ["mistral", "mixtral", "biogpt", "qwen3_next", "mamba"])
 def test_the_cache_is_that_of_the_model(name):
     model = build(name, torch.float32)
-    cache = model(input_ids=torch.ones(1, 20, dtype=torch.long), use_cache=True).past_key_values
-    held = [each for layer in cache.layers for each in vars(layer).values() if isinstance(each, torch.Tensor)]
-    assert cache_bytes(model.config, 20) == sum(each.nbytes for each in held)
+    output = model(input_ids=torch.ones(1, 20, dtype=torch.long), use_cache=True)
+    cache = output.get("past_key_values") or output["cache_params"]
+    found = []
+    for layer in cache.layers:
+        found += [layer.keys, layer.values] if hasattr(layer, "keys") else []
+        found += (
+            [*layer.conv_states.values(), *layer.recurrent_states.values()] if hasattr(layer, "conv_states") else []
+        )
+    assert cache_bytes(model.config, 20) == sum(each.nbytes for each in found) > 0
 
 
 def bytes_of(config):
