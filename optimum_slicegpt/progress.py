@@ -58,12 +58,15 @@ def without_bars() -> Iterator[None]:
 def without_warnings() -> Iterator[None]:
     """Keeps what transformers warns of while it loads off the console, where errors of our own say it in a line."""
     logger = logging.get_logger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)  # By the level of its logger, transformers decides on further warnings.
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record):
+    return record.levelno >= logging.ERROR
 
 
 class Progress:

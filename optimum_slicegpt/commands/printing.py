@@ -181,9 +181,8 @@ def print_record(record: dict[str, Any]) -> None:
     for key, value in rows.items():
         name = key.replace("_", " ")
         if isinstance(value, dict):
-            print(f"{name}:")
-            for part, figures in value.items():
-                print(f"  {part}: {format_value(figures)}")
+            lines = [f"  {part}: {format_value(each)}" for part, each in value.items() if each not in (None, "")]
+            print(f"{name}:", *lines, sep="\n")
         elif value not in (None, ""):
             print(f"{name}: {format_value(value)}")
 

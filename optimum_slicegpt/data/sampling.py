@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, StaticCache
 
 from ..distributed import fingerprint
 from ..modeling.contexts import computing_on, evaluating, fastest_dtype
-from ..modeling.decoder import cache_argument
+from ..modeling.family import cache_argument
 from ..progress import Progress
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from ..modeling.contexts import evaluating
-from ..modeling.decoder import Decoder, cache_argument
+from ..modeling.decoder import Decoder
 from ..modeling.families import family_of
+from ..modeling.family import cache_argument
 from ..planning.memory import held_bytes
 from ..planning.sizes import flops_per_token
 from ..progress import Progress

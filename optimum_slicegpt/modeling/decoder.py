@@ -1,7 +1,6 @@
 """A decoder seen by its family: its layers, blocks and sites, and the weights that read and write the stream."""
 
 import copy
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .contexts import inputs_seen
 from .families import family_of, num_neurons
-from .family import CACHE_NAMES, Block, Family, has
+from .family import Block, Family, has
 from .weights import Reader, Writer, body_of, whole_of
 
 
@@ -22,19 +21,6 @@ def empty_model(config) -> PreTrainedModel:
     with torch.device("meta"):
         # from_config writes the attention implementation into the configuration that it is given.
         return AutoModelForCausalLM.from_config(copy.deepcopy(config))
-
-
-def cache_argument(model: PreTrainedModel) -> str:
-    """
-    Returns what a model's forward calls its cache.
-
-    Examples:
-        >>> from transformers import LlamaConfig
-        >>> cache_argument(empty_model(LlamaConfig(num_hidden_layers=1))) in ("past_key_values", "cache")
-        True
-    """
-    arguments = inspect.signature(model.forward).parameters
-    return next(name for name in CACHE_NAMES if name in arguments)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch
 from transformers import Cache, DynamicCache
 
 from ..configuration import SliceGPTConfig
-from ..modeling.decoder import cache_argument, empty_model
+from ..modeling.decoder import empty_model
+from ..modeling.family import cache_argument
 from ..validation import file_size
 
 

@@ -231,8 +231,8 @@ def test_a_page_of_a_recovered_model_says_how(tmp_path, capsys):
     ]
     run("inspect", "--model", tmp_path / "recovered")
     printed = capsys.readouterr().out
-    assert "recovery: settings lora_rank 32, targets q_proj, k_proj; steps 1,200\n" in printed
-    assert re.search(r"parameters by part: after attention [\d,]+, .*; before attention 9,216, ", printed)
+    assert "recovery:\n  settings: lora_rank 32, targets q_proj, k_proj\n  steps: 1,200\nrefine: 30\n" in printed
+    assert re.search(r"parameters by part:\n(  .*\n)*  after: attention [\d,]+, ", printed)
 
 
 def test_what_is_not_known_is_not_mentioned(sliced, tmp_path, capsys):
