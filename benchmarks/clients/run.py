@@ -28,7 +28,7 @@ from statistics import median
 
 import numpy as np
 
-from optimum_slicegpt.storage.older_readers import add_older_keys
+from optimum_slicegpt.storage.older_readers import add_older_keys, add_older_rotations
 from optimum_slicegpt.storage.tokenizers import save_tokenizer
 
 
@@ -131,6 +131,7 @@ def demo_models() -> dict[str, str]:
         model.save_pretrained(dense)
         keys = json.loads((dense / "config.json").read_text())
         add_older_keys(keys)
+        add_older_rotations(keys)
         (dense / "config.json").write_text(json.dumps(keys, indent=2))
     shutil.rmtree(sliced, ignore_errors=True)
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "slicegpt", "compress", "--model", dense]
