@@ -114,6 +114,7 @@ def main():
     parser.add_argument("--types", nargs="+", default=TYPES, choices=TYPES)
     parser.add_argument("--chunks", type=int, default=8, help="of every text (default: 8)")
     parser.add_argument("--turns", type=int, default=3, help="of measuring speed (default: 3)")
+    parser.add_argument("--speed-alone", action="store_true", help="measure the speed of the last run's files again")
     args = parser.parse_args()
     args.name = args.name or Path(args.dense).resolve().name
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -123,9 +124,9 @@ def main():
         texts[name] = args.folder / f"{name}.txt"
         texts[name].write_text(text)
     path = RESULTS / "equal_bytes.json"
-    others = json.loads(path.read_text())["runs"] if path.exists() else []
-    others = [row for row in others if row["model"] != args.name]
-    rows = []
+    earlier = json.loads(path.read_text())["runs"] if path.exists() else []
+    others = [row for row in earlier if row["model"] != args.name]
+    rows = [row for row in earlier if row["model"] == args.name] if args.speed_alone else []
 
     def save():
         about = {
@@ -138,17 +139,18 @@ def main():
 
     models = sliced(args.dense, args.folder, args.at, args.calibration, args.nsamples)
     for kind in args.types:
-        of_kind = []
-        for model in models:
+        of_kind = [row for row in rows if row["type"] == kind]
+        for model in [] if args.speed_alone else models:
             file = gguf_file(model, kind, args.folder, args.llama_cpp)
             row = {"model": args.name, "name": model["name"], "reduction": model["reduction"], "type": kind}
             row |= {"commit": environment()["commit"]} | shape(model["path"]) | describe(file)
             row |= {name: perplexity(file, text, args) for name, text in texts.items()}
             row["mean_perplexity"] = statistics.geometric_mean(row[name] for name in texts)
-            row |= {name: {"turns": []} for name in SPEEDS}
             of_kind.append(row)
             rows.append(row)
             save()
+        for row in of_kind:
+            row |= {name: {"turns": []} for name in SPEEDS}
         for _ in range(args.turns):
             for model, row in zip(models, of_kind, strict=True):
                 found = speed(gguf_file(model, kind, args.folder, args.llama_cpp), args)
