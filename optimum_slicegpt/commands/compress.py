@@ -68,10 +68,7 @@ def run(args: Namespace) -> None:
     given = vars(args)
     settings = {field.name: given[field.name] for field in fields(SliceGPTConfig) if field.name in given}
     sizes = settings.pop("parameter_reduction", None)
-    if isinstance(sizes, list):
-        check_several(args)
-    else:
-        sizes = [sizes]
+    sizes = sizes if isinstance(sizes, list) else [sizes]
     configs = [SliceGPTConfig(parameter_reduction=size, **settings) for size in sizes]
     config = configs[0]
     processes = Processes(config.device or "cpu")
@@ -80,10 +77,6 @@ def run(args: Namespace) -> None:
     if not args.device_memory:
         check_device(config.device)
     file_size(args.max_shard_size)
-    for flag, names in {"stream": ("max_memory", "resume"), "plan": ("device_memory", "host_memory")}.items():
-        for name in names:
-            if given[name] and not given[flag]:
-                raise ValueError(f"--{name.replace('_', '-')} is for --{flag}; give both, or neither.")
     if args.plan:
         if processes.is_first:
             estimate(args, configs)
@@ -93,34 +86,13 @@ def run(args: Namespace) -> None:
         compress_in_memory(args, configs, processes)
 
 
-def check_several(args: Namespace) -> None:
-    """
-    Checks that flags are none of those that are about one result, where several sizes are asked for.
-
-    Raises:
-        ValueError: there is one.
-    """
-    for name in ("stream", "recover", "refuse_above", "push_to_hub"):
-        if getattr(args, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is for one size; give one --parameter-reduction, or leave {flag} out.")
-
-
 def stream(args: Namespace, config: SliceGPTConfig, processes: Processes) -> None:
     """
     Slices layer by layer, from a checkpoint to a checkpoint, in one process or in several.
 
     Raises:
-        OSError, ValueError: [`StreamedRun`] refuses the run; an option needs the whole model in memory.
+        OSError, ValueError: [`StreamedRun`] refuses the run.
     """
-    remedies = {
-        "refuse_above": "optimum-cli slicegpt eval --baseline",
-        "eval_dataset": "optimum-cli slicegpt eval",
-        "push_to_hub": "hf upload",
-    }
-    for name, remedy in (remedies | {"recover": "optimum-cli slicegpt recover"}).items():
-        if getattr(args, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} needs the whole model in memory; use {remedy} afterwards.")
     announce(f"Checking {args.model}")
     _, tokenizer = load_config_and_tokenizer(args, config.tokenizer)
     run = StreamedRun(

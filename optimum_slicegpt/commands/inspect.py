@@ -39,7 +39,7 @@ def run(args: Namespace) -> None:
         ImportError: a report is asked for, and matplotlib is missing.
         OSError, ValueError: there is no such model, or its family cannot be sliced; the report is there already.
     """
-    calibration = calibration_settings(args)
+    calibration = {key: value for key, value in vars(args).items() if key in CALIBRATION}
     if args.report or args.figures:
         from ..reports.report import dense_report, sliced_report  # This module cannot be imported without matplotlib.
     with ExitStack() as outputs:
@@ -68,20 +68,6 @@ def run(args: Namespace) -> None:
     print_record(record) if sliced else print_inspection(found)
     for path in filter(None, (args.report, args.figures)):
         print(f"Saved in {path}")
-
-
-def calibration_settings(args: Namespace) -> dict[str, Any]:
-    """
-    Returns the settings of calibration that were given.
-
-    Raises:
-        ValueError: there are some, but no dataset.
-    """
-    calibration = {key: value for key, value in vars(args).items() if key in CALIBRATION}
-    if calibration and "dataset" not in calibration:
-        flags = ", ".join("--" + key.replace("_", "-") for key in calibration)
-        raise ValueError(f"{flags} without --dataset: there is nothing to measure. Give a dataset, or leave it out.")
-    return calibration
 
 
 def read_record(args: Namespace, model_config: PreTrainedConfig, calibration: dict[str, Any]) -> dict[str, Any]:

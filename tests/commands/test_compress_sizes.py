@@ -79,10 +79,3 @@ def test_streaming_needs_a_size(arguments, capsys):
     assert "max_loss=0.1: the size is found by slicing and measuring" in fails(
         capsys, *arguments, "--stream", "--max-loss", 0.1
     )
-
-
-@pytest.mark.parametrize("flag", [["--stream"], ["--recover"], ["--refuse-above", 1], ["--push-to-hub", "me/sliced"]])
-def test_what_is_for_one_size(several, capsys, flag):
-    assert fails(capsys, *several, *flag) == (
-        f"error: {flag[0]} is for one size; give one --parameter-reduction, or leave {flag[0]} out."
-    )

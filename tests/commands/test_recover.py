@@ -193,12 +193,6 @@ def test_compress_and_recover_in_a_row(files, tmp_path, monkeypatch):
     assert "It was fine-tuned after that" in (tmp_path / "both" / "README.md").read_text()
 
 
-def test_a_stream_is_not_recovered(files, tmp_path, capsys):
-    arguments = ("compress", "--model", files / "dense", "--output", tmp_path / "sliced", "--stream", "--recover")
-    message = "--recover needs the whole model in memory; use optimum-cli slicegpt recover afterwards."
-    assert message in fails(capsys, *arguments)
-
-
 # Flags
 
 

@@ -22,13 +22,8 @@ from optimum_slicegpt.storage.on_disk import OnDisk
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--resume"], r"--resume is for --stream; give both, or neither"),
-        (["--max-memory", "1GiB"], r"--max-memory is for --stream; give both, or neither"),
-        (["--host-memory", "64GB"], r"--host-memory is for --plan; give both, or neither"),
         (["--max-shard-size", "large"], r"'large' is no size; give a number with a unit"),
         (["--stream", "--max-memory", "5"], r"'5' is no size"),
-        (["--stream", "--push-to-hub", "me/it"], r"--push-to-hub needs the whole model in memory"),
-        (["--stream", "--eval-dataset", "python-docs"], r"--eval-dataset needs the whole model in memory"),
         (["--stream", "--dataset", "self"], r"A model that is streamed cannot write, and 0 of 8 sequences"),
     ],
 )

@@ -118,7 +118,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("model/config.json", "texts/a.txt", "text.txt", "full/kept.txt", "page.html"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("{}")
+        (tmp_path / name).write_text('{"model_type": "llama"}')
+    for name, content in {"wrong/typeless": "{}", "wrong/broken": "{"}.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(content)
     return tmp_path
 
 
@@ -134,6 +137,8 @@ COMPRESS = "compress --output new --model"
             f"{COMPRESS} texts",
             "--model texts holds no model: there is no config.json. Give the folder",
         ),
+        (f"{COMPRESS} wrong/typeless", "--model wrong/typeless holds no model: its config.json has no model_type."),
+        (f"{COMPRESS} wrong/broken", "--model wrong/broken holds no model: its config.json is no JSON. Expecting"),
         (f"{COMPRESS} ./modle", "There is no folder --model ./modle"),
         (f"{COMPRESS} modle", "--model modle is no folder here and not in the Hub's cache, .*; did you mean model?"),
         (
@@ -171,6 +176,26 @@ def test_places(line, message, folder, light, capsys):
     printed = refused(capsys, *line.split())
     assert re.search(message.replace("?", r"\?"), printed), printed
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (f"{COMPRESS} model --resume", "--resume is for --stream; give both, or neither"),
+        (f"{COMPRESS} model --max-memory 1GiB", "--max-memory is for --stream; give both, or neither"),
+        (f"{COMPRESS} model --host-memory 64GB", "--host-memory is for --plan; give both, or neither"),
+        (f"{COMPRESS} model --stream --push-to-hub me/it", "--push-to-hub needs the whole model in memory; use hf up"),
+        (f"{COMPRESS} model --stream --eval-dataset python-docs", "--eval-dataset needs the whole model in memory"),
+        (f"{COMPRESS} model --stream --recover", "--recover needs the whole model in memory; use optimum-cli"),
+        (f"{COMPRESS} model --stream --parameter-reduction 0.1 0.2", "--stream is for one size; give one"),
+        (f"{COMPRESS} model --recover --parameter-reduction 0.1 0.2", "--recover is for one size; give one"),
+        (f"{COMPRESS} model --push-to-hub a/b --parameter-reduction 0.1 0.2", "--push-to-hub is for one size; give"),
+        (f"{COMPRESS} model --refuse-above 1 --parameter-reduction 0.1 0.2", "--refuse-above is for one size; give"),
+        ("inspect --model model --nsamples 4 --seqlen 8", "--nsamples, --seqlen without --dataset: there is nothing"),
+    ],
+)
+def test_flags_that_contradict_each_other(line, message, folder, light, capsys):
+    assert message in refused(capsys, *line.split())
 
 
 def test_folders_that_cannot_be_written_to(folder, light, capsys, monkeypatch):

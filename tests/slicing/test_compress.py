@@ -132,9 +132,9 @@ def test_nothing_is_measured_where_all_neurons_are_kept():
 
 
 @torch.no_grad()
-def sliced_logits(batches):
+def sliced_logits(batches, settings):
     model = build("llama")
-    model.compress(SliceGPTConfig(sparsity=0.25, dataset=batches))
+    model.compress(SliceGPTConfig(sparsity=0.25, dataset=batches, **settings))
     return model(tokens()).logits
 
 
@@ -143,10 +143,15 @@ def padded(rows, left, right):
     return {"input_ids": pad(rows, widths), "attention_mask": pad(torch.ones_like(rows), widths)}
 
 
-def test_only_tokens_count():
-    """Batches may be of any sizes, and hold padding wherever it does not change positions."""
+@pytest.mark.parametrize("settings", [{}, {"metric": "fisher", "rotation": "per_block"}])
+def test_only_tokens_count(settings):
+    """
+    Batches may be of any sizes, and hold padding wherever it does not change positions.
+
+    Shared axes are searched for where there is a metric, which is as exact as the search.
+    """
     rows = tokens(24, 6)
-    expected = sliced_logits([{"input_ids": rows}])
+    expected = sliced_logits([{"input_ids": rows}], settings)
     no_tokens = {"input_ids": rows[:0]}
     only_padding = {name: torch.cat([each, 0 * each[:1]]) for name, each in padded(rows, 0, 0).items()}
     for batches in (
@@ -156,4 +161,4 @@ def test_only_tokens_count():
         [padded(part, 3, 0) for part in rows.split(12)],
         [only_padding],
     ):
-        assert relative_error(sliced_logits(batches), expected) < 1e-8
+        assert relative_error(sliced_logits(batches, settings), expected) < 1e-8

@@ -141,8 +141,9 @@ def test_outputs_that_a_configuration_asks_for_are_left_out():
     assert models[1].config.output_router_logits and not models[1].config.return_dict
 
 
-def test_padding_in_front_of_tokens_changes_nothing():
-    """GPT-2 counts columns, so padding in front moves its positions."""
+@pytest.mark.parametrize("name", ["gpt2", "gpt_bigcode", "gpt_neo", "opt", "llama"])
+def test_padding_in_front_of_tokens_changes_nothing(name):
+    """Models with a table of positions count columns, except OPT, so padding in front moves their positions."""
     lengths = (24, 15, 20)
     rows = [tokens(1, length, seed=length)[0] for length in lengths]
     results = []
@@ -152,7 +153,7 @@ def test_padding_in_front_of_tokens_changes_nothing():
             place = slice(-len(row), None) if front else slice(len(row))
             batch["input_ids"][index, place], batch["attention_mask"][index, place] = row, 1
         config = SliceGPTConfig(**METHODS["paper"] | {"orientation": "pca"}, dataset=[batch])
-        results.append(build("gpt2").compress(config)(tokens()).logits)
+        results.append(build(name).compress(config)(tokens()).logits)
     torch.testing.assert_close(*results)
 
 

@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from argparse import Action, ArgumentParser
+from argparse import Action, ArgumentParser, Namespace
 from importlib import import_module
 from pathlib import Path
 
@@ -32,11 +32,21 @@ class SliceGPTSubcommand(BaseOptimumCLICommand):
             self.parser.allow_abbrev = False
             add_manners(self.parser)
 
+    @staticmethod
+    def check(args: Namespace) -> None:
+        """
+        Checks that flags do not contradict each other, before heavy imports.
+
+        Raises:
+            ValueError: they do.
+        """
+
     def run(self):
         # A run that is told to end, by timeout or a cluster, leaves no more behind than after Ctrl-C.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
+            self.check(self.args)
             check_places(self.args)
             import_module("optimum_slicegpt.commands.printing").set_verbosity(self.args)
             import_module(f"optimum_slicegpt.commands.{self.COMMAND.name}").run(self.args)
@@ -86,6 +96,11 @@ class Datasets(Dataset):
 def seed(text: str) -> int | None:
     """Reads a seed; `none` means no shuffling."""
     return None if text == "none" else natural(text)
+
+
+def flag(name: str) -> str:
+    """Returns the flag of an attribute of the arguments."""
+    return f"--{name.replace('_', '-')}"
 
 
 def add_manners(parser: ArgumentParser) -> None:

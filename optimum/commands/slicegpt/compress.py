@@ -1,6 +1,6 @@
 """Flags of `optimum-cli slicegpt compress`."""
 
-from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction
+from argparse import SUPPRESS, ArgumentParser, BooleanOptionalAction, Namespace
 
 from optimum.commands.base import CommandInfo
 
@@ -20,9 +20,22 @@ from .arguments import (
     add_output_argument,
     add_rounding_arguments,
     add_text_arguments,
+    flag,
     seed,
 )
 from .parsing import count, increase, natural, positive, share
+
+
+PARTS = {"stream": ("max_memory", "resume"), "plan": ("device_memory", "host_memory")}
+"""Flags that mean something beside another one."""
+AFTER_STREAMING = {
+    "refuse_above": "optimum-cli slicegpt eval --baseline",
+    "eval_dataset": "optimum-cli slicegpt eval",
+    "push_to_hub": "hf upload",
+    "recover": "optimum-cli slicegpt recover",
+}
+"""Flags that need the whole model in memory, and what does the same for a result that was streamed."""
+OF_ONE_SIZE = ("stream", "recover", "refuse_above", "push_to_hub")
 
 
 class CompressCommand(SliceGPTSubcommand):
@@ -262,3 +275,19 @@ class CompressCommand(SliceGPTSubcommand):
         evaluation.add_argument(
             "--eval-seqlen", type=count, metavar="N", default=2048, help="tokens per sequence (default: 2048)"
         )
+
+    @staticmethod
+    def check(args: Namespace):
+        given = vars(args)
+        if isinstance(given.get("parameter_reduction"), list):
+            for name in filter(given.get, OF_ONE_SIZE):
+                raise ValueError(
+                    f"{flag(name)} is for one size; give one --parameter-reduction, or leave {flag(name)} out."
+                )
+        for whole, names in PARTS.items():
+            for name in names:
+                if given[name] and not given[whole]:
+                    raise ValueError(f"{flag(name)} is for --{whole}; give both, or neither.")
+        for name, remedy in AFTER_STREAMING.items():
+            if args.stream and not args.plan and given[name] is not None:
+                raise ValueError(f"{flag(name)} needs the whole model in memory; use {remedy} afterwards.")

@@ -1,6 +1,6 @@
 """Flags of `optimum-cli slicegpt inspect`."""
 
-from argparse import SUPPRESS, ArgumentParser
+from argparse import SUPPRESS, ArgumentParser, Namespace
 
 from optimum.commands.base import CommandInfo
 
@@ -11,6 +11,7 @@ from .arguments import (
     add_overwrite_argument,
     add_rounding_arguments,
     add_text_arguments,
+    flag,
     seed,
 )
 from .parsing import count, html_file, share
@@ -62,3 +63,12 @@ class InspectCommand(SliceGPTSubcommand):
             "--seed", type=seed, metavar="N", help="picks sequences; none takes the first ones (default: 0)"
         )
         energy.add_argument("--device", help="compute one layer at a time here (default: cpu)")
+
+    @staticmethod
+    def check(args: Namespace):
+        calibration = ("text_column", "nsamples", "seqlen", "batch_size", "seed", "device")
+        given = [flag(name) for name in calibration if name in args]
+        if given and "dataset" not in args:
+            raise ValueError(
+                f"{', '.join(given)} without --dataset: there is nothing to measure. Give a dataset, or leave it out."
+            )

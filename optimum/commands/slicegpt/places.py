@@ -1,5 +1,6 @@
 """Checks of the places that a command reads from and writes to. They come before heavy imports, within a second."""
 
+import json
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ def check_places(args: Namespace) -> None:
     Raises:
         ImportError: a report is asked for, and a package that it needs is missing.
         OSError: a model, a dataset or a folder is not there; an output is, or cannot be written to.
+        ValueError: the configuration of a model is none.
     """
     given = vars(args)
     for key in MODELS:
@@ -61,6 +63,7 @@ def check_model(name: str, flag: str) -> None:
         ConnectionError: it may be on the Hub, which does not answer, and is not in its cache.
         FileNotFoundError: there is no such folder, or no model in it.
         NotADirectoryError: it is a file.
+        ValueError: its configuration is none.
     """
     path = Path(name)
     if path.is_file():
@@ -70,6 +73,7 @@ def check_model(name: str, flag: str) -> None:
             inside = [str(each.parent) for each in sorted(path.glob("*/config.json"))[:3]]
             remedy = f"Perhaps one of {', '.join(inside)}." if inside else "Give the folder of a checkpoint."
             raise FileNotFoundError(f"{flag} {name} holds no model: there is no config.json. {remedy}")
+        check_model_type(path / "config.json", flag)
         return
     if path.is_absolute() or not _REPOSITORY.fullmatch(name) or name.startswith("."):
         siblings = [str(each) for each in path.parent.glob("*")] if path.parent.is_dir() else []
@@ -85,6 +89,21 @@ def check_model(name: str, flag: str) -> None:
             f"{flag} {name} is no folder here and not in the Hub's cache, and the Hub cannot be asked: it does not "
             f"answer, or HF_HUB_OFFLINE is set{did_you_mean(name, here) or '. Check the name, or the network.'}"
         )
+
+
+def check_model_type(file: Path, flag: str) -> None:
+    """
+    Checks that a configuration says of which type its model is.
+
+    Raises:
+        ValueError: it does not, or is no JSON.
+    """
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{flag} {file.parent} holds no model: its config.json is no JSON. {error}") from error
+    if not isinstance(config, dict) or not {"model_type", "auto_map"} & set(config):
+        raise ValueError(f"{flag} {file.parent} holds no model: its config.json has no model_type.")
 
 
 def hub_answers() -> bool:
