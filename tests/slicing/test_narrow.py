@@ -4,23 +4,36 @@ import pytest
 import torch
 from configurations import tiny_config
 from exactness import confine_writers, with_float64_norms
-from tiny import HIDDEN, TINY, build, calibration, relative_error, tokens
+from more_families import MORE
+from tiny import ENDS, HIDDEN, build, calibration, relative_error, tokens
 from transformers import AutoConfig
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.modeling.decoder import Decoder
 from optimum_slicegpt.modeling.families import family_of
+from optimum_slicegpt.planning.settings import fits_stock
 
 
 RANK = 16
 """Dimensions that hold all of the stream, a multiple of the number of heads."""
-TIED = [name for name in TINY if "tie_word_embeddings" in AutoConfig.for_model(name.split("-")[0]).to_dict()]
-LAYER_NORM = [name for name in TIED if family_of(tiny_config(name)).layer_norm]
-RMS_NORM = [name for name in TIED if name not in LAYER_NORM]
 SLIDING = {"qwen2": {"use_sliding_window": False}}
 """Without which a narrower model has a stock class."""
+
+
+def tied_config(name):
+    return tiny_config(name, True, **SLIDING.get(name, {}))
+
+
+TIED = [
+    name
+    for name, tied in ENDS
+    if tied and "tie_word_embeddings" in AutoConfig.for_model(name.split("-")[0]).to_dict()
+    if not family_of(tiny_config(name)).wide_entry
+]
+LAYER_NORM = [name for name in TIED if family_of(tiny_config(name)).layer_norm]
+RMS_NORM = [name for name in TIED if name not in LAYER_NORM]
 CASES = [("sliced", name) for name in RMS_NORM]
-CASES += [("stock", name) for name in RMS_NORM if name != "phi3-longrope"]  # whose class is of one width
+CASES += [("stock", name) for name in RMS_NORM if fits_stock(SliceGPTConfig(), tied_config(name))(RANK)]
 
 
 def with_gains_of_both_signs(model):
@@ -55,7 +68,8 @@ def test_slicing_empty_dimensions_is_lossless_on_unseen_tokens(architecture, nam
     assert type(narrow).__name__.startswith("Sliced") == (architecture == "sliced")
     gains = Decoder(narrow).final_norm.weight + (architecture == "stock") * Decoder(narrow).family.gain_offset
     assert gains.min() < 0 < gains.max()
-    assert relative_error(narrow(tokens(seed=7)).logits, expected) < (1e-4 if refit else 1e-8)
+    bound = 1e-4 if refit else 1e-6 if name in MORE else 1e-8  # Routers and state spaces compute in float32.
+    assert relative_error(narrow(tokens(seed=7)).logits, expected) < bound
 
 
 @torch.no_grad()
@@ -68,4 +82,5 @@ def test_deleting_nothing_is_lossless_with_layer_norms(name, refit):
     settings = {"architecture": "stock", "embeddings": "narrow", "refit": refit}
     model.compress(SliceGPTConfig(sparsity=0, dataset=calibration(8, batch=4), **settings))
     assert type(model) is architecture and shares_one_matrix(model) and model.config.hidden_size == HIDDEN
-    assert relative_error(with_float64_norms(model)(tokens(seed=7)).logits, expected) < (1e-4 if refit else 1e-10)
+    bound = 1e-4 if refit else 1e-8 if name in MORE else 1e-10  # Rotations of GPT-J's kind come in float32.
+    assert relative_error(with_float64_norms(model)(tokens(seed=7)).logits, expected) < bound
