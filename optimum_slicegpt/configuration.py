@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -104,7 +105,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         batch_size (`int`, defaults to 8): sequences per forward.
         seed (`int`, *optional*, defaults to 0):
             Picks the sequences and draws random rotations. `None` takes the first sequences in order.
-        tokenizer (`str` or tokenizer, *optional*):
+        tokenizer (`str`, path or tokenizer, *optional*):
             Turns text into tokens. Loaded from `model.name_or_path` by default.
         device (`str`, *optional*): device that computes, one layer at a time. The model's own by default.
         dtype (`str`, *optional*): dtype in which layers compute. The model's own by default; with `"auto"` bfloat16
@@ -271,6 +272,8 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             `dict`: arguments for [`SliceGPTConfig.from_dict`].
         """
         values = dict(self.__dict__)
-        if not isinstance(self.tokenizer, str):
+        if isinstance(self.tokenizer, str | os.PathLike):
+            values["tokenizer"] = os.fspath(self.tokenizer)
+        else:
             values["tokenizer"] = None
         return values | {"dataset": storable_dataset(self.dataset)}

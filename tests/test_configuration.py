@@ -1,5 +1,6 @@
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +46,7 @@ def test_what_json_cannot_hold_stays_out_of_the_dict(tmp_path):
     tokenizer = object()
     config = SliceGPTConfig(dataset=iter([]), tokenizer=tokenizer)
     assert (config.to_dict()["dataset"], config.to_dict()["tokenizer"]) == (None, None)
+    assert SliceGPTConfig(tokenizer=Path("some/name")).to_dict()["tokenizer"] == "some/name"
     assert SliceGPTConfig(dataset=tmp_path / "a.txt").to_dict()["dataset"] == str(tmp_path / "a.txt")
     assert SliceGPTConfig(dataset=[tmp_path / "a.txt"]).to_dict()["dataset"] == [str(tmp_path / "a.txt")]
     assert "SliceGPTConfig" in repr(config)
