@@ -1,7 +1,7 @@
 """Tokenises conversations by a chat template, and labels the answers."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from transformers.utils import logging
@@ -11,14 +11,25 @@ from ..evaluation.losses import UNLABELLED
 
 logger = logging.get_logger(__name__)
 
-Conversation = list[dict[str, Any]]
-"""Messages, each with a role, and a content or calls of tools, which the chat template may know."""
-
 Tokens = tuple[list[int], list[int]]
 """Ids and labels of a document. A label is the id, or `UNLABELLED`."""
 
 OTHER_ANSWER = "\N{SNOWMAN}"
 """An answer that has no beginning in common with others."""
+
+
+class Conversation(list):
+    """
+    Messages, each with a role, and a content or calls of tools, which the chat template may know.
+
+    Args:
+        messages (`Iterable[dict]`): the messages.
+        tools (`list[dict]`, *optional*): JSON schemas of the tools that the model may call.
+    """
+
+    def __init__(self, messages: Iterable[dict[str, Any]], tools: list[dict[str, Any]] | None = None):
+        super().__init__(messages)
+        self.tools = tools
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:
@@ -49,14 +60,16 @@ def conversation_tokeniser(tokenizer: Any, mask_prompts: bool) -> Callable[[Conv
     except ImportError as error:
         raise ImportError('Chat templates need jinja2: pip install "optimum-slicegpt[report]"') from error
 
-    def render(messages, prompt=False):
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    def tokenise(conversation):
+        def render(messages, prompt=False):
+            return tokenizer.apply_chat_template(
+                messages, tools=conversation.tools, tokenize=False, add_generation_prompt=prompt
+            )
 
-    def tokenise(messages):
         # An answer is tokenised apart from its prompt, as it is when the model writes one.
         ids, labels = [], []
         try:
-            pieces = _in_one_piece(render, messages) or _answer_by_answer(render, messages, mask_prompts)
+            pieces = _in_one_piece(render, conversation) or _answer_by_answer(render, conversation, mask_prompts)
         except Exception as error:  # A template is a program: it may raise anything.
             logger.warning_once(f"The chat template refuses a conversation, which is left out: {error}")
             pieces = []

@@ -1,6 +1,7 @@
 """Reads instruction data, tables or rows, as conversations: lists of messages with a role and a content."""
 
 import itertools
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,9 +18,10 @@ def load_conversations(dataset: Any) -> tuple[list[Conversation], str] | None:
 
     Args:
         dataset:
-            Paths of json, jsonl or parquet files, or rows in memory, see [`list_items`]. A row has `messages`; or an
-            `instruction`, perhaps with an `input`, and its `output`; or an `instruction` and `instances`, each with an
-            `output` and perhaps an `input`. Blank rows do not count. A table with a column `text`, or with neither
+            Paths of json, jsonl or parquet files, or rows in memory, see [`list_items`]. A row has `messages`,
+            perhaps with `tools`, a list of JSON schemas or such a list as JSON; or an `instruction`, perhaps with an
+            `input`, and its `output`; or an `instruction` and `instances`, each with an `output` and perhaps an
+            `input`. Blank rows do not count. A table with a column `text`, or with neither
             `messages` nor `instruction`, holds texts.
 
     Returns:
@@ -96,4 +98,15 @@ def _conversations(row: Mapping[str, Any], number: int, source: str) -> list[Con
                 f"{where} is no conversation: every message needs a role, and a content or calls of tools, and after "
                 f"the first one an assistant must answer. Its roles are {roles}."
             )
-    return conversations
+    return [Conversation(messages, _tools(row.get("tools"), where)) for messages in conversations]
+
+
+def _tools(given: Any, where: str) -> list[dict[str, Any]] | None:
+    """Reads the tools of a conversation, which tables may hold as JSON."""
+    try:
+        tools = json.loads(given) if isinstance(given, str) and given else given
+    except ValueError:
+        tools = [None]
+    if tools and not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(f"{where} has tools that are no list of objects.")
+    return tools or None

@@ -112,6 +112,8 @@ def test_self_instruct():
         ({"instruction": "w1", "output": 49}, "Row 0 of 'conversations' has '49' in 'output', which is no string"),
         ({"messages": json.dumps(turns("w1", "w2"))}, "Row 0 of 'conversations' has messages that are no list of obj"),
         ({"messages": ["w1", "w2"]}, "has messages that are no list of objects"),
+        ({"messages": turns("w1", "w2"), "tools": "w3"}, "has tools that are no list of objects"),
+        ({"messages": turns("w1", "w2"), "tools": ["w3"]}, "has tools that are no list of objects"),
     ],
 )
 def test_rows_in_which_nobody_answers(row, message):

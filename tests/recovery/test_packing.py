@@ -9,7 +9,8 @@ import torch
 from recovering import turns
 from tiny import tokens
 
-from optimum_slicegpt.recovery.chat import UNLABELLED, conversation_tokeniser
+from optimum_slicegpt.recovery.chat import UNLABELLED, Conversation, conversation_tokeniser
+from optimum_slicegpt.recovery.conversations import load_conversations
 from optimum_slicegpt.recovery.packing import load_sequences
 
 
@@ -133,13 +134,13 @@ def test_templates_that_rewrite_earlier_turns(chat_tokenizer, name):
     chat_tokenizer.chat_template = REWRITING[name]
     for rows, answers in ((turns("w10", "w12"), [[12, 3]]), (turns("w10", "w12", "w13", "w14"), [[12, 3], [14, 3]])):
         tokenise = conversation_tokeniser(chat_tokenizer, mask_prompts=True)
-        ids, labels = tokenise(rows)
+        ids, labels = tokenise(Conversation(rows))
         assert len(ids) == len(labels)
         assert [label for label in labels if label not in (UNLABELLED, 7)] == [t for each in answers for t in each]
         whole = chat_tokenizer.apply_chat_template(rows, tokenize=False)
         expected = chat_tokenizer(whole, add_special_tokens=False)["input_ids"]
         assert ids[len(ids) - len(expected) :] == expected
-        ids, labels = conversation_tokeniser(chat_tokenizer, mask_prompts=False)(rows)
+        ids, labels = conversation_tokeniser(chat_tokenizer, mask_prompts=False)(Conversation(rows))
         assert ids == labels == expected
 
 
@@ -149,9 +150,17 @@ def test_answers_beside_their_content_count(chat_tokenizer):
     chat_tokenizer.chat_template = template.replace("message['content']", "message['call'] or message['content']")
     rows = [*turns("w10", ""), {"role": "tool", "content": "w61"}, {"role": "assistant", "content": "w62"}]
     rows[1]["call"] = "w60"
-    ids, labels = conversation_tokeniser(chat_tokenizer, mask_prompts=True)(rows)
+    ids, labels = conversation_tokeniser(chat_tokenizer, mask_prompts=True)(Conversation(rows))
     assert [label for label in labels if label != UNLABELLED] == [60, 3, 62, 3]
     assert len(ids) == len(labels)
+
+
+@pytest.mark.parametrize("given", [list, json.dumps])
+def test_templates_are_told_of_tools(given, chat_tokenizer):
+    chat_tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}" + CHAT
+    rows = [{"messages": turns("w10", "w11"), "tools": given([{"name": "w50"}])}, {"messages": turns("w12", "w13")}]
+    found = map(conversation_tokeniser(chat_tokenizer, mask_prompts=False), load_conversations(rows)[0])
+    assert [ids for ids, _ in found] == [[50, 1, 10, 3, 2, 11, 3], [1, 12, 3, 2, 13, 3]]
 
 
 def test_a_conversation_that_the_template_refuses_is_left_out(chat_tokenizer, caplog):
@@ -169,7 +178,7 @@ def test_a_conversation_that_the_template_refuses_is_left_out(chat_tokenizer, ca
 
 def test_a_conversation_may_begin_with_an_assistant(chat_tokenizer):
     rows = [{"role": "assistant", "content": "w9"}, *turns("w10", "w12")]
-    ids, labels = conversation_tokeniser(chat_tokenizer, mask_prompts=True)(rows)
+    ids, labels = conversation_tokeniser(chat_tokenizer, mask_prompts=True)(Conversation(rows))
     assert ids == [2, 9, 3, 1, 10, 3, 2, 12, 3]
     assert labels == [UNLABELLED] * 7 + [12, 3]
 

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from exactness import confine_writers, with_float64_norms
+from more_families import MORE
 from tiny import HIDDEN, TINY, WITH_NEURONS, build, calibration, pairs, relative_error, tokens
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
 from optimum_slicegpt.data.batches import TokenBatches
 from optimum_slicegpt.modeling.contexts import evaluating
 from optimum_slicegpt.modeling.decoder import Decoder
-from optimum_slicegpt.modeling.families import family_of, num_neurons
+from optimum_slicegpt.modeling.families import FAMILIES, family_of, num_neurons
 from optimum_slicegpt.slicing.compress import compress
 from optimum_slicegpt.slicing.run import Computation
 from optimum_slicegpt.slicing.state import Statistics
@@ -26,6 +27,8 @@ METHODS = {
     "per_block-fisher": {"rotation": "per_block", "metric": "fisher"},
     "per_block-refit-fisher": {"rotation": "per_block", "refit": True, "metric": "fisher"},
 }
+PLAIN_ENTRY = [name for name in TINY if not FAMILIES[name.split("-")[0]].wide_entry]
+"""Those whose stream begins as rows of the table, not as their norm."""
 
 
 def sliced(model, **kwargs):
@@ -47,11 +50,12 @@ def test_a_shared_rotation_keeps_logits(name, refit):
     settings = {"architecture": "sliced", "orientation": "random", "refit": refit}
     rotated = with_float64_norms(sliced(model, sparsity=0, **settings))
     assert set(rotated.config.widths) == {HIDDEN} and not rotated.config.shortcuts
-    assert relative_error(rotated(tokens()).logits, expected) < (1e-4 if refit else 1e-10)
+    bound = 1e-4 if refit else 1e-6 if name in MORE else 1e-10  # Routers and state spaces compute in float32.
+    assert relative_error(rotated(tokens()).logits, expected) < bound
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "method"), pairs(TINY, METHODS))
+@pytest.mark.parametrize(("name", "method"), pairs(PLAIN_ENTRY, METHODS))
 def test_slicing_empty_dimensions_is_lossless_on_unseen_tokens(name, method):
     model = with_float64_norms(build(name, tie_word_embeddings=False))
     confine_writers(model, rank=16)
@@ -62,7 +66,7 @@ def test_slicing_empty_dimensions_is_lossless_on_unseen_tokens(name, method):
     assert relative_error(smaller(tokens(seed=7)).logits, expected) < (1e-4 if "refit" in method else 1e-6)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", PLAIN_ENTRY)
 def test_a_refit_follows_the_dense_model(name):
     data = calibration(16, batch=8)
     ids = tokens(batch=16, seed=7)
@@ -126,9 +130,8 @@ def test_the_gradient_of_the_stream_is_that_of_the_whole_model(name):
         slope = found[layer][batch["attention_mask"].bool()]
         if family.layer_norm:
             slope = slope - slope.mean(-1, keepdim=True)
-        torch.testing.assert_close(
-            statistics.gradients[index * len(family.blocks)], slope.T @ slope, rtol=1e-4, atol=1e-4
-        )
+        found_moment, moment = statistics.gradients[index * len(family.blocks)], slope.T @ slope
+        torch.testing.assert_close(found_moment, moment, rtol=1e-4, atol=1e-5 * moment.abs().max().item())
 
 
 @torch.no_grad()
