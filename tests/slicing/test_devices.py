@@ -44,7 +44,8 @@ def padded(batches, count=5):
 
 def slice_(model, method, batches, **kwargs):
     settings = METHODS[method]
-    if family_of(model.config).moe:  # experts keep their neurons
+    family = family_of(model.config)
+    if family.moe or family.keeps_neurons:
         settings = {key: value for key, value in settings.items() if key not in ("mlp_sparsity", "schedule")}
     return model.compress(SliceGPTConfig(**settings, dataset=batches, **kwargs))
 
