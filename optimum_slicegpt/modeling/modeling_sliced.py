@@ -19,6 +19,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 
 from .configuration_sliced import SLICED_CONFIG_NAMES, sliced_config_class
 from .families import family_of
@@ -181,6 +185,9 @@ def _sliced_model_class(name: str, config_class: type, base: type, auto_map: dic
         "_dense_class": base,
         "_auto_map": auto_map,
     }
+    conversions = get_checkpoint_conversion_mapping(base.__name__)
+    if conversions is not None:  # of experts, which this class holds as a model around it does
+        register_checkpoint_conversion_mapping(name, conversions, overwrite=True)
     return _defined(type(name, (SlicedModelMixin, base), namespace))
 
 

@@ -30,6 +30,8 @@ def to_diff_dict(self: PreTrainedConfig) -> dict[str, Any]:
 
 def _reads_older_rotations(config: PreTrainedConfig) -> bool:
     """Tells whether a class still reads `rope_scaling`. It would replace `rope_parameters` in one that never did."""
+    if getattr(config, "is_heterogeneous", False):  # It cannot be asked, and is too new for older readers.
+        return False
     return "rope_scaling" not in copy.deepcopy(config).convert_rope_params_to_dict(rope_scaling=None)
 
 

@@ -42,7 +42,7 @@ def counted(model, **kwargs):
     return sum(count for operation, count in counts.items() if str(operation) in ("aten.mm", "aten.addmm"))
 
 
-@pytest.mark.parametrize("name", tiny.TINY)
+@pytest.mark.parametrize("name", [name for name in tiny.TINY if name != "llama4_text"])  # which runs all experts
 def test_flops_are_those_that_run(name):
     model = tiny.build(name)  # in float64, for which experts are ordinary products
     for _ in ("dense", "sliced"):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from more_families import MORE
 from peft import LoraConfig, get_peft_model
 from tiny import ENDS, HIDDEN, TINY, VOCAB, aligned, build, calibration, paper, relative_error, tokens
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -60,7 +61,7 @@ def test_tied_and_sliced_are_the_same_function_that_survives_saving_and_loading(
 def test_rotation_keeps_logits(name):
     expected = build(name, tie_word_embeddings=True)(tokens()).logits
     rotated = sliced(name, sparsity=0, orientation="random")
-    assert relative_error(rotated(tokens()).logits, expected) < (1e-6 if name in TINY else 1e-5)
+    assert relative_error(rotated(tokens()).logits, expected) < (1e-5 if name in MORE or name not in TINY else 1e-6)
 
 
 def test_the_tie_survives_resizing_and_retying():

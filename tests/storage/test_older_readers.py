@@ -14,7 +14,9 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROPES = [{"rope_type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0}, LLAMA3, YARN]
 ROPES += [YARN | {"attention_factor": 1.3, "beta_fast": 16.0, "beta_slow": 2.0}]
-CASES = [(name, None) for name in dict.fromkeys([*TINY, "mellum"])]
+NEW = "cohere_compass_text"
+"""It has rotations for each kind of layer, and no older reader."""
+CASES = [(name, None) for name in dict.fromkeys([*TINY, "mellum"]) if name != NEW]
 CASES += [(name, rope) for name in ("llama", "mistral", "qwen2", "stablelm", "gpt_neox") for rope in ROPES]
 
 
@@ -40,8 +42,8 @@ def test_older_keys_alone_give_the_same_logits(tmp_path, name, rope):
     assert keys["torch_dtype"] == keys["dtype"] == "float32"
     newer = {"rope_parameters", "dtype"} | ({"num_local_experts"} if name == "qwen3_moe" else set())
     older = {key: value for key, value in keys.items() if key not in newer}
-    config = AutoConfig.for_model(**older)
-    read_by_others = AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    read_by_others = AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(read_by_others(tokens()).logits, model(tokens()).logits)
 
@@ -53,6 +55,8 @@ def test_a_model_that_is_loaded_and_saved_again_is_the_same(tmp_path, name, rope
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "once")
     again.save_pretrained(tmp_path / "twice")
     once, twice = read(tmp_path / "once"), read(tmp_path / "twice")
+    if name == "mpt":  # Its other configuration, in this one, gets the dtype when it is loaded.
+        once["attn_config"]["dtype"] = twice["attn_config"]["dtype"]
     if name == "phi3-longrope":  # Its older name of the type is in rope_parameters from now on.
         once["rope_parameters"]["type"] = "longrope"
     assert once == twice
