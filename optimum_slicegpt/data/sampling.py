@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 from ..distributed import fingerprint
+from ..modeling.caches import cache_argument, held_bytes
 from ..modeling.contexts import computing_on, evaluating, fastest_dtype
-from ..modeling.family import cache_argument
 from ..progress import Progress
 
 
@@ -23,7 +23,7 @@ BLOCK = 64
 """Sequences that are written at a time: a token takes about as long for many sequences as for one."""
 
 CACHE_BYTES = 2**31
-"""Most bytes that keys and values of the sequences take. Of a large model fewer sequences are written at a time."""
+"""Most bytes that the caches of the sequences take. Of a large model fewer sequences are written at a time."""
 
 GREEDY_TOKENS = 4
 """Number of tokens after a random one that are the most probable ones: a random start becomes text (LLM-QAT)."""
@@ -72,19 +72,24 @@ def write_blocks(
     bar = Progress((stop - start) * length, "Writing text", "token")
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
     with evaluating(model), computing_on(model, device, fastest_dtype(model.dtype, device)), bar:
-        rows = max(1, CACHE_BYTES // (length * cache_bytes_per_token(model)))
+        rows = max(1, CACHE_BYTES // cache_bytes(model, length))
         while start < stop:
             end = min(stop, start - start % BLOCK + BLOCK, start + rows)
             yield _write_block(model, start, end, length, seed, begin, opening, bar)
             start = end
 
 
-def cache_bytes_per_token(model: PreTrainedModel) -> int:
-    """Computes the bytes that the keys and values of a token take in all layers of a model."""
-    config = model.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
+def new_cache(model: PreTrainedModel, length: int) -> dict[str, StaticCache]:
+    """Returns an empty cache, for so many tokens, under the name that the model's forward has for it."""
+    return {cache_argument(model): StaticCache(config=model.config, max_cache_len=length)}
+
+
+@torch.no_grad()
+def cache_bytes(model: PreTrainedModel, length: int) -> int:
+    """Measures the bytes that the cache of a sequence takes. It is allocated for the first token."""
+    cache = new_cache(model, length)
+    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True, **cache)
+    return held_bytes(*cache.values())
 
 
 @torch.no_grad()
@@ -103,7 +108,7 @@ def _write_block(model, start, stop, length, seed, begin, opening, bar):
     ids[:, : len(begin)] = torch.tensor([*begin], dtype=torch.long, device=model.device)[:length]
     ids[opened, : len(opening)] = opening
     given = torch.where(opened, len(opening), len(begin) + 1)
-    cache = {cache_argument(model): StaticCache(config=model.config, max_cache_len=length)}
+    cache = new_cache(model, length)
     for position in range(1, length):
         before = ids[:, position - 1, None]
         logits = model(input_ids=before, use_cache=True, **cache).logits[:, -1].float()

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
+from ..modeling.caches import cache_argument, held_bytes
 from ..modeling.contexts import evaluating
 from ..modeling.decoder import Decoder
 from ..modeling.families import family_of
-from ..modeling.family import cache_argument
-from ..planning.memory import held_bytes
 from ..planning.sizes import flops_per_token
 from ..progress import Progress
 from .speed import Phase, Ratio, Speed, Speedup

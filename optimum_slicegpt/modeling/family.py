@@ -1,6 +1,5 @@
 """A row of the table of families: names of modules, and the few facts in which control flow differs."""
 
-import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,19 +18,6 @@ def has(layer, name: str) -> bool:
     for part in filter(None, name.split(".")):
         layer = getattr(layer, part, None)
     return layer is not None
-
-
-def cache_argument(model) -> str:
-    """
-    Returns what the forward of a model calls its cache.
-
-    Examples:
-        >>> from transformers import LlamaForCausalLM
-        >>> cache_argument(LlamaForCausalLM) in ("past_key_values", "cache")
-        True
-    """
-    arguments = inspect.signature(model.forward).parameters
-    return next(name for name in CACHE_NAMES if name in arguments)
 
 
 @dataclass(frozen=True)

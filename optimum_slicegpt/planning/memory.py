@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import torch
-from transformers import Cache, DynamicCache
+from transformers import DynamicCache
 
 from ..configuration import SliceGPTConfig
+from ..modeling.caches import cache_argument, held_bytes
 from ..modeling.decoder import empty_model
-from ..modeling.family import cache_argument
 from ..validation import file_size
 
 
@@ -59,10 +59,3 @@ def cache_bytes(model_config, context: int) -> int:
     cache = DynamicCache(config=model.config)
     model(input_ids=ids, use_cache=True, **{cache_argument(model): cache})
     return held_bytes(cache)
-
-
-def held_bytes(cache: Cache) -> int:
-    """Adds up the sizes of what a cache holds, in bytes: keys and values, and the states of other layers."""
-    held = [value for layer in cache.layers for value in vars(layer).values()]
-    held += [each for value in held if isinstance(value, dict) for each in value.values()]
-    return sum(each.nbytes for each in held if isinstance(each, torch.Tensor) and each.is_floating_point())

@@ -53,7 +53,7 @@ def test_blocks_are_of_so_many_sequences():
 def test_of_a_large_model_fewer_sequences_are_written_at_a_time(monkeypatch):
     model = build("llama")
     at_once = write(model)
-    monkeypatch.setattr(sampling, "CACHE_BYTES", 4 * 12 * sampling.cache_bytes_per_token(model))
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 4 * sampling.cache_bytes(model, 12))
     blocks = list(write_blocks(model, 0, 6, length=12))
     assert [len(ids) for ids in blocks] == [4, 2] and torch.equal(torch.cat(blocks), at_once)
 
@@ -71,10 +71,10 @@ def test_the_model_and_the_global_generator_are_left_alone():
 def test_float32_is_multiplied_in_bfloat16_where_that_is_fast(has_bfloat16, monkeypatch):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: has_bfloat16, raising=False)
-    seen, model = [], build("llama", torch.float32)
-    model.register_forward_pre_hook(lambda module, inputs: seen.append(module.dtype))
+    seen, model = set(), build("llama", torch.float32)
+    model.register_forward_pre_hook(lambda module, inputs: seen.add(module.dtype))
     write(model, length=2)
-    assert seen == [torch.bfloat16 if has_bfloat16 else torch.float32]
+    assert seen == {torch.bfloat16 if has_bfloat16 else torch.float32}
 
 
 def test_very_short_sequences():
