@@ -72,7 +72,7 @@ def write_blocks(
     bar = Progress((stop - start) * length, "Writing text", "token")
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
     with evaluating(model), computing_on(model, device, fastest_dtype(model.dtype, device)), bar:
-        rows = max(1, CACHE_BYTES // cache_bytes(model, length))
+        rows = max(1, CACHE_BYTES // sequence_bytes(model, length))
         while start < stop:
             end = min(stop, start - start % BLOCK + BLOCK, start + rows)
             yield _write_block(model, start, end, length, seed, begin, opening, bar)
@@ -85,7 +85,7 @@ def new_cache(model: PreTrainedModel, length: int) -> dict[str, StaticCache]:
 
 
 @torch.no_grad()
-def cache_bytes(model: PreTrainedModel, length: int) -> int:
+def sequence_bytes(model: PreTrainedModel, length: int) -> int:
     """Measures the bytes that the cache of a sequence takes. It is allocated for the first token."""
     cache = new_cache(model, length)
     model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True, **cache)

@@ -53,7 +53,7 @@ def test_blocks_are_of_so_many_sequences():
 def test_of_a_large_model_fewer_sequences_are_written_at_a_time(monkeypatch):
     model = build("llama")
     at_once = write(model)
-    monkeypatch.setattr(sampling, "CACHE_BYTES", 4 * sampling.cache_bytes(model, 12))
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 4 * sampling.sequence_bytes(model, 12))
     blocks = list(write_blocks(model, 0, 6, length=12))
     assert [len(ids) for ids in blocks] == [4, 2] and torch.equal(torch.cat(blocks), at_once)
 
