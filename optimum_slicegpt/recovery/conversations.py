@@ -104,9 +104,10 @@ def _conversations(row: Mapping[str, Any], number: int, source: str) -> list[Con
 def _tools(given: Any, where: str) -> list[dict[str, Any]] | None:
     """Reads the tools of a conversation, which tables may hold as JSON."""
     try:
-        tools = json.loads(given) if isinstance(given, str) and given else given
+        given = json.loads(given or "null") if isinstance(given, str) else given
     except ValueError:
-        tools = [None]
-    if tools and not all(isinstance(tool, Mapping) for tool in tools):
+        given = [None]
+    tools = [] if given is None else list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"{where} has tools that are no list of objects.")
     return tools or None

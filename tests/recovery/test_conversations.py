@@ -114,6 +114,8 @@ def test_self_instruct():
         ({"messages": ["w1", "w2"]}, "has messages that are no list of objects"),
         ({"messages": turns("w1", "w2"), "tools": "w3"}, "has tools that are no list of objects"),
         ({"messages": turns("w1", "w2"), "tools": ["w3"]}, "has tools that are no list of objects"),
+        ({"messages": turns("w1", "w2"), "tools": "3"}, "has tools that are no list of objects"),
+        ({"messages": turns("w1", "w2"), "tools": 3}, "has tools that are no list of objects"),
     ],
 )
 def test_rows_in_which_nobody_answers(row, message):

@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from recovering import turns
@@ -155,7 +156,7 @@ def test_answers_beside_their_content_count(chat_tokenizer):
     assert len(ids) == len(labels)
 
 
-@pytest.mark.parametrize("given", [list, json.dumps])
+@pytest.mark.parametrize("given", [list, json.dumps, np.array])
 def test_templates_are_told_of_tools(given, chat_tokenizer):
     chat_tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool.name }} {% endfor %}" + CHAT
     rows = [{"messages": turns("w10", "w11"), "tools": given([{"name": "w50"}])}, {"messages": turns("w12", "w13")}]
