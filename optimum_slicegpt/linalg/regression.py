@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .moments import add_products_, mirror_, wide
-from .ridge import best_strength, energies, factorise
+from .ridge import best_strength, energies, factorise, solve_factored
 
 
 TOKENS_AT_ONCE = 4096
@@ -164,7 +164,7 @@ class LeastSquares:
         gram, cross = self._over_all_tokens()
         unit = energies(gram).sqrt()
         missing = (cross - gram @ prior) / unit[:, None]
-        change = torch.cholesky_solve(missing.float(), factorise(gram, unit, strength))
+        change = solve_factored(factorise(gram, unit, strength), missing.float())
         return prior + change.double() / unit[:, None]
 
     def solve_positive(self) -> Tensor:

@@ -59,10 +59,13 @@ def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
     """
     judged = torch.arange(0, prior.shape[1], max(1, prior.shape[1] // JUDGED_OUTPUTS), device=prior.device)
     unit = energies(gram[0]).sqrt()
-    missing, *wanted = ((cross[..., judged] - gram @ prior[:, judged]) / unit[:, None]).float()
+    start, goals = (prior[:, judged] * unit[:, None]).float(), (cross[..., judged] / unit[:, None]).float()
+    missing = goals[0] - in_units(gram[0], unit) @ start
     # Of a group with very few tokens none is held out.
-    pairs = [
-        (in_units(each, unit), goal) for each, goal in zip(gram[1:], wanted, strict=True) if each.diagonal().any()
+    held_out = [
+        (each, goal - each @ start)
+        for each, goal in ((in_units(gram[index], unit), goals[index]) for index in range(1, len(gram)))
+        if each.diagonal().any()
     ]
 
     first = best = STRENGTHS.index(FIRST_STRENGTH)
@@ -75,7 +78,7 @@ def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
     def loss(index):
         nearby = first if abs(index - first) <= REACH else index
         change = changes_near(nearby)(STRENGTHS[index] - STRENGTHS[nearby])
-        return max((((each @ change - 2 * goal) * change).sum().item() for each, goal in pairs), default=0.0)
+        return max((((each @ change - 2 * goal) * change).sum().item() for each, goal in held_out), default=0.0)
 
     for step in (-1, 1):
         while 0 <= best + step < len(STRENGTHS) and loss(best + step) < loss(best):
@@ -102,7 +105,7 @@ def solutions_nearby(factor: Tensor, right: Tensor) -> Callable[[float], Tensor]
     length = right.norm(dim=0)
     rows = nn.functional.normalize(right.T)
     for step in range(steps):
-        basis[:, step], images[:, step] = rows, torch.cholesky_solve(rows.T, factor).T
+        basis[:, step], images[:, step] = rows, solve_factored(factor, rows.T).T
         rows = images[:, step]
         for _ in range(2):  # Once would leave too much of the rounding errors.
             rows = nn.functional.normalize(rows - ((basis @ rows[..., None]).mT @ basis)[:, 0])
@@ -132,3 +135,9 @@ def factorise(gram: Tensor, unit: Tensor, strength: float) -> Tensor:
     damped = in_units(gram, unit)
     damped.diagonal().add_(strength)
     return torch.linalg.cholesky(damped.mT, out=damped.mT)  # in its place: LAPACK goes down the columns
+
+
+def solve_factored(factor: Tensor, right: Tensor) -> Tensor:
+    """Solves `L Lᵀ X = right` for X `(n, k)`, by Cholesky's factor L `(n, n)`, which is not copied."""
+    found = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, found, upper=True)
