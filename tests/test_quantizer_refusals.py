@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
 import optimum_slicegpt
 from optimum_slicegpt import SliceGPTConfig
-from optimum_slicegpt.slicing.methods.refit import FittedStream
+from optimum_slicegpt.slicing.methods.fitted_stream import FittedStream
 from optimum_slicegpt.slicing.skeleton import build_sliced, replace_in_place
 from optimum_slicegpt.slicing.statistics import DensePass
 

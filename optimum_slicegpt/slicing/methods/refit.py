@@ -18,8 +18,7 @@ follows sequential layer-wise pruning, as in SparseGPT (Frantar and Alistarh, 20
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,63 +26,23 @@ from torch import Tensor, nn
 
 from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, mirror_, moved, root_mean_square
 from ...linalg.regression import LeastSquares, bytes_needed, token_stride
-from ...modeling.contexts import inputs_recorded, placed, room_on
+from ...modeling.contexts import placed, room_on
 from ...modeling.weights import eps_of
 from ...planning.sizes import most_inputs
 from ..parts import Fit, timed
 from ..post_norms import PostNorm, set_post_gain
 from ..statistics import new_moment
-from ..streams import SlicedStream
-from ..writing import reader_map, writer_map
+from ..writing import reader_map
+from .fitted_stream import FittedStream, residual
 from .refine import STEP_TOKENS, Goal, Refinement, number_of_steps
 
 
 if TYPE_CHECKING:
     from ..pairs import BlockPair
-    from ..streams import Batch
 
 
 LEAST_GROWTH = 1e-4
 """Least growth of an output in front of a norm, squared: the gain behind it becomes at most 100 times as large."""
-
-
-class FittedStream(SlicedStream):
-    """The sliced stream, which a block leaves by the weights that were fitted."""
-
-    @timed("forward")
-    def start(self, x, basis) -> None:
-        run = self.run
-        matrix = writer_map(run, basis).to(run.dtype)
-        run.state.z = [run.keep(value.to(run.device) @ matrix) for value in x.values]
-
-    @contextmanager
-    def reading(self, block: BlockPair) -> Iterator[Callable[[Batch, Tensor], Tensor]]:
-        """
-        Yields a function that takes the stream `(B, T, k)` of a batch into a block whose readers are written. It
-        returns what the writers read `(B, T, inputs)`, side by side, followed by a one if they have a bias.
-        """
-        run, sliced = self.run, block.sliced
-        writers = sliced.writers()
-        factors = {writer.module: factor for writer, factor in zip(writers.values(), sliced.multipliers, strict=True)}
-        ones = any(writer.bias is not None for writer in writers.values())
-        silent = [*factors, *filter(None, [sliced.post_norm])]
-
-        def inputs_of(batch, stream):
-            block.output(stream, batch)
-            parts = [seen[module] if factor == 1 else seen[module] * factor for module, factor in factors.items()]
-            parts += [torch.ones_like(stream[..., :1])] * ones
-            return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-
-        with placed(sliced.layer, run.device, run.dtype), inputs_recorded(silent) as seen:
-            yield inputs_of
-
-    @timed("forward")
-    def leave(self, block, here, there, shortcut) -> None:
-        run = self.run
-        with placed(block.sliced.layer, run.device, run.dtype):
-            for position, (batch, value) in enumerate(zip(run.batches, self.values, strict=True)):
-                stream = value.to(run.device)
-                self.values[position] = run.keep(block.output(stream, batch) + residual(stream, shortcut))
 
 
 class Refit(Fit):
@@ -290,8 +249,3 @@ def _goal(batch, wanted, dense, sliced, shortcut) -> dict:
     """Returns what a block should write, `y` `(tokens, k')`, and the `weight` of each token `(tokens, 1)`."""
     y = wanted.float() - residual(sliced, shortcut)
     return {"y": y, "weight": batch.place.weight / root_mean_square(dense)}
-
-
-def residual(stream: Tensor, shortcut: Tensor | None) -> Tensor:
-    """Returns what the residual connection makes of a stream: `stream @ shortcut`, or the stream itself."""
-    return stream if shortcut is None else stream @ shortcut.to(stream)
