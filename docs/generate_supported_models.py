@@ -81,12 +81,13 @@ below, those that load as one of them, and the text models of [models of images 
 
 {towers}
 
-Their text models are sliced: those that a row above describes (Llama, Mistral, Qwen2, Gemma, ...), and Qwen2-VL's
-own, which no language model has. What encodes images stays as it is, and so do the table and the head: images enter
-the residual stream beside the table. One projection leads from both to the narrower stream, another back to the head.
-The result is of its stock class, around a sliced text model, or of one derived from it where the stock class takes one
-kind of text model only. It loads with `AutoModelForImageTextToText` once `optimum_slicegpt` is imported. Calibration
-data may be what the model's processor returns, images included:
+Their text models are sliced: those that a row above describes (Llama, Mistral, Qwen2, Gemma, ...), and the own ones of
+Qwen2-VL and Qwen3-VL, which no language model has. What encodes images stays as it is, and so do the table and the
+head: images enter the residual stream beside the table. One projection leads from both to the narrower stream, another
+back to the head. Where further features join the stream behind the first layers (Qwen3-VL), what writes them becomes
+as narrow as the stream is there. The result is of its stock class, around a sliced text model, or of one derived from
+it where the stock class takes one kind of text model only. It loads with `AutoModelForImageTextToText` once
+`optimum_slicegpt` is imported. Calibration data may be what the model's processor returns, images included:
 
 <!-- not run: an excerpt -->
 ```python

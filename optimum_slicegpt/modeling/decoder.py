@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .contexts import inputs_seen
-from .families import family_of, num_neurons
+from .families import deep_writers, family_of, num_neurons
 from .family import Block, Family, has
 from .weights import Reader, Writer, body_of, whole_of
 
@@ -174,6 +174,12 @@ class Decoder:
             around.extend(child for child in front.children() if self.body not in child.modules())
             around.append(nn.ParameterList(front.parameters(recurse=False)))
         return around
+
+    def deep_writers(self, site: int) -> dict[str, Writer]:
+        """Returns the weights of the model of images and text around this one that write before a site, by name."""
+        whole = whole_of(self.model)
+        names = {} if whole is None else deep_writers(whole.config, whole.base_model)
+        return {names[site]: Writer(whole.base_model, names[site])} if site in names else {}
 
     # Names, as `model.get_submodule` takes them
 

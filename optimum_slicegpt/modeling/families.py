@@ -7,41 +7,43 @@ and know no other names. The rows are in files of their kind, which travel with 
 """
 
 from dataclasses import replace
+from functools import partial
+from itertools import count, takewhile
 
 from .families_experts import EXPERTS
 from .families_hybrid import HYBRID
 from .families_layer_norm import LAYER_NORM
 from .families_post_norm import POST_NORM
 from .families_rms_norm import RMS_NORM
-from .family import Family
+from .family import Family, Tower, has
 
 
 FAMILIES: dict[str, Family] = RMS_NORM | POST_NORM | EXPERTS | HYBRID | LAYER_NORM
 """Rows of the families that can be sliced, by `model_type`."""
 
-TOWERS: dict[str, str] = dict.fromkeys(
-    (
-        *("llava", "llava_next", "llava_onevision", "vipllava", "paligemma", "mistral3", "internvl", "aya_vision"),
-        *("cohere2_vision", "lfm2_vl", "lighton_ocr", "got_ocr2", "ovis2", "gemma3", "aria", "qwen3_5", "qwen3_5_moe"),
-        *("qwen2_vl", "qwen2_5_vl"),
+TOWERS: dict[str, Tower] = {
+    **dict.fromkeys(
+        (
+            *("llava", "llava_next", "llava_onevision", "vipllava", "paligemma", "mistral3", "internvl", "aya_vision"),
+            *("cohere2_vision", "lfm2_vl", "lighton_ocr", "got_ocr2", "ovis2", "gemma3", "aria"),
+            *("qwen3_5", "qwen3_5_moe", "qwen2_vl", "qwen2_5_vl"),
+        ),
+        Tower(),
     ),
-    "language_model",
-) | dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "text_model")
-"""Models of images and text that hold a text model of any family, and its name in their base model."""
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), Tower(deep_writers="visual.deepstack_merger_list.{}.linear_fc2")),
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), Tower("text_model")),
+}
+"""Models of images and text that hold a text model of any family, by `model_type`."""
 
 POST_LAYER_NORM = "its norms act on the residual stream itself, so that no connection leads around them"
 PER_LAYER = "its layers read embeddings of their own beside the residual stream"
 EXPERTS_BEHIND = "the norms behind its experts need writers that are fitted, and experts are not fitted"
 NORMS_BEHIND = "it has norms behind its blocks, in an arrangement that no row describes yet"
 WHOLE = "it is a model of images and text; load it with AutoModelForImageTextToText, and slice it in memory (compress)"
-DEEP = (
-    "it is a model of images and text, and features of images enter its residual stream behind its first layers, too"
-)
 PER_CHANNEL = "it scales the residual stream channel by channel, which does not commute with a rotation"
 NOT_SLICEABLE: dict[str, str] = {
     **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), PER_LAYER),
     **dict.fromkeys(("gemma4_unified", "gemma4_unified_text"), PER_LAYER),
-    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), DEEP),
     "flex_olmo": EXPERTS_BEHIND,
     **dict.fromkeys(("olmo_hybrid", "afmoe", "axk1", "beam", "kolibri1", "lfm3"), NORMS_BEHIND),
     "openai-gpt": POST_LAYER_NORM,
@@ -77,6 +79,25 @@ def family_of(config) -> Family:
         if getattr(config, key) == value:
             family = replace(family, **changes)
     return family
+
+
+def deep_writers(config, base) -> dict[int, str]:
+    """
+    Returns the names of the weights that add features of images to the stream of a text model behind its layers.
+
+    Args:
+        config (`PreTrainedConfig`): of a model of images and text, whose text model is dense or sliced.
+        base (`nn.Module`): its base model.
+
+    Returns:
+        `dict[int, str]`: names in the base model, by the site that reads the sum.
+    """
+    pattern = TOWERS[config.model_type.removeprefix("sliced_")].deep_writers
+    if not pattern:
+        return {}
+    family, step = family_of(config.text_config), len(family_of(config.text_config).blocks)
+    sites = range(step, family.num_sites(config.text_config), step)
+    return dict(zip(sites, takewhile(partial(has, base), map(pattern.format, count())), strict=False))
 
 
 def begin_tokens(config) -> list[int]:

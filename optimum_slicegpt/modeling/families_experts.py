@@ -14,6 +14,7 @@ EXPERTS: dict[str, Family] = {
         narrower=(StockClass(multiple_of=8, only="transformers, vLLM, llama.cpp"),),
     ),
     "qwen3_moe": Family(**MIXED, narrower=(StockClass(multiple_of=8),)),
+    "qwen3_vl_moe_text": Family(**MIXED, narrower=()),
     "olmoe": Family(**STACKED, narrower=()),
     "minimax_m2": Family(**STACKED, narrower=IN_EIGHTS),
     "granitemoe": Family(

@@ -26,6 +26,7 @@ RMS_NORM: dict[str, Family] = {
     "qwen2_vl_text": Family(narrower=()),
     "qwen2_5_vl_text": Family(narrower=()),
     "qwen3": Family(),
+    "qwen3_vl_text": Family(narrower=()),
     "smollm3": Family(),
     "phi3": Family(
         attn_readers=("self_attn.qkv_proj",),

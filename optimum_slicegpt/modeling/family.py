@@ -223,6 +223,22 @@ class Family:
         return pairs + [(0, last, self.ends_meet)] * (self.ends_meet is not None and not tied)
 
 
+@dataclass(frozen=True)
+class Tower:
+    """
+    The text model inside a model of images and text. All names are relative to the base model.
+
+    Args:
+        name (`str`): of the text model.
+        deep_writers (`str`):
+            Names of weights that add features of images to its stream, one for each of its first layers, behind which
+            it does: `{}` stands for the number of the layer. Empty where images enter beside the table alone.
+    """
+
+    name: str = "language_model"
+    deep_writers: str = ""
+
+
 # What rows of several files share
 
 IN_TRANSFORMERS = (StockClass(only="transformers"),)

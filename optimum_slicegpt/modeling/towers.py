@@ -45,7 +45,7 @@ def text_tower(whole: PreTrainedModel) -> PreTrainedModel:
             attn_implementation=own._attn_implementation,
             experts_implementation=own._experts_implementation,
         )
-    setattr(tower, tower.base_model_prefix, getattr(whole.base_model, TOWERS[whole.config.model_type]))
+    setattr(tower, tower.base_model_prefix, getattr(whole.base_model, TOWERS[whole.config.model_type].name))
     setattr(tower, family.head, head)
     tower.generation_config, tower.training = whole.generation_config, whole.training
     vars(tower)["_whole"] = whole  # It is no module of the tower, because the tower's modules are among its own.

@@ -134,6 +134,11 @@ def whole_of(model: nn.Module) -> nn.Module | None:
     return vars(model).get("_whole")
 
 
+def deep_values(tower: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Returns weights and biases, by name, for what writes to the stream of a sliced text tower from around it."""
+    return vars(tower).setdefault("_deep_values", {})
+
+
 def is_among(parameter: str, weights: set[str]) -> bool:
     """Tells whether a parameter is one of some weights, or the bias beside one. Routers may have another, too."""
     owner, _, key = parameter.rpartition(".")

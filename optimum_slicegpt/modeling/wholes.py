@@ -13,8 +13,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .families import TOWERS
+from .families import TOWERS, deep_writers
 from .modeling_sliced import Undefined
+from .weights import Writer, deep_values
 
 
 class SlicedWholeConfigMixin:
@@ -27,14 +28,16 @@ class SlicedWholeConfigMixin:
 
 
 class SlicedWholeMixin:
-    """What a model needs whose code builds a dense text model, whatever its configuration says."""
+    """What a model needs whose code builds a dense text model, or writes to one, whatever its configuration says."""
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        name = TOWERS[config.model_type.removeprefix("sliced_")]
+        name = TOWERS[config.model_type.removeprefix("sliced_")].name
         if type(getattr(self.base_model, name)) is not MODEL_MAPPING[type(config.text_config)]:
             setattr(self.base_model, name, AutoModel.from_config(config.text_config))
-            self.post_init()
+        for site, name in deep_writers(config, self.base_model).items():
+            Writer(self.base_model, name).resize(config.text_config.widths[site])
+        self.post_init()
 
 
 @cache
@@ -66,7 +69,10 @@ def put_back(whole: PreTrainedModel, sliced: PreTrainedModel) -> None:
         sliced (`PreTrainedModel`): what became of its [`towers.text_tower`].
     """
     config, model_type = whole.config, whole.config.model_type
-    setattr(whole.base_model, TOWERS[model_type], sliced.base_model)
+    setattr(whole.base_model, TOWERS[model_type].name, sliced.base_model)
+    for name, values in deep_values(sliced).items():
+        writer = Writer(whole.base_model, name)
+        writer.set(*values, like=writer.weight)
     whole.set_output_embeddings(sliced.get_output_embeddings())
     config.text_config = sliced.config
     if config.sub_configs["text_config"] is not AutoConfig:

@@ -28,7 +28,7 @@ from .run import Run
 from .state import SlicedResult
 from .statistics import measuring_steps
 from .streams import DenseStream, SlicedStream
-from .writing import write_embeddings, write_head, write_readers, write_shortcut, write_writers
+from .writing import write_deep_writers, write_embeddings, write_head, write_readers, write_shortcut, write_writers
 
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def slice_in_turns(run: Run, first: Run, streams: list[DenseStream]) -> Iterator
                 z.enter(block, here)  # for axes that are found on it: the paper's
                 there = axes.find(block.site + 1, here, x, z)  # equation 8; k of D axes, equation 9
                 write_writers(run, block, there, x)  # equations 5 and 6
+                write_deep_writers(run, block.site + 1, there)
                 shortcut = write_shortcut(run, block, here, there)  # figure 4
                 fit.writers(block, there, shortcut, x, z)  # they follow x; fewer neurons
                 z.leave(block, here, there, shortcut)

@@ -93,11 +93,11 @@ class Computation:
         tables = placed(self.dense.front_modules(), self.device, self.dense.model.dtype)
         with self.loaded(*around), self.phase("forward"), tables:
             started = [
-                first_stream(self.dense, padded_behind(inputs), place, self.device, self.dtype)
+                first_stream(self, padded_behind(inputs), place)
                 for inputs, place in zip(self.token_batches, self.places, strict=True)
             ]
             self.batches = [batch for _, batch in started]
-            return [self.keep(stream) for stream, _ in started]
+            return [stream for stream, _ in started]
 
     @contextmanager
     def loaded(self, *names: str) -> Iterator[None]:

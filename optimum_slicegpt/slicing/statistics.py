@@ -128,7 +128,7 @@ class DensePass:
             for batch, count, value in zip(self._batches, self._counts, statistics.streams[-1], strict=True):
                 stream = value.to(run.device)
                 with inputs_seen([each for each in watched if each is not None]) as seen:
-                    streams = run.dense.layer_streams(index, stream, batch.layer_kwargs[index])
+                    streams = batch.layer_streams(run.dense, index, stream)
                 streams = [stream] * len(first) + run.dense.site_streams(streams, stream)
                 if self._costs:
                     neurons, *divided = (each.view(*stream.shape[:2], -1) for each in (*seen.values(), streams[-1]))
@@ -178,7 +178,7 @@ class DensePass:
             for batch, count, value, above in measured:
                 start = value.to(run.device).detach().requires_grad_()
                 with torch.enable_grad():
-                    *inside, after = run.dense.layer_streams(index, start, batch.layer_kwargs[index])
+                    *inside, after = batch.layer_streams(run.dense, index, start)
                     gradients = torch.autograd.grad(after, [start, *inside], above.to(run.device))
                 streams = [start, *run.dense.site_streams(inside, start)]
                 gradients = run.dense.site_streams(gradients, start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from .state import Basis
 if TYPE_CHECKING:
     from ..modeling.decoder import Decoder
     from .pairs import BlockPair
-    from .run import Run
+    from .run import Computation, Run
 
 
 @dataclass
@@ -37,55 +37,84 @@ class Batch:
         layer_kwargs (`list[dict]`): the arguments of every decoder layer: mask, positions.
         inputs (`dict[str, torch.Tensor]`): the tokens, and their mask if there is one, where layers compute.
         place ([`Place`]): among all calibration tokens.
+        joining (`dict[int, Any]`):
+            What the model itself adds to the dense stream at sites behind layers, if it does: a tensor `(B, T, D)` for
+            each such site, as `run.keep` has it.
     """
 
     real: dict[str, Tensor] | None
     layer_kwargs: list[dict]
     inputs: dict[str, Tensor]
     place: Place = Place()
+    joining: dict[int, Any] = field(default_factory=dict)
 
     def tokens(self, values: Tensor, sampled: slice = slice(None)) -> Tensor:
         """Returns values `(B, T, ...)` of positions that are no padding, all or the `sampled`, as `(tokens, ...)`."""
         values = values.flatten(0, 1)
         return values[sampled] if self.real is None else values[self.real[values.device.type][sampled]]
 
+    def joined(self, site: int, stream: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """
+        Adds to a stream what joins it at a site, in the basis of the stream.
 
-def first_stream(
-    dense: Decoder, inputs: dict[str, Tensor], place: Place, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Batch]:
+        Args:
+            site (`int`): where it joins.
+            stream (`torch.Tensor` of shape `(B, T, k)`): as the blocks before the site leave it.
+            matrix (`torch.Tensor` of shape `(D, k)`, *optional*): by which weights are multiplied that write it.
+        """
+        if site not in self.joining:
+            return stream
+        joining = self.joining[site].to(stream.device)
+        return stream + (joining if matrix is None else joining @ matrix.to(joining))
+
+    def layer_streams(self, dense: Decoder, index: int, stream: Tensor) -> list[Tensor]:
+        """Computes the dense stream at each site behind a block of a layer, see [`Decoder.layer_streams`]."""
+        *between, after = dense.layer_streams(index, stream, self.layer_kwargs[index])
+        return [*between, self.joined((index + 1) * len(dense.family.blocks), after)]
+
+
+def first_stream(run: Computation, inputs: dict[str, Tensor], place: Place) -> tuple[Any, Batch]:
     """
     Computes the stream at the first site of a dense model, and records what its layers are called with.
 
     Args:
-        dense ([`Decoder`]): the dense model; its tables and what positions need are on the device.
+        run ([`Computation`]): whose dense model it is; its tables and what positions need are where it computes.
         inputs (`dict[str, torch.Tensor]`): `input_ids` `(B, T)`, perhaps `attention_mask` `(B, T)`, perhaps images.
         place ([`Place`]): of the batch.
-        device (`torch.device`), dtype (`torch.dtype`): in which the layers will compute.
 
     Returns:
-        `tuple`: the stream `(B, T, D)`, centred where the family's norms would do that, and its [`Batch`].
+        `tuple`: the stream `(B, T, D)`, as `run.keep` has it, centred where the family's norms would do that, and its
+        [`Batch`].
     """
+    dense, device, dtype = run.dense, run.device, run.dtype
     family = dense.family
     names = tuple(inspect.signature(dense.layers[0].forward).parameters)[1:]
-    calls = []
+    calls, returned = [], []
 
     def record(hidden_states, *args, **kwargs):
         calls.append((hidden_states, args, kwargs))
-        return (hidden_states, None) if family.returns_tuple else hidden_states
+        returned.append(hidden_states.new_zeros(1).expand_as(hidden_states))
+        return (returned[-1], None) if family.returns_tuple else returned[-1]
 
     mask, inputs = inputs.get("attention_mask"), send_to_device(inputs, device)
-    with layers_replaced(dense, record):
+    with layers_replaced(dense, record), inputs_seen([dense.final_norm]) as seen:
         dense.front(**_cast(inputs, dense.model.dtype), use_cache=False)
-    stream = calls[0][0].to(dtype, copy=True)
-    if family.layer_norm:
-        stream -= stream.mean(-1, keepdim=True)
+    # Layers return zeros, so what is received behind one is what the model itself adds there.
+    received = [*(stream for stream, _, _ in calls), seen[dense.final_norm]]
+    behind = [
+        index for index, zeros in enumerate(returned, 1) if received[index] is not zeros and received[index].any()
+    ]
+    streams = [received[index].to(dtype, copy=True) for index in (0, *behind)]
+    first, *joining = map(run.keep, dense.site_streams(streams, streams[0]))
+    sites = [index * len(family.blocks) for index in behind]
     inputs = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
     real = None
     if mask is not None:
         positions = mask.to("cpu").flatten().nonzero().squeeze(1)
         real = {"cpu": positions, device.type: positions.to(device)}
     layer_kwargs = [dict(zip(names, args, strict=False)) | kwargs for _, args, kwargs in calls]
-    return stream, Batch(real, _cast(layer_kwargs, dtype), inputs, place)
+    batch = Batch(real, _cast(layer_kwargs, dtype), inputs, place, dict(zip(sites, joining, strict=True)))
+    return first, batch
 
 
 def padded_behind(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -184,7 +213,7 @@ class DenseStream:
         with placed(block.dense.layer, run.device, run.dtype), inputs_seen([norm for norm, _ in behind]) as seen:
             for batch, value in zip(run.batches, self.values, strict=True):
                 stream = value.to(run.device)
-                streams = dense.layer_streams(index, stream, batch.layer_kwargs[index])
+                streams = batch.layer_streams(dense, index, stream)
                 for (values, _), each in zip(after, dense.site_streams(streams, stream), strict=True):
                     values.append(run.keep(each))
                 for norm, outputs in behind:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..linalg.moments import compose, moved
-from ..modeling.weights import Reader, Writer, has_bias
+from ..modeling.weights import Reader, Writer, deep_values, has_bias
 from .post_norms import PostNorm, set_post_gain
 
 
@@ -67,6 +67,13 @@ def write_writers(run: Run, block: BlockPair, there: Basis, x: DenseStream) -> N
             set_post_gain(run, block, post_norm.gain)
         for source, target in block.writers():
             set_writer(target, source, matrix, like=run.at_rest)
+
+
+def write_deep_writers(run: Run, site: int, there: Basis) -> None:
+    """Writes the weights around a text tower that add features of images to its stream at a site, if there are any."""
+    with run.phase("compose"):
+        for name, source in run.dense.deep_writers(site).items():
+            deep_values(run.sliced.model)[name] = written(source, writer_map(run, there), run.at_rest.dtype)
 
 
 def write_shortcut(run: Run, block: BlockPair, here: Basis, there: Basis) -> Tensor | None:
@@ -139,8 +146,13 @@ def set_readers(run: Run, norm: NormPair, matrix: Tensor) -> None:
 
 def set_writer(target: Writer, source: Writer, matrix: Tensor, like: Tensor) -> None:
     """Sets a writer to the product of the dense one `(..., in, D)` and a matrix `(D, k)`, stored as `like` is."""
+    target.set(*written(source, matrix, like.dtype), like=like)
+
+
+def written(source: Writer, matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Returns the products of a dense writer's weight, in a dtype, and of its bias, and a matrix `(D, k)`."""
     bias = None if source.bias is None else source.bias.to(matrix) @ matrix
-    target.set(compose(source.weight, matrix, like.dtype), bias, like=like)
+    return compose(source.weight, matrix, dtype), bias
 
 
 def set_linear(run: Run, target: nn.Linear, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -21,6 +21,8 @@ OVIS = ENCODER | {"image_size": 16, "patch_size": 4, "hidden_stride": 2}
 OVIS |= {"vocab_size": 29, "num_visual_indicator_tokens": 5}
 QWEN = {"hidden_size": 36, "intermediate_size": 20, "depth": 2, "num_heads": 3, "patch_size": 4}
 QWEN |= {"out_hidden_size": HIDDEN, "num_position_embeddings": 16, "spatial_merge_size": 2}
+DEEP = QWEN | {"deepstack_visual_indexes": [0, 1]}
+"""Two levels of features join the stream: behind the first two of three layers, or behind the only two."""
 QWEN2 = {"depth": 2, "embed_dim": 36, "hidden_size": HIDDEN, "num_heads": 3, "mlp_ratio": 1, "patch_size": 4}
 QWEN2_5 = {"depth": 2, "hidden_size": 36, "out_hidden_size": HIDDEN, "num_heads": 3, "intermediate_size": 20}
 QWEN2_5 |= {"patch_size": 4, "window_size": 8, "fullatt_block_indexes": [1]}
@@ -89,6 +91,8 @@ IMAGE_MODELS = {
     "qwen3_5_moe": Tiny("qwen3_5_moe_text", {"vision_config": QWEN}, 4, (16, 96), GRID, "mm_token_type_ids"),
     "qwen2_vl": Tiny("qwen2_vl_text", {"vision_config": QWEN2}, 4, (16, 96), GRID, "mm_token_type_ids"),
     "qwen2_5_vl": Tiny("qwen2_5_vl_text", {"vision_config": QWEN2_5}, 4, (16, 96), GRID, "mm_token_type_ids"),
+    "qwen3_vl": Tiny("qwen3_vl_text", {"vision_config": DEEP}, 4, (16, 96), GRID, "mm_token_type_ids"),
+    "qwen3_vl_moe": Tiny("qwen3_vl_moe_text", {"vision_config": DEEP}, 4, (16, 96), GRID, "mm_token_type_ids"),
     "idefics2": Tiny(
         "mistral",
         {"vision_config": SIGLIP | {"model_type": "idefics2_vision"}, "perceiver_config": PERCEIVER},
@@ -127,9 +131,9 @@ def build_whole(name: str, dtype=torch.float64, **text):
     return whole.to(dtype).eval()
 
 
-def seen_and_read(name: str, dtype=torch.float64, seed=1):
+def seen_and_read(name: str, dtype=torch.float64, seed=1, length=40):
     """Draws two texts with an image in each, as a processor returns them."""
-    tiny, ids = IMAGE_MODELS[name], tokens(length=40, seed=seed)
+    tiny, ids = IMAGE_MODELS[name], tokens(length=length, seed=seed)
     ids[:, 5 : 5 + tiny.num_tokens] = IMAGE
     torch.manual_seed(seed)
     pixels = torch.randn(2, *tiny.pixels, dtype=dtype)

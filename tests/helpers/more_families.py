@@ -165,8 +165,10 @@ POST_NORM = {
 }
 """Families with norms behind their blocks, with which no rotation commutes."""
 
-HEADLESS = dict.fromkeys(
-    ("qwen2_vl_text", "qwen2_5_vl_text"),
-    WHOLE | {"num_key_value_heads": 1, "rope_parameters": ROPE | {"mrope_section": [2, 3, 3]}},
-)
+MROPE = {"rope_parameters": ROPE | {"mrope_section": [2, 3, 3]}}
+HEADLESS = {
+    **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text"), WHOLE | {"num_key_value_heads": 1} | MROPE),
+    "qwen3_vl_text": GROUPED | MROPE | {"num_hidden_layers": 3},
+    "qwen3_vl_moe_text": MIXED | MROPE,
+}
 """Text models of models of images and text, which have no class with a head."""

@@ -55,7 +55,8 @@ class FittedStream(SlicedStream):
         with placed(block.sliced.layer, run.device, run.dtype):
             for position, (batch, value) in enumerate(zip(run.batches, self.values, strict=True)):
                 stream = value.to(run.device)
-                self.values[position] = run.keep(block.output(stream, batch) + residual(stream, shortcut))
+                stream = block.output(stream, batch) + residual(stream, shortcut)
+                self.values[position] = run.keep(batch.joined(block.site + 1, stream, there.write))
 
 
 def residual(stream: Tensor, shortcut: Tensor | None) -> Tensor:

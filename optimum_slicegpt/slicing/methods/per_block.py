@@ -92,7 +92,7 @@ class WideStream(SlicedStream):
                 stream = value.to(run.device)
                 output = block.output(stream, batch)
                 output[..., :width] += stream
-                self.values[position] = run.keep(output)
+                self.values[position] = run.keep(batch.joined(block.site + 1, output, matrix))
         if block.keeps_width:
             for reader in block.sliced.readers().values():
                 reader.set(reader.weight[..., :width], like=reader.weight)

@@ -164,7 +164,8 @@ class Refit(Fit):
                 stream = stream.to(run.device)
                 values = inputs_of(batch, stream), stream, *values
                 (given, sliced, dense, *y), sample = self._sample_tokens(batch, stride, *values)
-                goal = _goal(batch, dense @ matrix, dense, sliced, shortcut)
+                wanted = self._wanted(batch, stride, block.site + 1, dense, matrix)
+                goal = _goal(batch, wanted, dense, sliced, shortcut)
                 if post_norm is not None:
                     goal = post_norm.goal(goal["y"], goal["weight"], *y)
                 regression.add(given, **goal, **sample)
@@ -181,9 +182,19 @@ class Refit(Fit):
                     sliced = sliced.to(run.device)
                     beside.append(block.output(sliced, batch) - layer.mlp_output(sliced))
                 (sliced, dense, *beside), sample = self._sample_tokens(batch, stride, sliced, dense, *beside)
-                wanted = dense @ matrix - sum(beside)
+                wanted = self._wanted(batch, stride, block.site + 1, dense, matrix) - sum(beside)
                 goals.append(Goal(sliced, **_goal(batch, wanted, dense, sliced, shortcut), **sample))
         return Refinement(run, block, goals).train(self._steps)
+
+    def _wanted(self, batch, stride, site, dense, matrix) -> Tensor:
+        """
+        Returns what a block and its residual connection should put out together `(tokens, k')`: the dense stream at
+        every so many-th token, less what joins it there, along the axes that are kept.
+        """
+        if site in batch.joining:
+            (joining,), _ = self._sample_tokens(batch, stride, batch.joining[site])
+            dense = dense - joining
+        return dense @ matrix
 
     @timed("regression")
     def _divisor_growth(self, block, post_norm, fitted, x, z) -> Tensor:
