@@ -1,5 +1,6 @@
 """`optimum-cli slicegpt recover`."""
 
+import json
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,7 @@ from ..distributed import join_processes
 from ..recovery import RecoveryConfig, recover
 from ..recovery.trainer import uses_cpu
 from ..reports.model_card import model_card
-from ..storage.files import check_output, check_space, saving, written_aside
+from ..storage.files import RECORD, check_output, check_space, saving, written_aside
 from ..storage.tokenizers import save_tokenizer
 from .loading import check_device, load_config_and_tokenizer, load_model, silence
 from .printing import print_json, print_table
@@ -49,13 +50,15 @@ def run(args: Namespace) -> None:
     )
     if not processes.is_main_process:
         return
+    record = model.config.slicegpt["recovery"]
     with written_aside(output, args.overwrite) as folder:
         with saving(output):
             recovered.save_pretrained(folder)
             save_tokenizer(tokenizer, folder)
-            if not config.keep_adapter:
+            if config.keep_adapter:
+                (folder / RECORD).write_text(json.dumps({"recovery": record}, indent=1) + "\n", encoding="utf-8")
+            else:
                 model_card(model).save(folder / "README.md")
-    record = model.config.slicegpt["recovery"]
     if args.json:
         print_json({"model": args.model, "output": args.output, "recovery": record})
         return

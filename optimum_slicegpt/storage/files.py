@@ -17,6 +17,9 @@ PICTURES = {
 }
 """Files that a folder of a report's pictures holds."""
 
+RECORD = "slicegpt.json"
+"""File beside an adapter, which has no `config.json`: the record of the recovery that it comes from."""
+
 
 def check_output(output: Path, overwrite: bool = False) -> Path:
     """
@@ -58,9 +61,7 @@ def is_result(folder: Path) -> bool:
     config = folder / "config.json"
     if config.is_file():
         return '"slicegpt"' in config.read_text(encoding="utf-8")
-    return (folder / "adapter_config.json").is_file() or all(
-        path.is_file() and path.name in PICTURES for path in folder.iterdir()
-    )
+    return (folder / RECORD).is_file() or all(path.is_file() and path.name in PICTURES for path in folder.iterdir())
 
 
 def move_into_place(folder: Path, output: Path) -> None:

@@ -17,6 +17,7 @@ from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, recovery
 from optimum_slicegpt.commands import recover
 from optimum_slicegpt.recovery import configuration
 from optimum_slicegpt.recovery.trainer import RecoveryTrainer
+from optimum_slicegpt.storage.files import RECORD, is_result
 
 
 FIELDS = {
@@ -125,6 +126,7 @@ def test_the_adapter_is_kept_where_asked(files, arguments, tmp_path, name, archi
     model = AutoPeftModelForCausalLM.from_pretrained(folder)
     assert type(model.get_base_model()).__name__ == architecture
     assert AutoTokenizer.from_pretrained(folder)("w5").input_ids == [97, 5]
+    assert json.loads((folder / RECORD).read_text())["recovery"]["steps"] == 4 and is_result(folder)
 
 
 def test_a_teacher_is_learned_from(files, arguments, tmp_path, capsys):

@@ -86,7 +86,16 @@ def test_an_earlier_result_is_put_back_where_the_new_one_cannot_take_its_place(r
 
 
 @pytest.mark.parametrize(
-    "name", ["a.txt", "config.json", "pictures.png/a.txt", "10/config.json", "compress.yaml", "holiday.png"]
+    "name",
+    [
+        "a.txt",
+        "config.json",
+        "pictures.png/a.txt",
+        "10/config.json",
+        "compress.yaml",
+        "holiday.png",
+        "adapter_config.json",
+    ],
 )
 def test_nothing_but_results_is_replaced(name, tmp_path):
     file = tmp_path / "mine" / name
