@@ -60,9 +60,10 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         refit (`bool`, defaults to `True`):
             Whether each block's readers and writers are fitted, in order, so that the sliced stream follows the dense
             stream. The paper does not fit them.
-        refine (`int`, defaults to 30):
+        refine (`int`, *optional*):
             Steps for which each MLP is trained, once it is fitted, to write what its writer was fitted to; part of
-            `refit`. A step takes 2,048 tokens through one MLP. No token is taken more than four times.
+            `refit`. A step takes 2,048 tokens through one MLP. No token is taken more than four times. By default 30,
+            and more in proportion where there are more than 32,768 tokens, up to 120.
         metric (`str`, defaults to `"none"`):
             How deviations of the stream are weighted. `"none"`: all directions alike. `"fisher"`: by the second moment
             of the loss gradient, which takes a backward pass.
@@ -127,7 +128,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
     schedule: str = "uniform"
     rotation: str = "shared"
     refit: bool = True
-    refine: int = 30
+    refine: int | None = None
     metric: str = "none"
     architecture: str = "auto"
     round_to: int | None = None
@@ -173,8 +174,8 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
             value = getattr(self, key)
             holds = (value is None and key.startswith("round")) or (is_int(value) and value >= 1)
             self._require(key, holds, "give a positive integer")
-        holds = is_int(self.refine) and self.refine >= 0
-        self._require("refine", holds, "give a number of steps, 0 for none")
+        holds = self.refine is None or (is_int(self.refine) and self.refine >= 0)
+        self._require("refine", holds, "give a number of steps, 0 for none, or None for as many as pay")
         holds = self.own_tokens is None or (is_int(self.own_tokens) and self.own_tokens >= 0)
         self._require("own_tokens", holds, "give a number of tokens, 0 for none, or None for half of them")
         holds = self.seed is None or (is_int(self.seed) and self.seed >= 0)

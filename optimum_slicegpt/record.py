@@ -16,6 +16,7 @@ from transformers.utils import logging
 from .configuration import SliceGPTConfig
 from .modeling.decoder import Decoder
 from .planning.sizes import parameters_by_part
+from .slicing.methods.refine import number_of_steps
 
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ class Record:
 
     Args:
         base_model (`str`): public name of the dense model, see [`public_name`].
-        sparsity, parameter_reduction, fit_memory, context, mlp_sparsity, schedule, rotation, refit, refine, metric,
-        round_to, round_neurons_to, slice_head, orientation, seed, dtype: settings of [`SliceGPTConfig`].
+        sparsity, parameter_reduction, fit_memory, context, mlp_sparsity, schedule, rotation, refit, metric, round_to,
+        round_neurons_to, slice_head, orientation, seed, dtype: settings of [`SliceGPTConfig`].
+        refine (`int`): steps for which each MLP was trained, see [`number_of_steps`].
         architecture (`str`): `"stock"` for a class that transformers has, else `"sliced"`.
         embeddings (`str`): `"narrow"`, `"tied"` or `"sliced"`, see [`SlicePlan`].
         hidden_size (`int`): D of the dense model.
@@ -114,6 +116,7 @@ class Record:
 SETTINGS = (Record.__dataclass_fields__.keys() & SliceGPTConfig.__dataclass_fields__.keys()) - {
     "architecture",
     "embeddings",
+    "refine",
     "widths",
 }
 """Settings that are recorded as they were given."""
@@ -141,6 +144,7 @@ def record_run(
     record = Record(
         **{name: getattr(config, name) for name in SETTINGS},
         base_model=public_name(dense.name_or_path),
+        refine=number_of_steps(config.refine, batches.ntokens),
         architecture="sliced" if plan.stock_size is None else "stock",
         embeddings=plan.embeddings,
         hidden_size=plan.hidden_size,

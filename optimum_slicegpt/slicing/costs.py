@@ -19,7 +19,7 @@ from ..modeling.contexts import choose_dtype
 from ..modeling.decoder import Decoder
 from ..planning.sizes import most_inputs, product_size
 from ..planning.speed import flops_per_s
-from .methods.refine import STEP_TOKENS, number_of_steps
+from .methods.refine import STEP_TOKENS, number_of_steps, tokens_of
 from .statistics import AXES_TOKENS
 
 
@@ -167,7 +167,7 @@ class Costs:
     def _bytes_of_training(self):
         weights = 4 * self._trained_weights / len(self.dense.layers)  # with gradients and Adam's two averages
         step = STEP_TOKENS * (6 * max(self.inputs) + 4 * self.width)
-        tokens = min(self.tokens, self.steps * STEP_TOKENS) * 2 * self.width
+        tokens = min(self.tokens, tokens_of(self.steps)) * 2 * self.width
         return 4 * (weights + step + tokens) * (self.steps > 0)
 
     @property

@@ -215,7 +215,7 @@ def test_a_page_of_a_stock_result(tmp_path, capsys):
 
 
 def test_a_page_of_a_recovered_model_says_how(tmp_path, capsys):
-    model = build("llama", torch.float32).compress(SliceGPTConfig(sparsity=1 / 3, dataset=calibration()))
+    model = build("llama", torch.float32).compress(SliceGPTConfig(sparsity=1 / 3, refine=0, dataset=calibration()))
     model.config.slicegpt["recovery"] = {
         "steps": 1200,
         "settings": {"lora_rank": 32, "targets": ["q_proj", "k_proj"]},
@@ -231,7 +231,7 @@ def test_a_page_of_a_recovered_model_says_how(tmp_path, capsys):
     ]
     run("inspect", "--model", tmp_path / "recovered")
     printed = capsys.readouterr().out
-    assert "recovery:\n  settings: lora_rank 32, targets q_proj, k_proj\n  steps: 1,200\nrefine: 30\n" in printed
+    assert "recovery:\n  settings: lora_rank 32, targets q_proj, k_proj\n  steps: 1,200\nrefine: 0\n" in printed
     assert re.search(r"parameters by part:\n(  .*\n)*  after: attention [\d,]+, ", printed)
 
 

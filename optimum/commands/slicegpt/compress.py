@@ -203,7 +203,7 @@ class CompressCommand(SliceGPTSubcommand):
             "--refine",
             type=int,
             metavar="STEPS",
-            help="steps for which each MLP is trained once it is fitted (default: 30)",
+            help="steps for which each MLP is trained once it is fitted (default: 30, with more tokens up to 120)",
         )
         slicing.add_argument(
             "--metric",

@@ -36,8 +36,18 @@ if TYPE_CHECKING:
 STEP_TOKENS = 2048
 """Tokens of a step, of all processes together."""
 
-EPOCHS = 4
-"""Times that a step may come back to the tokens that are there; fewer tokens are learned by heart."""
+STEPS, ENOUGH_TOKENS, MOST_STEPS = 30, 32 * 1024, 120
+"""
+Steps by default, and the tokens from which on there are more, in proportion, up to the greatest number. Measured on
+SmolLM2: with these tokens twice as many steps gain a hundredth of the loss, with four times the tokens four times as
+many gain a twelfth.
+"""
+
+PASSES, EPOCHS = 2, 4
+"""
+Times that each token is taken where there are enough of them, which halves the memory that they need; and where there
+are not, the greatest number of times: fewer tokens are learned by heart.
+"""
 
 LEARNING_RATE = 1.5e-2
 """Largest learning rate, as a share of the root mean square of the matrix that is trained."""
@@ -69,15 +79,24 @@ class Goal:
     group: int
 
 
-def number_of_steps(asked: int, tokens: int) -> int:
+def number_of_steps(asked: int | None, tokens: int) -> int:
     """
-    Returns how many steps a calibration has tokens for.
+    Returns how many steps a calibration has tokens for: as many as are asked for, or as pay.
 
     Examples:
         >>> number_of_steps(40, tokens=32 * 1024), number_of_steps(40, tokens=8 * 1024)
         (40, 16)
+        >>> number_of_steps(None, tokens=32 * 1024), number_of_steps(None, tokens=128 * 2048)
+        (30, 120)
     """
+    if asked is None:
+        asked = min(max(STEPS, STEPS * tokens // ENOUGH_TOKENS), MOST_STEPS)
     return min(asked, EPOCHS * tokens // STEP_TOKENS)
+
+
+def tokens_of(steps: int) -> int:
+    """Returns the number of tokens that so many steps take, each of them [`PASSES`] times."""
+    return steps * STEP_TOKENS // PASSES
 
 
 class Refinement:

@@ -34,7 +34,7 @@ from ..post_norms import PostNorm, set_post_gain
 from ..statistics import new_moment
 from ..writing import reader_map
 from .fitted_stream import FittedStream, residual
-from .refine import STEP_TOKENS, Goal, Refinement, number_of_steps
+from .refine import Goal, Refinement, number_of_steps, tokens_of
 
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Refit(Fit):
     @timed("refine")
     def _refine(self, block, there, shortcut, x, z):
         run, layer, matrix, goals = self.run, block.sliced.layer, there.write.to(self.run.dtype), []
-        stride = max(1, run.num_tokens // (self._steps * STEP_TOKENS))
+        stride = max(1, run.num_tokens // tokens_of(self._steps))
         with placed(layer, run.device, run.dtype):
             for batch, sliced, dense in zip(run.batches, z.values, x.values, strict=True):
                 beside = []

@@ -41,6 +41,15 @@ def test_a_trained_mlp_follows_the_dense_model_better(name):
     assert longer < after < before
 
 
+def test_more_tokens_are_worth_more_steps(monkeypatch):
+    monkeypatch.setattr(refine, "STEPS", 2)
+    monkeypatch.setattr(refine, "ENOUGH_TOKENS", 32 * 48)
+    model, expected = sliced("llama", ENOUGH[:3], refine=None), sliced("llama", ENOUGH[:3], refine=6)
+    assert model.config.slicegpt["refine"] == 6
+    for one, other in zip(weights(model), weights(expected), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_half_precision_is_trained_in_float32():
     dense, name = build("llama"), "llama"
     before, after = (error(sliced(name, dtype=torch.bfloat16, refine=steps).float(), dense) for steps in (0, 40))
@@ -103,5 +112,5 @@ def test_streaming_gives_the_same(tmp_path):
 
 @pytest.mark.parametrize("value", [-1, 1.5, True])
 def test_steps_are_counted(value):
-    with pytest.raises(ValueError, match="refine=.* give a number of steps, 0 for none"):
+    with pytest.raises(ValueError, match="refine=.* give a number of steps, 0 for none, or None for as many"):
         SliceGPTConfig(refine=value)
