@@ -102,8 +102,10 @@ class Costs:
         stream, inputs = self.size * self.dtype.itemsize, max(self.inputs) * self.dtype.itemsize
         matrix = 8 * self.size**2
         self.state = tokens * stream * (2 if config.refit else 1) + 3 * matrix
-        # A refit keeps both streams, the dense one before a layer and after its blocks.
-        self.activations = tokens * stream * (4 if config.refit else 1)
+        # A refit keeps both streams, the dense one before a layer and after its blocks; then, in place of the one
+        # before, what the writers of attention read.
+        read = max((size for size, _ in self._read_once()), default=0) * self.dtype.itemsize
+        self.activations = tokens * (3 * stream + max(stream, read) if config.refit else stream)
         self.activations += tokens * 2 * stream * self.dense.family.post_norms  # What goes into the norms behind them.
         self.moments = self.sites * matrix * (self.measured + self.fisher)
         measuring = self.moments + tokens * stream
@@ -128,6 +130,12 @@ class Costs:
             if self.dense.family.post_norms:
                 yield self.width, 1
         yield reader
+
+    def _read_once(self):
+        """Yields the blocks whose writers' inputs are kept by a refit, and the number of these inputs."""
+        for inputs, block in zip(self.inputs, self.dense.blocks(), strict=True):
+            if self.dense.family.mlp_writer not in block.names.writers and not block.keeps_width:
+                yield inputs, block
 
     @property
     def _trained_weights(self):
@@ -223,6 +231,9 @@ class Costs:
     def _slicing_work(self):
         size, (dense, sliced) = self.size, self._forward_flops
         yield "forward", size, self.tokens * (dense + 2 * sliced if self.refit else sliced if self.per_block else 0)
+        for _, block in self._read_once() if self.refit else ():
+            rows = sum(reader.weight.shape[-2] for reader in block.readers().values())
+            yield "forward", size, -2 * self.tokens * rows * self.plan.widths[block.site]
         yield "forward", size, 2 * self.tokens * size * self.width * len(self.inputs) * self.refit
         yield "forward", size, 6 * self.steps * STEP_TOKENS * self._trained_weights
         yield "sums", size, self.tokens * 2 * size**2 * self.sites * self.per_block

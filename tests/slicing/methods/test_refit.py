@@ -12,6 +12,8 @@ from optimum_slicegpt.modeling.contexts import evaluating
 from optimum_slicegpt.modeling.decoder import Decoder
 from optimum_slicegpt.modeling.families import FAMILIES, family_of, num_neurons
 from optimum_slicegpt.slicing.compress import compress
+from optimum_slicegpt.slicing.methods.fitted_stream import FittedStream
+from optimum_slicegpt.slicing.pairs import BlockPair
 from optimum_slicegpt.slicing.run import Computation
 from optimum_slicegpt.slicing.state import Statistics
 from optimum_slicegpt.slicing.statistics import DensePass
@@ -74,6 +76,36 @@ def test_a_refit_follows_the_dense_model(name):
     settings = {"embeddings": "sliced", "dataset": data}  # A narrow matrix that is shared is not fitted.
     plain, refitted = (error(sliced(build(name), refit=refit, **settings), dense, ids) for refit in (False, True))
     assert refitted < plain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "granite", "falcon_h1", "mixtral", "phi"])
+def test_what_writers_of_attention_read_is_computed_once(name, monkeypatch):
+    """They are written from what was kept, as the block itself would write; those of MLPs compute it again."""
+    seen, output = [], BlockPair.output
+
+    def counted(block, stream, batch):
+        seen.append(block.dense.kind)
+        return output(block, stream, batch)
+
+    def compared(stream, block, *others):
+        kept, before = list(stream._given), list(stream.values)
+        leave(stream, block, *others)
+        left, stream.run.state.z, stream._given = stream.values, before, []
+        with monkeypatch.context() as uncounted:
+            uncounted.setattr(BlockPair, "output", output)
+            leave(stream, block, *others)
+        assert len(kept) == (len(stream.values) if block.dense.kind == "attn" else 0)
+        for found, expected in zip(left, stream.values, strict=True):
+            assert relative_error(found, expected) < 1e-5
+
+    leave = FittedStream.leave
+    monkeypatch.setattr(BlockPair, "output", counted)
+    monkeypatch.setattr(FittedStream, "leave", compared)
+    sliced(build(name), refine=0)
+    kinds = [block.kind for block in Decoder(build(name)).blocks()]
+    assert seen.count("attn") == kinds.count("attn") * 8
+    assert seen.count("parallel") == kinds.count("parallel") * 16
 
 
 @pytest.mark.parametrize("method", METHODS)
