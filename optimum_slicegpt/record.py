@@ -16,7 +16,7 @@ from transformers.utils import logging
 from .configuration import SliceGPTConfig
 from .modeling.decoder import Decoder
 from .planning.sizes import parameters_by_part
-from .slicing.methods.refine import number_of_steps
+from .slicing.methods.refine import steps_of
 
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Record:
         base_model (`str`): public name of the dense model, see [`public_name`].
         sparsity, parameter_reduction, fit_memory, context, mlp_sparsity, schedule, rotation, refit, metric, round_to,
         round_neurons_to, slice_head, orientation, seed, dtype: settings of [`SliceGPTConfig`].
-        refine (`int`): steps for which each MLP was trained, see [`number_of_steps`].
+        refine (`int`): steps for which each MLP was trained but those of experts; 0 if there are no others.
         architecture (`str`): `"stock"` for a class that transformers has, else `"sliced"`.
         embeddings (`str`): `"narrow"`, `"tied"` or `"sliced"`, see [`SlicePlan`].
         hidden_size (`int`): D of the dense model.
@@ -144,7 +144,7 @@ def record_run(
     record = Record(
         **{name: getattr(config, name) for name in SETTINGS},
         base_model=public_name(dense.name_or_path),
-        refine=number_of_steps(config.refine, batches.ntokens),
+        refine=steps_of(config, decoder, batches.ntokens),
         architecture="sliced" if plan.stock_size is None else "stock",
         embeddings=plan.embeddings,
         hidden_size=plan.hidden_size,

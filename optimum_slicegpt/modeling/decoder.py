@@ -53,6 +53,11 @@ class DecoderBlock:
         return any(writer.weight.ndim > 2 for writer in self.writers().values())
 
     @property
+    def has_dense_mlp(self) -> bool:
+        """Whether the block has the layer's MLP, and no experts."""
+        return self.family.mlp_writer in self.names.writers and not self.keeps_width
+
+    @property
     def multipliers(self) -> list[float]:
         """The numbers by which the outputs of the block's writers are multiplied, one for each."""
         common, own = self.family.residual_multiplier, dict(self.family.output_multipliers)

@@ -175,9 +175,7 @@ def list_settings(config: PreTrainedConfig, record: dict[str, Any]) -> dict[str,
         "Reduction asked for": describe("parameter_reduction", "{:.1%} of the parameters".format),
         "Axes": describe("rotation", {"per_block": "of every block's own", "shared": "shared by all blocks"}.get),
         "Readers and writers": describe("refit", {True: "fitted again", False: "rotated"}.get),
-        "Each MLP trained for": describe(
-            "refine", lambda steps: f"{steps} steps" if steps and record.get("refit") else None
-        ),
+        "Each MLP trained for": describe("refine", lambda steps: f"{steps} steps" if steps else None),
         "Metric": describe("metric"),
         "Architecture": describe("architecture"),
         "Hidden size before": f"{hidden_size}",

@@ -19,7 +19,7 @@ from ..modeling.contexts import choose_dtype
 from ..modeling.decoder import Decoder
 from ..planning.sizes import most_inputs, product_size
 from ..planning.speed import flops_per_s
-from .methods.refine import STEP_TOKENS, number_of_steps, tokens_of
+from .methods.refine import STEP_TOKENS, steps_of, tokens_of
 from .statistics import AXES_TOKENS
 
 
@@ -97,7 +97,7 @@ class Costs:
             sum(writer.weight.shape[-2] for writer in block.writers().values()) for block in self.dense.blocks()
         ]
         self.fits = list(self._fits()) if config.refit else []
-        self.steps = number_of_steps(config.refine, tokens) if config.refit and not self.dense.family.moe else 0
+        self.steps = steps_of(config, self.dense, tokens)
 
         stream, inputs = self.size * self.dtype.itemsize, max(self.inputs) * self.dtype.itemsize
         matrix = 8 * self.size**2
@@ -134,20 +134,20 @@ class Costs:
     def _read_once(self):
         """Yields the blocks whose writers' inputs are kept by a refit, and the number of these inputs."""
         for inputs, block in zip(self.inputs, self.dense.blocks(), strict=True):
-            if self.dense.family.mlp_writer not in block.names.writers and not block.keeps_width:
+            if not block.has_dense_mlp and not block.keeps_width:
                 yield inputs, block
 
     @property
     def _trained_weights(self):
         """Weights in all MLPs of the sliced model, if they are trained."""
         dense, widths = self.dense, self.plan.widths
-        sites = [block.site for block in dense.blocks() if dense.family.mlp_writer in block.names.writers]
-        if not self.steps or not sites:  # Experts are not, and may be layers apart.
+        blocks = [block for block in dense.blocks() if block.has_dense_mlp]
+        if not self.steps:
             return 0
-        readers = sum(reader.weight.numel() for reader in dense.mlp_readers(0))
-        writer = dense.mlp_writer(0).weight.numel()
+        readers = sum(reader.weight.numel() for reader in dense.mlp_readers(blocks[0].index))
+        writer = dense.mlp_writer(blocks[0].index).weight.numel()
         kept = (self.plan.neurons or dense.num_neurons) / dense.num_neurons / self.size
-        return kept * sum(readers * widths[site] + writer * widths[site + 1] for site in sites)
+        return kept * sum(readers * widths[block.site] + writer * widths[block.site + 1] for block in blocks)
 
     @property
     def weights_at_once(self):

@@ -159,8 +159,8 @@ def test_what_else_the_card_says(record, sentence):
     assert sentence in model_card(recorded_model(**record)).text
 
 
-def test_a_card_tells_of_training_only_where_there_was_a_fit():
-    texts = [model_card(recorded_model(refit=refit, refine=30)).text for refit in (True, False)]
+def test_a_card_tells_of_training_only_where_there_was_some():
+    texts = [model_card(recorded_model(refine=steps)).text for steps in (30, 0)]
     assert ["| Each MLP trained for | 30 steps |" in text for text in texts] == [True, False]
 
 

@@ -53,7 +53,7 @@ class FittedStream(SlicedStream):
         factors = {writer.module: factor for writer, factor in zip(writers.values(), sliced.multipliers, strict=True)}
         ones = any(writer.bias is not None for writer in writers.values())
         silent = [*factors, *filter(None, [sliced.post_norm])]
-        keeps = run.dense.family.mlp_writer not in writers
+        keeps = not block.dense.has_dense_mlp
 
         def inputs_of(batch, stream):
             block.output(stream, batch)

@@ -29,6 +29,8 @@ from ...modeling.contexts import placed
 
 
 if TYPE_CHECKING:
+    from ...configuration import SliceGPTConfig
+    from ...modeling.decoder import Decoder
     from ..pairs import BlockPair
     from ..run import Run
 
@@ -92,6 +94,12 @@ def number_of_steps(asked: int | None, tokens: int) -> int:
     if asked is None:
         asked = min(max(STEPS, STEPS * tokens // ENOUGH_TOKENS), MOST_STEPS)
     return min(asked, EPOCHS * tokens // STEP_TOKENS)
+
+
+def steps_of(config: SliceGPTConfig, dense: Decoder, tokens: int) -> int:
+    """Returns for how many steps a run trains each MLP but those of experts: none if there are no others."""
+    trains = config.refit and any(block.has_dense_mlp for block in dense.blocks())
+    return number_of_steps(config.refine, tokens) if trains else 0
 
 
 def tokens_of(steps: int) -> int:

@@ -34,7 +34,7 @@ from ..post_norms import PostNorm, set_post_gain
 from ..statistics import new_moment
 from ..writing import reader_map
 from .fitted_stream import FittedStream, residual
-from .refine import Goal, Refinement, number_of_steps, tokens_of
+from .refine import Goal, Refinement, steps_of, tokens_of
 
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Refit(Fit):
     def __init__(self, run):
         super().__init__(run)
         self._most_inputs = most_inputs(run.dense)
-        self._steps = number_of_steps(run.config.refine, run.num_tokens)
+        self._steps = steps_of(run.config, run.dense, run.num_tokens)
 
     def _regression(self, inputs, outputs):
         """Returns an empty regression: on the device that computes, or in host memory if there is no room for it."""
@@ -123,7 +123,7 @@ class Refit(Fit):
         if block.keeps_width:
             return  # Experts read different tokens.
         self._fit_writers(block, there, shortcut, x, z)  # whose sums are freed by now
-        if self._steps and self.run.dense.family.mlp_writer in block.sliced.writers():
+        if self._steps and block.dense.has_dense_mlp:
             self._refine(block, there, shortcut, x, z)
 
     def _fit_writers(self, block, there, shortcut, x, z):
