@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -61,11 +61,11 @@ def results(name: str) -> dict:
     """
     Reads a file of results, without the rows whose code is older than that of the others.
 
-    Rows are comparable if one commit measured them. Those of the commit that most rows have are kept. A row of the
-    dense model stays in any case, because it does not depend on the code of this package.
+    Rows of a model are comparable if one commit measured them. Those of the commit that most of them have are kept. A
+    row of the dense model stays in any case, because it does not depend on the code of this package.
 
     Returns:
-        `dict`: as in the file, with `runs` as a list of rows and `commit` as the commit of these rows.
+        `dict`: as in the file, with `runs` as a list of rows.
     """
     found = json.loads((RESULTS / f"{name}.json").read_text())
     runs = found["runs"]
@@ -73,9 +73,12 @@ def results(name: str) -> dict:
         runs = [{"name": key} | run for key, run in runs.items()]
     # Scripts that measure all rows in one go write the commit once, for the file.
     if any("commit" in run for run in runs):
-        sliced = [run for run in runs if not is_dense(run)]
-        found["commit"] = Counter(run["commit"] for run in sliced if "commit" in run).most_common(1)[0][0]
-        runs = [run for run in runs if is_dense(run) or run.get("commit") == found["commit"]]
+        commits = defaultdict(Counter)
+        for run in runs:
+            if not is_dense(run) and "commit" in run:
+                commits[run.get("model")][run["commit"]] += 1
+        latest = {model: counts.most_common(1)[0][0] for model, counts in commits.items()}
+        runs = [run for run in runs if is_dense(run) or run.get("commit", "") == latest.get(run.get("model"))]
     return found | {"runs": runs}
 
 

@@ -41,15 +41,16 @@ def table(columns: dict[str, str | Callable[[dict], str]], rows: list[dict]) -> 
 
 
 def add_source(found: dict, columns: dict, rows: list[dict], *facts: str) -> str:
-    """Returns a table, and below it facts about its rows, their commit, the versions and the machine."""
+    """Returns a table, and below it facts about its rows, their commits, the versions and the machine."""
     versions, machine = found["versions"], found["machine"]
     source = f"torch {versions['torch']}, transformers {versions['transformers']}"
     source += f", {machine['cores']} core{'s' * (machine['cores'] > 1)} of {machine['processor']}"
     if not all(map(is_dense, rows)):  # Rows of the dense model may be of another commit.
         # Nobody can check out code that had uncommitted changes, or a commit outside the history.
-        unknown = found["uncommitted_changes"] or found["commit"] in OUTSIDE_HISTORY
-        commit = "unknown" if unknown else f"`{found['commit'][:7]}`"
-        source = f"commit {commit}, {source}"
+        measured = [row.get("commit", found["commit"]) for row in rows if not is_dense(row) and "label" not in row]
+        unknown = found["uncommitted_changes"] or OUTSIDE_HISTORY & {*measured}
+        commits = ["unknown"] if unknown else [f"`{commit[:7]}`" for commit in dict.fromkeys(measured)]
+        source = f"commit{'s' * (len(commits) > 1)} {', '.join(commits)}, {source}"
     caption = "; ".join([*facts, source])
     for name, text in FILES.items():
         caption = caption.replace(name, text)

@@ -291,3 +291,16 @@ def test_recoveries_have_a_table(benchmarks, results):
     lines = benchmarks.quality_tables.recovery().splitlines()
     assert "| recovered | 2,048 | 0.500 ± 0.020 | 0.500 | 0.500 ± 0.010 |" in lines[4] and "| 90 s | 23 |" in lines[4]
     assert lines[-1].startswith("Measured on 2 chunks of 16 tokens of each kind; commit ")
+
+
+def test_rows_of_a_model_are_of_one_commit(benchmarks, results):
+    common, formatting = map(import_module, ("common", "formatting"))
+    named = {model: {"model": model, "method": "default"} for model in ("large", "small")}
+    runs = [named["large"] | {"method": "dense"}, named["large"] | {"commit": "3" * 40}]
+    runs += [named["small"] | {"commit": digit * 40} for digit in "121"]
+    common.write("quality", {"runs": runs})
+    found = common.results("quality")
+    assert [row.get("commit", "dense")[:1] for row in found["runs"]] == ["d", "3", "1", "1"]
+    found["uncommitted_changes"] = False
+    text = formatting.add_source(found, {"model": "{model}"}, found["runs"], "Facts")
+    assert text.splitlines()[-1].startswith("Facts; commits `3333333`, `1111111`, torch ")
