@@ -79,7 +79,7 @@ def test_a_refit_follows_the_dense_model(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "granite", "falcon_h1", "mixtral", "phi"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "falcon_h1", "mixtral"])
 def test_what_writers_of_attention_read_is_computed_once(name, monkeypatch):
     """They are written from what was kept, as the block itself would write; those of MLPs compute it again."""
     seen, output = [], BlockPair.output
@@ -105,7 +105,6 @@ def test_what_writers_of_attention_read_is_computed_once(name, monkeypatch):
     sliced(build(name), refine=0)
     kinds = [block.kind for block in Decoder(build(name)).blocks()]
     assert seen.count("attn") == kinds.count("attn") * 8
-    assert seen.count("parallel") == kinds.count("parallel") * 16
 
 
 @pytest.mark.parametrize("method", METHODS)
