@@ -273,34 +273,3 @@ def test_tables_hold_what_was_measured(benchmarks, measured):
     assert f"{default['parameters'] / dense['parameters'] - 1:+.1%}" in sizes and "paper" not in sizes
     assert "| default, older |" in quality and "| paper |" in quality
     assert "2 chunks of 16 tokens of each kind" in quality
-
-
-def test_what_a_model_has_seen_is_marked(benchmarks):
-    row = {"excess": {"tasks": 0.5}, "stderr": {"tasks": 0.01}, "seen": ["tasks"]}
-    assert benchmarks.quality_tables.format_excess(row, "tasks") == r"0.500 ± 0.010 \*"
-    assert "mean of all" in benchmarks.quality_tables.losses([row])
-    assert "mean of all" not in benchmarks.quality_tables.losses([row | {"seen": []}])
-
-
-def test_recoveries_have_a_table(benchmarks, results):
-    row = {"commit": "1" * 40, "excess": dict.fromkeys(KINDS, 0.5), "stderr": dict.fromkeys(KINDS, 0.01)}
-    row |= {"seen": [], "mean": 0.5, "mean_stderr": 0.02, "worst": 0.5}
-    trained = row | {"trained_tokens": 2048, "seconds": 90.0, "tokens_per_s": 22.8}
-    runs = {"dense": {"commit": "1" * 40}, "sliced": row, "recovered": trained}
-    import_module("common").write("recovery", {"chunks": 2, "length": 16, "runs": runs})
-    lines = benchmarks.quality_tables.recovery().splitlines()
-    assert "| recovered | 2,048 | 0.500 ± 0.020 | 0.500 | 0.500 ± 0.010 |" in lines[4] and "| 90 s | 23 |" in lines[4]
-    assert lines[-1].startswith("Measured on 2 chunks of 16 tokens of each kind; commit ")
-
-
-def test_rows_of_a_model_are_of_one_commit(benchmarks, results):
-    common, formatting = map(import_module, ("common", "formatting"))
-    named = {model: {"model": model, "method": "default"} for model in ("large", "small")}
-    runs = [named["large"] | {"method": "dense"}, named["large"] | {"commit": "3" * 40}]
-    runs += [named["small"] | {"commit": digit * 40} for digit in "121"]
-    common.write("quality", {"runs": runs})
-    found = common.results("quality")
-    assert [row.get("commit", "dense")[:1] for row in found["runs"]] == ["d", "3", "1", "1"]
-    found["uncommitted_changes"] = False
-    text = formatting.add_source(found, {"model": "{model}"}, found["runs"], "Facts")
-    assert text.splitlines()[-1].startswith("Facts; commits `3333333`, `1111111`, torch ")
