@@ -38,12 +38,12 @@ def smollm2(loaded):
 
 @pytest.mark.long
 def test_slice_save_load_generate(smollm2, tmp_path):
-    """A model of a sliced class; the demo makes a stock one."""
+    """A model of a sliced class, by its axes alone; the demo makes a stock one, by regressions."""
     model, tokenizer = smollm2
     held_out = load_batches("python-docs", tokenizer, split="test", nsamples=2, seqlen=512, seed=None)
     dense = evaluate_perplexity(model, held_out)
-    settings = {"sparsity": 0.2, "round_to": 8, "architecture": "sliced", "refine": 0, "own_tokens": 0}
-    model.compress(SliceGPTConfig(dataset="python-docs", nsamples=6, seqlen=512, **settings), tokenizer=tokenizer)
+    settings = {"sparsity": 0.1, "round_to": 8, "architecture": "sliced", "refit": False, "own_tokens": 0}
+    model.compress(SliceGPTConfig(dataset="python-docs", nsamples=4, seqlen=512, **settings), tokenizer=tokenizer)
     assert type(model).__name__ == "SlicedLlamaForCausalLM"
     sliced = evaluate_perplexity(model, held_out)
     assert dense.perplexity < sliced.perplexity < 2 * dense.perplexity
