@@ -21,7 +21,7 @@ Strengths of the ridge among which [`best_strength`] chooses. Where all tokens a
 in the rounding errors of float32 products.
 """
 
-FIRST_STRENGTH = 0.3
+FIRST_STRENGTH = 1.0
 """Strength at which the search for the best one starts."""
 
 REACH = 2
