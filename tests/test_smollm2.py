@@ -62,7 +62,9 @@ def test_demo(smollm2, tmp_path, monkeypatch, capfd):
 
     few = ("--nsamples=4", "--eval-nsamples=2", "--seqlen=256", "--repeats=2")
     monkeypatch.setattr(module, "load_smollm2", lambda dtype: smollm2)  # reading its file takes long
-    monkeypatch.setattr(benchmark, "Settings", functools.partial(benchmark.Settings, seqlen=128, warmup=1))
+    monkeypatch.setattr(
+        benchmark, "Settings", functools.partial(benchmark.Settings, seqlen=128, new_tokens=8, warmup=1)
+    )
     monkeypatch.setattr(sys, "argv", ["demo.py", *few, f"--output={tmp_path / 'demo'}"])
     runpy.run_path(str(ROOT / "examples" / "demo.py"), run_name="__main__")
     output = capfd.readouterr().out

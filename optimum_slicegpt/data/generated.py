@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from ..distributed import Processes, fingerprint
 from ..modeling.families import begin_tokens
-from .sampling import GREEDY_TOKENS, SAMPLING, chat_opening, write_blocks
+from .sampling import GREEDY_TOKENS, SAMPLING, chat_turns, write_blocks
 
 
 OWN_TOKENS = 65_536
@@ -53,7 +53,7 @@ def own_text(
 
     Args:
         model (`PreTrainedModel`): a dense causal language model.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): its chat template opens every other sequence.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): every other sequence is a conversation by its chat template.
         tokens (`int`): about how many.
         length (`int`): tokens per sequence.
         seed (`int`, *optional*, defaults to 0): of the draws. `None` is 0.
@@ -87,14 +87,14 @@ class OwnText:
         file (`Path`): in the cache; absent where there is no text.
         seed (`int`), length (`int`): of the draws, and tokens per sequence.
         begin (`tuple[int, ...]`): tokens with which all sequences begin, see [`begin_tokens`].
-        opening (`tuple[int, ...]`): tokens with which every other sequence begins, see [`chat_opening`].
+        turns (`tuple[tuple[int, ...], ...]`): what stands around the words of a conversation, see [`chat_turns`].
     """
 
     file: Path
     seed: int
     length: int
     begin: tuple[int, ...] = ()
-    opening: tuple[int, ...] = ()
+    turns: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of_model(
@@ -117,15 +117,15 @@ class OwnText:
             weights (`Callable[[str], torch.Tensor]`, *optional*):
                 Reads a parameter by its name, of a model on `meta`.
         """
-        template = getattr(tokenizer, "chat_template", None)
-        settings = SAMPLING | {"greedy": GREEDY_TOKENS, "template": template}
+        turns = tuple(map(tuple, chat_turns(tokenizer)))
+        settings = SAMPLING | {"greedy": GREEDY_TOKENS, "turns": turns}
         begin = begin_tokens(model.config)
         if begin:
             settings["begin"] = begin
         name = fingerprint([weights_fingerprint(model, weights), settings])[:32]
         folder, seed = Path(constants.HF_HOME, "slicegpt"), seed or 0
         file = folder / f"{name}-seed{seed}-length{length}.safetensors"
-        return cls(file, seed, length, tuple(begin), tuple(chat_opening(tokenizer)))
+        return cls(file, seed, length, tuple(begin), turns)
 
     def read(self) -> Tensor:
         """Reads all sequences that are in the cache: `(N, length)` token ids, int64."""
@@ -157,7 +157,7 @@ class OwnText:
                 ids = self.read()
                 if len(ids) < count:
                     settings = {"length": self.length, "seed": self.seed, "device": device}
-                    settings |= {"begin": self.begin, "opening": self.opening}
+                    settings |= {"begin": self.begin, "turns": self.turns}
                     for block in write_blocks(model, len(ids), count, **settings):
                         ids = torch.cat([ids, block])
                         self._save(ids)

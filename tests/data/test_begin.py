@@ -47,12 +47,12 @@ def test_calibration_and_test_data(model, cli_files, tiny_tokenizer):
 
 def test_own_text_begins_before_its_random_token():
     model, settings = build("gemma"), {"length": 12, "begin": [BEGIN]}
-    (ids,) = write_blocks(model, 0, 6, **settings, opening=[7, 8])
+    (ids,) = write_blocks(model, 0, 6, **settings, turns=[[7, 8], [9], [10]])
     assert ids[::2, 0].tolist() == [BEGIN] * 3 and len(set(ids[::2, 1].tolist())) > 1
     assert ids[1::2, :3].tolist() == [[BEGIN, 7, 8]] * 3
     best = model(ids).logits.argmax(-1)[::2]
     assert torch.equal(ids[::2, 2 : GREEDY_TOKENS + 2], best[:, 1 : GREEDY_TOKENS + 1])
-    (same,) = write_blocks(model, 0, 6, **settings, opening=[BEGIN, 7, 8])
+    (same,) = write_blocks(model, 0, 6, **settings, turns=[[BEGIN, 7, 8], [9], [10]])
     assert torch.equal(same, ids)
 
 

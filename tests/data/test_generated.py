@@ -57,7 +57,9 @@ def test_other_text_is_in_another_file(home, tiny_tokenizer, monkeypatch):
     assert len(list(home.glob("slicegpt/*.safetensors"))) == 1
     own_text(model, tokens=16, length=4)
     own_text(model, tokens=16, length=8, seed=1)
-    monkeypatch.setattr(tiny_tokenizer, "chat_template", "w1 {{ messages[0]['content'] }}")
+    monkeypatch.setattr(
+        tiny_tokenizer, "chat_template", "{% for each in messages %}w1 {{ each['content'] }} w2 {% endfor %}"
+    )
     opened = own_text(model, tiny_tokenizer, tokens=16, length=8)
     model.get_output_embeddings().weight.data *= 2
     own_text(model, tokens=16, length=8)

@@ -7,10 +7,10 @@ import torch
 from tiny import TINY, VOCAB, build
 
 from optimum_slicegpt.data import sampling
-from optimum_slicegpt.data.sampling import BLOCK, GREEDY_TOKENS, chat_opening, write_blocks
+from optimum_slicegpt.data.sampling import BLOCK, GREEDY_TOKENS, chat_turns, write_blocks
 
 
-USER_TURN = "{% for message in messages %}w1 w2 {{ message['role'] }} {{ message['content'] }} w3{% endfor %}"
+USER_TURN = "{% for message in messages %}w1 w2 {{ message['role'] }} {{ message['content'] }} w3 {% endfor %}"
 
 
 def write(model, start=0, stop=6, length=12, **kwargs):
@@ -27,13 +27,29 @@ def test_every_family_goes_on_greedily_before_it_draws(name):
     assert not torch.equal(ids[:, GREEDY_TOKENS + 1 :], best[:, GREEDY_TOKENS:-1])
 
 
-def test_every_other_sequence_begins_with_the_opening():
-    model = build("llama")
-    ids = write(model, opening=[7, 8, 9])
+def test_every_other_sequence_begins_as_conversations_do():
+    model, turns = build("llama"), [[7, 8, 9], [-1], [-1]]
+    ids = write(model, turns=turns)
     assert ids[1::2, :3].tolist() == [[7, 8, 9]] * 3
     assert torch.equal(ids[::2], write(model)[::2])
     assert not torch.equal(ids[1::2, 3], model(ids).logits.argmax(-1)[1::2, 2])
-    assert write(model, length=2, opening=[7, 8, 9])[1::2].tolist() == [[7, 8]] * 3
+    assert write(model, length=2, turns=turns)[1::2].tolist() == [[7, 8]] * 3
+
+
+def test_speakers_take_turns():
+    """A speaker's end is followed by all that stands between the turns; the other's end is a token like any other."""
+    turns = [[7, 8], [10, 11, 12], [20, 21]]
+    switches = 0
+    for number, row in enumerate(write(build("llama"), stop=40, length=300, turns=turns).tolist()):
+        speaker, position = (0, 2) if number % 2 else (1, 1)
+        while position < len(row):
+            end = turns[1 + speaker]
+            if row[position] == end[0]:
+                assert row[position : position + len(end)] == end[: len(row) - position]
+                speaker, position, switches = 1 - speaker, position + len(end), switches + 1
+            else:
+                position += 1
+    assert switches > 80
 
 
 def test_a_sequence_depends_on_its_number_and_the_seed():
@@ -103,17 +119,18 @@ def test_improbable_tokens_can_be_left_out(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "template, opening",
+    "template, turns",
     [
-        (USER_TURN, [1, 2, 96]),
+        (USER_TURN, [[1, 2, 96], [3, 1, 2, 96], [3, 1, 2, 96]]),
         (None, []),
         ("w1 w2", []),  # the words are gone
+        ("w1 {{ messages[0]['content'] }} w2", []),
         ("w1 {{ messages[0]['content'] | upper }}", []),
-        ("{{ messages[0]['content'] }} w1", []),
+        (USER_TURN.replace("w3 ", "").replace("w1 w2 {{ message['role'] }}", ""), []),
         ("{{ raise_exception('no users') }}", []),
     ],
 )
-def test_how_conversations_open(tiny_tokenizer, template, opening, monkeypatch):
+def test_what_stands_around_the_words_of_a_conversation(tiny_tokenizer, template, turns, monkeypatch):
     monkeypatch.setattr(tiny_tokenizer, "chat_template", template)
-    assert chat_opening(tiny_tokenizer) == opening
-    assert chat_opening(None) == []
+    assert chat_turns(tiny_tokenizer) == turns
+    assert chat_turns(None) == []
