@@ -157,7 +157,8 @@ def chat_turns(tokenizer: Any) -> list[list[int]]:
 
     Returns:
         `list[list[int]]`: token ids up to the user's first words; from there to the model's words; from those to the
-        user's next words. None where there is no template, or it refuses or rewrites what is said.
+        user's next words. The first of these alone where words end in tokens that may be words; none where there is no
+        template, or it refuses or rewrites what is said.
     """
     if not getattr(tokenizer, "chat_template", None):
         return []
@@ -169,7 +170,9 @@ def chat_turns(tokenizer: Any) -> list[list[int]]:
         return []
     parts = re.split("|".join(SENTINELS), text)[: len(SENTINELS)]
     turns = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
-    return turns if re.findall("|".join(SENTINELS), text) == [*SENTINELS] and all(turns) else []
+    if re.findall("|".join(SENTINELS), text) != [*SENTINELS] or not all(turns):
+        return []
+    return turns if all(turn[0] in tokenizer.added_tokens_decoder for turn in turns[1:]) else turns[:1]
 
 
 def begun_once(ids: Sequence[int], begin: Sequence[int]) -> list[int]:

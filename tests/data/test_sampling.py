@@ -10,7 +10,7 @@ from optimum_slicegpt.data import sampling
 from optimum_slicegpt.data.sampling import BLOCK, GREEDY_TOKENS, chat_turns, write_blocks
 
 
-USER_TURN = "{% for message in messages %}w1 w2 {{ message['role'] }} {{ message['content'] }} w3 {% endfor %}"
+USER_TURN = "{% for message in messages %}w1 w2 {{ message['role'] }} {{ message['content'] }} <s> {% endfor %}"
 
 
 def write(model, start=0, stop=6, length=12, **kwargs):
@@ -28,7 +28,7 @@ def test_every_family_goes_on_greedily_before_it_draws(name):
 
 
 def test_every_other_sequence_begins_as_conversations_do():
-    model, turns = build("llama"), [[7, 8, 9], [-1], [-1]]
+    model, turns = build("llama"), [[7, 8, 9]]
     ids = write(model, turns=turns)
     assert ids[1::2, :3].tolist() == [[7, 8, 9]] * 3
     assert torch.equal(ids[::2], write(model)[::2])
@@ -121,12 +121,13 @@ def test_improbable_tokens_can_be_left_out(monkeypatch):
 @pytest.mark.parametrize(
     "template, turns",
     [
-        (USER_TURN, [[1, 2, 96], [3, 1, 2, 96], [3, 1, 2, 96]]),
+        (USER_TURN, [[1, 2, 96], [97, 1, 2, 96], [97, 1, 2, 96]]),
+        (USER_TURN.replace("<s>", "w3"), [[1, 2, 96]]),  # somebody may say w3
         (None, []),
         ("w1 w2", []),  # the words are gone
         ("w1 {{ messages[0]['content'] }} w2", []),
         ("w1 {{ messages[0]['content'] | upper }}", []),
-        (USER_TURN.replace("w3 ", "").replace("w1 w2 {{ message['role'] }}", ""), []),
+        (USER_TURN.replace("<s> ", "").replace("w1 w2 {{ message['role'] }}", ""), []),
         ("{{ raise_exception('no users') }}", []),
     ],
 )
