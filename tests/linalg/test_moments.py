@@ -8,12 +8,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from optimum_slicegpt.linalg.moments import (
     ROWS_AT_ONCE,
+    STRIP_ROWS,
     add_second_moment_,
     compose,
     float32_products_of,
     mirror_,
     moved,
+    strips,
 )
+
+
+@pytest.mark.parametrize("rows, count", [(3, 4), (40, 4), (4096, 4), (4097, 5), (8960, 9)])
+def test_strips_are_no_higher_than_pays(rows, count):
+    found = list(strips(rows))
+    assert len(found) == count and max(stop - start for start, stop in found) <= STRIP_ROWS
+    assert [start for start, _ in found] + [rows] == [0] + [stop for _, stop in found]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
