@@ -16,7 +16,8 @@ References:
 import torch
 from torch import Tensor
 
-from .moments import add_products_, mirror_, wide
+from .moments import wide
+from .products import Products, number_of_products
 from .ridge import best_strength, energies, factorise, solve_factored
 
 
@@ -38,24 +39,31 @@ ROUNDS = 2
 
 def bytes_needed(inputs: int, outputs: int, groups: int = 1) -> int:
     """
-    Computes the bytes of a regression: sums and, while the strength of the ridge is chosen, copies half as large.
+    Computes the bytes of a regression at its peak: while the strength of the ridge is chosen, while weights are
+    solved for, or while inputs are deleted.
 
     Args:
         inputs (`int`), outputs (`int`), groups (`int`, defaults to 1): of [`LeastSquares`].
     """
-    kinds = 1 + groups
-    return inputs * (12 * kinds * inputs + (8 * kinds + 16) * outputs)
+    sums, square, weights = number_of_products(inputs, outputs), 4 * inputs**2, 8 * inputs * outputs
+    # Beside a factor: the prior; weights and what is missing; an inverse, its parts, and weights.
+    return max(
+        (8 + 4 * groups) * sums + square + weights,
+        8 * sums + square + 4 * weights,
+        3 * square + 3 * weights,
+    )
 
 
 class LeastSquares:
     """
-    A linear regression `y ≈ a W`, which keeps sums over tokens in float64, and no tokens.
+    A linear regression `y ≈ a W`, which keeps sums over tokens, see [`Products`], and no tokens.
 
     Args:
         inputs (`int`): length of a.
         outputs (`int`): length of y.
         device (`torch.device`): holds the sums, and solves. Tokens may come from another one.
         groups (`int`, defaults to 1): kinds of tokens. What serves the worst of them is chosen.
+        dtype (`torch.dtype`, defaults to float32): of sums over held-out tokens; those over the others are in float64.
 
     Examples:
         >>> a = torch.randn(800, 3, generator=torch.Generator().manual_seed(0))  # 800 tokens, 3 inputs
@@ -70,11 +78,17 @@ class LeastSquares:
         (torch.Size([2, 2]), [0, 2])
     """
 
-    def __init__(self, inputs: int, outputs: int, device: torch.device, groups: int = 1):
-        # Index 0 has sums over the tokens that are fitted, the others over the held-out tokens of each group. Each
-        # holds the products of inputs with inputs and, behind them, of inputs with outputs.
-        self.num_inputs = inputs
-        self._sums = torch.zeros(1 + groups, inputs, inputs + outputs, dtype=torch.float64, device=device)
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        device: torch.device,
+        groups: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ):
+        # Index 0 has sums over the tokens that are fitted, the others over the held-out tokens of each group.
+        self.num_inputs, self.num_outputs, self.device = inputs, outputs, device
+        self._products = [Products(inputs, outputs, each, device) for each in [torch.float64] + groups * [dtype]]
         self._collected, self._counts = [None] * (1 + groups), [0] * (1 + groups)
 
     def add(self, a: Tensor, y: Tensor, *, held_out: Tensor, weight: Tensor | float = 1.0, group: int = 0) -> None:
@@ -104,7 +118,9 @@ class LeastSquares:
         if self._counts[index] + len(a) > TOKENS_AT_ONCE:
             self._add_collected(index)
         if self._collected[index] is None:
-            self._collected[index] = a.new_empty(TOKENS_AT_ONCE, self._sums.shape[-1], dtype=wide(a.dtype))
+            self._collected[index] = a.new_empty(
+                TOKENS_AT_ONCE, self.num_inputs + self.num_outputs, dtype=wide(a.dtype)
+            )
         place = self._collected[index][self._counts[index] :][: len(a)]
         for part, columns in ((a, slice(None, self.num_inputs)), (y, slice(self.num_inputs, None))):
             torch.mul(part.to(wide(part.dtype)), weight, out=place[:, columns])
@@ -112,35 +128,17 @@ class LeastSquares:
 
     def _add_collected(self, index):
         if self._counts[index]:
-            add_products_(self._sums[index], self._collected[index][: self._counts[index]])
+            self._products[index].add_tokens_(self._collected[index][: self._counts[index]])
         self._counts[index] = 0
 
-    @property
-    def device(self) -> torch.device:
-        """Where the sums are."""
-        return self._sums.device
-
-    @property
-    def sums(self) -> Tensor:
+    def products(self) -> list[Products]:
         """
-        Sums `(1 + groups, inputs, inputs + outputs)`. To add the tokens of another regression, add its sums in place.
+        Returns the sums over all tokens so far: over those that are fitted, then over the held-out ones of each group.
         """
-        for index in range(len(self._sums)):
+        for index in range(len(self._products)):
             self._add_collected(index)
             self._collected[index] = None
-        return self._sums
-
-    def gram_and_cross(self) -> tuple[Tensor, Tensor]:
-        """
-        Returns Σ aᵀa and Σ aᵀy, over the tokens that are fitted and over the held-out tokens of each group.
-
-        Returns:
-            `tuple`: `(1 + groups, inputs, inputs)` and `(1 + groups, inputs, outputs)`, float64: views of the sums.
-        """
-        for total in self.sums:
-            mirror_(total)
-        inputs = self._sums.shape[1]
-        return self._sums[..., :inputs], self._sums[..., inputs:]
+        return self._products
 
     def solve(self, prior: Tensor) -> Tensor:
         """
@@ -157,14 +155,13 @@ class LeastSquares:
         Returns:
             `torch.Tensor` of shape `(inputs, outputs)`, float64.
         """
-        gram, cross = self.gram_and_cross()
-        strength = best_strength(gram, cross, prior)
+        strength = best_strength(self.products(), prior)
         if strength is None:
             return prior
-        gram, cross = self._over_all_tokens()
-        unit = energies(gram).sqrt()
-        missing = (cross - gram @ prior) / unit[:, None]
-        change = solve_factored(factorise(gram, unit, strength), missing.float())
+        products = self._over_all_tokens()
+        unit = energies(products).sqrt()
+        missing = ((products.cross - products.gram_times(prior)) / unit[:, None]).float()
+        change = solve_factored(factorise(products, unit, strength), missing)
         return prior + change.double() / unit[:, None]
 
     def solve_positive(self) -> Tensor:
@@ -176,15 +173,14 @@ class LeastSquares:
         Returns:
             `torch.Tensor` of shape `(inputs,)`, float64: ones where no strength serves the held-out tokens better.
         """
-        gram, cross = self.gram_and_cross()
-        weight = torch.ones_like(cross[0])
-        strength = best_strength(gram, cross, weight)
+        weight = torch.ones(self.num_inputs, 1, dtype=torch.float64, device=self.device)
+        strength = best_strength(self.products(), weight)
         if strength is None:
             return weight.squeeze(1)
-        gram, cross = self._over_all_tokens()
-        pull = strength * energies(gram)[:, None]
+        products = self._over_all_tokens()
+        gram, wanted, pull = products.gram, products.cross, strength * energies(products)[:, None]
         for _ in range(POSITIVE_STEPS):
-            weight = weight * (cross + pull) / (gram @ weight + pull * weight)
+            weight = weight * (wanted + pull) / (gram @ weight + pull * weight)
         return weight.squeeze(1)
 
     def delete_inputs(self, candidates: slice, count: int, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +193,8 @@ class LeastSquares:
         - `W_r - (H⁻¹)_rd ((H⁻¹)_dd)⁻¹ W_d`, the weights that compensate best;
         - `(H⁻¹)_rr - (H⁻¹)_rd ((H⁻¹)_dd)⁻¹ (H⁻¹)_dr`, the inverse Hessian of these inputs alone.
 
-        To delete input q as well costs `|W_q|² / (H⁻¹)_qq`. Each of [`ROUNDS`] deletes the cheapest ones.
+        To delete input q as well costs `|W_q|² / (H⁻¹)_qq`. Each of [`ROUNDS`] deletes the cheapest ones. The sums are
+        freed, so this comes last.
 
         Args:
             candidates (`slice`): inputs that may be deleted; the others stay.
@@ -207,9 +204,10 @@ class LeastSquares:
         Returns:
             `tuple`: weights of the remaining inputs, `(inputs - count, outputs)`, and their indices, ascending.
         """
-        gram, _ = self._over_all_tokens()
-        unit = energies(gram).sqrt()
-        inverse = torch.cholesky_inverse(factorise(gram, unit, COMPENSATION))
+        unit = energies(self._over_all_tokens()).sqrt()
+        factor = factorise(self._products.pop(), unit, COMPENSATION)
+        inverse = torch.cholesky_inverse(factor)
+        del factor
         scaled = weight * unit[:, None]
         free = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
         free[candidates] = True
@@ -228,13 +226,10 @@ class LeastSquares:
         return left / unit[rest, None], rest
 
     def _over_all_tokens(self):
-        """Adds the sums over held-out tokens to the others, and frees them. Returns Σ aᵀa and Σ aᵀy."""
-        gram, cross = self.gram_and_cross()
-        if len(gram) > 1:
-            del gram, cross
-            self._sums = self._sums.sum(0, keepdim=True)
-            gram, cross = self.gram_and_cross()
-        return gram[0], cross[0]
+        """Adds the sums over held-out tokens to the others, and frees them."""
+        while len(self.products()) > 1:
+            self._products[0].add_(self._products.pop())
+        return self._products[0]
 
 
 def token_stride(inputs: int, most_inputs: int) -> int:

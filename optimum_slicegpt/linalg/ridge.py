@@ -8,11 +8,13 @@ References:
     - Saad (2003), Iterative methods for sparse linear systems, section 6.4: the method of [`solutions_nearby`].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor, nn
+
+from .products import Products
 
 
 STRENGTHS = (10.0, 3.0, 1.0, 3e-1, 1e-1, 3e-2, 1e-2, 1e-3)
@@ -40,7 +42,7 @@ JUDGED_OUTPUTS = 64
 """Number of outputs, evenly spaced, on which strengths are compared."""
 
 
-def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
+def best_strength(products: Sequence[Products], prior: Tensor) -> float | None:
     """
     Chooses the strength of the ridge that serves the held-out tokens best: those of the worst group, if there are
     several.
@@ -50,35 +52,37 @@ def best_strength(gram: Tensor, cross: Tensor, prior: Tensor) -> float | None:
     `tr(changeᵀ Gᵢ change) - 2 tr(changeᵀ (Σᵢ aᵀy - Gᵢ prior))`.
 
     Args:
-        gram (`torch.Tensor` of shape `(1 + groups, n, n)`, float64): Σ aᵀa, fitted and held out.
-        cross (`torch.Tensor` of shape `(1 + groups, n, k)`, float64): Σ aᵀy, fitted and held out.
+        products (sequence of [`Products`]): fitted, and held out of each group.
         prior (`torch.Tensor` of shape `(n, k)`, float64): the weights that the ridge leads to.
 
     Returns:
         `float` or `None`: one of [`STRENGTHS`]; `None` if the prior is better than the best of them.
     """
     judged = torch.arange(0, prior.shape[1], max(1, prior.shape[1] // JUDGED_OUTPUTS), device=prior.device)
-    unit = energies(gram[0]).sqrt()
-    start, goals = (prior[:, judged] * unit[:, None]).float(), (cross[..., judged] / unit[:, None]).float()
-    missing = goals[0] - in_units(gram[0], unit) @ start
-    # Of a group with very few tokens none is held out.
-    held_out = [
-        (each, goal - each @ start)
-        for each, goal in ((in_units(gram[index], unit), goals[index]) for index in range(1, len(gram)))
-        if each.diagonal().any()
-    ]
+    start, (fitted, *held_out) = prior[:, judged], products
+    unit = energies(fitted).sqrt()
 
+    def missing_of(each):
+        return each.cross[:, judged] - each.gram_times(start.to(each.values.dtype))
+
+    missing = (missing_of(fitted) / unit[:, None]).float()
+    # Of a group with very few tokens none is held out.
+    goals = [(each, missing_of(each)) for each in held_out if each.diagonal().any()]
     first = best = STRENGTHS.index(FIRST_STRENGTH)
 
     @cache
     def changes_near(index):
-        return solutions_nearby(factorise(gram[0], unit, STRENGTHS[index]), missing)
+        return solutions_nearby(factorise(fitted, unit, STRENGTHS[index]), missing)
 
     @cache
     def loss(index):
         nearby = first if abs(index - first) <= REACH else index
-        change = changes_near(nearby)(STRENGTHS[index] - STRENGTHS[nearby])
-        return max((((each @ change - 2 * goal) * change).sum().item() for each, goal in held_out), default=0.0)
+        change = changes_near(nearby)(STRENGTHS[index] - STRENGTHS[nearby]) / unit[:, None]
+        losses = []
+        for each, goal in goals:
+            step = change.to(goal.dtype)
+            losses.append(((each.gram_times(step) - 2 * goal) * step).sum().item())
+        return max(losses, default=0.0)
 
     for step in (-1, 1):
         while 0 <= best + step < len(STRENGTHS) and loss(best + step) < loss(best):
@@ -118,23 +122,18 @@ def solutions_nearby(factor: Tensor, right: Tensor) -> Callable[[float], Tensor]
     return solution
 
 
-def energies(gram: Tensor) -> Tensor:
+def energies(products: Products) -> Tensor:
     """Returns each input's sum of squares `(n,)`, the diagonal of G, raised to at least [`ROUNDING`] of the mean."""
-    own = gram.diagonal()
-    return own.clamp_min(ROUNDING * own.mean()) + torch.finfo(gram.dtype).tiny
+    own = products.diagonal()
+    return own.clamp_min(ROUNDING * own.mean()) + torch.finfo(own.dtype).tiny
 
 
-def in_units(gram: Tensor, unit: Tensor) -> Tensor:
-    """Divides the rows and the columns of G by the units `(n,)` of the inputs, and rounds to float32."""
-    scaled = torch.div(gram, unit[:, None], out=torch.empty_like(gram, dtype=torch.float32))
-    return scaled.div_(unit.float())
-
-
-def factorise(gram: Tensor, unit: Tensor, strength: float) -> Tensor:
+def factorise(products: Products, unit: Tensor, strength: float) -> Tensor:
     """Returns Cholesky's factor of `G + s diag(n²)` in units n of the inputs, float32."""
-    damped = in_units(gram, unit)
+    damped = products.upper_in_units(unit)
     damped.diagonal().add_(strength)
-    return torch.linalg.cholesky(damped.mT, out=damped.mT)  # in its place: LAPACK goes down the columns
+    # In its place: LAPACK goes down the columns, and reads the lower half of what it is given.
+    return torch.linalg.cholesky(damped.mT, out=damped.mT)
 
 
 def solve_factored(factor: Tensor, right: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from ..linalg.moments import ROWS_AT_ONCE, add_products_, compose
+from ..linalg.moments import ROWS_AT_ONCE, compose
+from ..linalg.products import Products
 from ..linalg.regression import TOKENS_AT_ONCE
 from ..linalg.ridge import factorise
 
@@ -31,13 +32,13 @@ def _forward(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Calla
 
 
 def _sums(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Callable, int]:
-    total, x = _matrix(size, size, torch.float64, device), _matrix(TOKENS_AT_ONCE, size, dtype, device)
-    return lambda: add_products_(total, x), TOKENS_AT_ONCE * size**2
+    products, x = Products(size, 0, torch.float64, device), _matrix(TOKENS_AT_ONCE, size, dtype, device)
+    return lambda: products.add_tokens_(x), TOKENS_AT_ONCE * size**2
 
 
 def _factorisation(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Callable, int]:
-    gram, unit = torch.eye(size, dtype=dtype, device=device), torch.ones(size, dtype=dtype, device=device)
-    return lambda: factorise(gram, unit, 1.0), size**3 / 3
+    products, unit = Products(size, 0, dtype, device), torch.ones(size, dtype=dtype, device=device)
+    return lambda: factorise(products, unit, 1.0), size**3 / 3
 
 
 def _eigenvectors(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Callable, int]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ..linalg.axes import SEARCH_STEPS
 from ..linalg.moments import ROWS_AT_ONCE, wide
+from ..linalg.products import number_of_products
 from ..linalg.regression import POSITIVE_STEPS, TOKENS_AT_ONCE, bytes_needed, token_stride
 from ..linalg.ridge import JUDGED_OUTPUTS
 from ..modeling.contexts import choose_dtype
@@ -150,25 +151,42 @@ class Costs:
         return kept * sum(readers * widths[block.site] + writer * widths[block.site + 1] for block in blocks)
 
     @property
-    def weights_at_once(self):
-        table = max(self.dense.tables[0].weight.nbytes, self.dense.head.weight.nbytes)
-        layer = sum(parameter.nbytes for parameter in self.dense.layers[0].parameters())
+    def layer(self):
+        """Bytes of a layer's dense and sliced weights, in host memory."""
         cast = self.dtype.itemsize > self.dense.model.dtype.itemsize
-        return max(table * (1 if self.plan.embeddings == "tied" else 2), layer * (4 if cast else 2))
+        return sum(parameter.nbytes for parameter in self.dense.layers[0].parameters()) * (4 if cast else 2)
+
+    @property
+    def tables(self):
+        """Bytes of what is around layers, in host memory: a table, and what it becomes."""
+        table = max(self.dense.tables[0].weight.nbytes, self.dense.head.weight.nbytes)
+        return table * (1 if self.plan.embeddings == "tied" else 2)
+
+    @property
+    def layer_on_device(self):
+        return sum(parameter.numel() for parameter in self.dense.layers[0].parameters()) * self.dtype.itemsize
+
+    @property
+    def tables_on_device(self):
+        table, head = self.dense.tables[0].weight, self.dense.head.weight
+        return max(table.nbytes, (table.numel() + head.numel()) * 4 * self.fisher)
+
+    @property
+    def matrices_of_products(self):
+        """Bytes of the matrices of products with weights."""
+        return 8 * (ROWS_AT_ONCE * (self.size + self.width) + 2 * self.size**2)
 
     @property
     def matrices(self):
         """Bytes of a step's own matrices: of axes, of products with weights, of a regression, of an MLP's training."""
-        axes = 7 * self.size**2
-        rows = ROWS_AT_ONCE * (self.size + self.width) + 2 * self.size**2
         fits = starmap(self._bytes_of_regression, set(self.fits))
-        return int(max(8 * axes, 8 * rows, self._bytes_of_training, *fits))
+        return int(max(8 * 7 * self.size**2, self.matrices_of_products, self._bytes_of_training, *fits))
 
     def _bytes_of_regression(self, inputs, outputs):
         # Tokens are collected before their products are taken; the buffers are freed before anything is solved.
         kinds = 1 + self.groups
         collected = kinds * TOKENS_AT_ONCE * (inputs + outputs) * wide(self.dtype).itemsize
-        sums = 8 * kinds * inputs * (inputs + outputs)
+        sums = (8 + 4 * self.groups) * number_of_products(inputs, outputs)
         return max(sums + collected, bytes_needed(inputs, outputs, self.groups))
 
     @property
@@ -177,13 +195,6 @@ class Costs:
         step = STEP_TOKENS * (6 * max(self.inputs) + 4 * self.width)
         tokens = min(self.tokens, tokens_of(self.steps)) * 2 * self.width
         return 4 * (weights + step + tokens) * (self.steps > 0)
-
-    @property
-    def weights_on_device(self):
-        """Bytes of weights on a device that has its own memory: a layer, or the tables around layers."""
-        table, head = self.dense.tables[0].weight, self.dense.head.weight
-        layer = sum(parameter.numel() for parameter in self.dense.layers[0].parameters())
-        return max(table.nbytes, layer * self.dtype.itemsize, (table.numel() + head.numel()) * 4 * self.fisher)
 
     def work(self) -> dict[str, list[Work]]:
         """Returns all work of every phase of a run, one entry for each kind, size and dtype."""

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 LIBRARIES = 500 * 2**20
 """Bytes of resident memory once everything is imported; a device keeps about as much for its kernels."""
 
-WEIGHTS, ACTIVATIONS, BATCH, MATRICES = (
+WEIGHTS, WEIGHTS_AT_ONCE, ACTIVATIONS, BATCH, MATRICES = (
     "dense and sliced weights",
+    "weights of a layer or a table",
     "activations and moments",
     "a batch in a layer",
     "matrices of a step",
@@ -125,19 +126,20 @@ def estimate_run(
     costs = Costs(model, plan, config, tokens, tokens_per_batch, groups)
     streaming, dense = max_memory is not None, sum(each.nbytes for each in model.parameters())
     after, device = plan.num_parameters(model), torch.device(config.device or "cpu")
-    written, needed = after * model.dtype.itemsize, {BATCH: costs.batch, MATRICES: costs.matrices}
+    written = after * model.dtype.itemsize
     kept = {ACTIVATIONS: min(costs.kept, max_memory) if streaming else costs.kept}
-    memory = {"libraries": LIBRARIES}
-    memory |= {"weights of a layer or a table": costs.weights_at_once} if streaming else {WEIGHTS: dense + written}
-    device_memory = {}
-    if device.type == "cpu":
-        memory |= kept | needed
-    else:
-        device_memory = {"libraries": LIBRARIES, "weights of a layer or a table": costs.weights_on_device} | needed
+    memory, device_memory = {"libraries": LIBRARIES}, {}
+    if device.type != "cpu":
+        memory |= {WEIGHTS_AT_ONCE: max(costs.tables, costs.layer)} if streaming else {WEIGHTS: dense + written}
+        device_memory = {"libraries": LIBRARIES} | _largest_step(costs, costs.tables_on_device, costs.layer_on_device)
         if streaming or config.offload_activations:
             memory |= kept
         else:
             device_memory |= kept
+    elif streaming:
+        memory |= kept | _largest_step(costs, costs.tables, costs.layer)
+    else:
+        memory |= {WEIGHTS: dense + written} | kept | {BATCH: costs.batch, MATRICES: costs.matrices}
     flops, work = Counter(), [each for phase in costs.work().values() for each in phase]
     for each in work:
         flops[each.counted_dtype] += each.flops
@@ -159,3 +161,12 @@ def estimate_run(
         forwards=sum(flops.values()) / (tokens * flops_per_token(costs.dense)),
         seconds=seconds_for(work, device) if timed else None,
     )
+
+
+def _largest_step(costs: Costs, tables: int, layer: int) -> dict[str, int]:
+    """Returns what takes memory in the step that needs most: one around layers, of tables, or one of a layer."""
+    steps = [
+        {WEIGHTS_AT_ONCE: weights, BATCH: costs.batch, MATRICES: matrices}
+        for weights, matrices in ((tables, costs.matrices_of_products), (layer, costs.matrices))
+    ]
+    return max(steps, key=lambda step: sum(step.values()))

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..linalg.moments import add_second_moment_, mirror_, root_mean_square
+from ..linalg.moments import add_second_moment_, root_mean_square
+from ..linalg.products import mirror_
 from ..modeling.contexts import injected, inputs_seen, placed
 
 

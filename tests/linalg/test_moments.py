@@ -1,28 +1,12 @@
-"""Sums of products over tokens, and products that are rounded once."""
+"""Second moments, and products that are rounded once."""
 
 import pytest
 import torch
 from pretend_gpu import pretend_gpu
 from tensors import random
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from optimum_slicegpt.linalg.moments import (
-    ROWS_AT_ONCE,
-    STRIP_ROWS,
-    add_second_moment_,
-    compose,
-    float32_products_of,
-    mirror_,
-    moved,
-    strips,
-)
-
-
-@pytest.mark.parametrize("rows, count", [(3, 4), (40, 4), (4096, 4), (4097, 5), (8960, 9)])
-def test_strips_are_no_higher_than_pays(rows, count):
-    found = list(strips(rows))
-    assert len(found) == count and max(stop - start for start, stop in found) <= STRIP_ROWS
-    assert [start for start, _ in found] + [rows] == [0] + [stop for _, stop in found]
+from optimum_slicegpt.linalg.moments import ROWS_AT_ONCE, add_second_moment_, compose, moved
+from optimum_slicegpt.linalg.products import mirror_
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -59,45 +43,6 @@ def test_products_of_bfloat16_are_as_exact_as_those_of_float32():
     add_second_moment_(total, x)
     mirror_(total)
     assert (total - exact).abs().max() < 1e-5 * exact.abs().max()
-
-
-def test_the_precision_of_products_is_what_it_was_before():
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    with pytest.raises(RuntimeError, match="within"), float32_products_of(torch.bfloat16):
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-        raise RuntimeError("within")
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
-
-
-@pytest.mark.parametrize(
-    "dtype, precision", [(torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, "ieee")]
-)
-def test_a_gpu_multiplies_as_fast_as_it_can_exactly(dtype, precision):
-    seen, before = [], torch.backends.cuda.matmul.fp32_precision
-
-    class Products(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten.mm.default:
-                seen.append(torch.backends.cuda.matmul.fp32_precision)
-            return func(*args, **kwargs or {})
-
-    with pretend_gpu(), Products():
-        x = random(60, 8).to("cuda", dtype)
-        add_second_moment_(torch.zeros(8, 8, dtype=torch.float64, device="cuda"), x)
-    assert set(seen) == {precision}
-    assert torch.backends.cuda.matmul.fp32_precision == before
-
-
-def test_callers_that_round_products_do_not_round_sums():
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    try:
-        with float32_products_of(torch.float32):
-            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
 
 
 def test_tensors_cross_in_the_narrower_dtype():

@@ -5,7 +5,7 @@ import torch
 
 from optimum_slicegpt.linalg import regression
 from optimum_slicegpt.linalg.regression import LeastSquares, token_stride
-from optimum_slicegpt.linalg.ridge import FIRST_STRENGTH, STRENGTHS, best_strength, energies, solutions_nearby
+from optimum_slicegpt.linalg.ridge import FIRST_STRENGTH, ROUNDING, STRENGTHS, best_strength, solutions_nearby
 
 
 def problem(tokens=4000, inputs=12, outputs=5, noise=0.1):
@@ -24,15 +24,23 @@ def fit(a, y, batches=4):
     return fitted
 
 
+def gram_and_cross(fitted):
+    """Returns the sums `(1 + groups, inputs, inputs)` and `(1 + groups, inputs, outputs)`."""
+    products = fitted.products()
+    return tuple(torch.stack([getattr(each, name).double() for each in products]) for name in ("gram", "cross"))
+
+
 def ridge(gram, cross, strength):
-    return torch.linalg.solve(gram + strength * energies(gram).diag(), cross)
+    own = gram.diagonal()
+    return torch.linalg.solve(gram + strength * own.clamp_min(ROUNDING * own.mean()).diag(), cross)
 
 
 def test_sums_over_batches_are_those_of_all_tokens():
     a, y, _ = problem(inputs=13)
     fitted = fit(a, y)
-    torch.testing.assert_close(fitted.gram_and_cross()[0].sum(0), a.double().T @ a.double(), rtol=1e-5, atol=1e-2)
-    torch.testing.assert_close(fitted.gram_and_cross()[1].sum(0), a.double().T @ y.double(), rtol=1e-5, atol=1e-2)
+    gram, cross = gram_and_cross(fitted)
+    torch.testing.assert_close(gram.sum(0), a.double().T @ a.double(), rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(cross.sum(0), a.double().T @ y.double(), rtol=1e-5, atol=1e-2)
 
 
 def test_small_regressions_take_fewer_tokens():
@@ -44,7 +52,7 @@ def test_held_out_tokens_of_each_group_are_kept_apart():
     for group, count in ((0, 16), (1, 5), (0, 3)):
         held_out = torch.arange(count) < 2
         fitted.add(torch.ones(count, 1), torch.ones(count, 1), held_out=held_out, group=group, weight=2.0)
-    assert fitted.gram_and_cross()[0].flatten().tolist() == [4 * (14 + 3 + 1), 4 * (2 + 2), 4 * 2]
+    assert gram_and_cross(fitted)[0].flatten().tolist() == [4 * (14 + 3 + 1), 4 * (2 + 2), 4 * 2]
 
 
 def test_the_strength_is_the_best_of_all_for_tokens_held_out():
@@ -52,13 +60,14 @@ def test_the_strength_is_the_best_of_all_for_tokens_held_out():
     found = set()
     for noise, tokens in ((0.0, 4000), (3.0, 400), (30.0, 300), (100.0, 200)):
         a, y, weight = problem(tokens=tokens, inputs=64, noise=noise)
-        gram, cross = fit(a, y, batches=1).gram_and_cross()
+        fitted = fit(a, y, batches=1)
+        gram, cross = gram_and_cross(fitted)
         prior = 0.5 * weight
         missing, wanted = cross - gram @ prior
         changes = {strength: ridge(gram[0], missing, strength) for strength in STRENGTHS}
         losses = {key: ((gram[1] @ change - 2 * wanted) * change).sum() for key, change in changes.items()}
         best = min(losses, key=losses.get)
-        assert best_strength(gram, cross, prior) == (best if losses[best] < 0 else None)
+        assert best_strength(fitted.products(), prior) == (best if losses[best] < 0 else None)
         found.add(best)
     assert min(found) < FIRST_STRENGTH < max(found)
 
@@ -69,7 +78,7 @@ def test_the_strength_is_the_best_for_the_worst_group():
     fitted = LeastSquares(64, 5, torch.device("cpu"), groups=3)
     for group, (a, y) in enumerate([*parts, (parts[0][0][:4], parts[0][1][:4])]):
         fitted.add(a, y, held_out=torch.arange(len(a)) >= 250, group=group)
-    gram, cross = fitted.gram_and_cross()
+    gram, cross = gram_and_cross(fitted)
     prior = torch.zeros(64, 5, dtype=torch.float64)
     changes = {strength: ridge(gram[0], cross[0], strength) for strength in STRENGTHS}
     losses = {
@@ -77,8 +86,9 @@ def test_the_strength_is_the_best_for_the_worst_group():
         for strength, change in changes.items()
     }
     best = min(losses, key=losses.get)
-    assert best_strength(gram, cross, prior) == (best if losses[best] < 0 else None)
-    assert best_strength(gram[[0, 1, 3]], cross[[0, 1, 3]], prior) is not None
+    products = fitted.products()
+    assert best_strength(products, prior) == (best if losses[best] < 0 else None)
+    assert best_strength([products[index] for index in (0, 1, 3)], prior) is not None
 
 
 @pytest.mark.parametrize("shift", [-0.9, -0.7, 0.0, 2.0, 9.0])
@@ -138,7 +148,7 @@ def test_noise_is_not_fitted():
 @pytest.mark.parametrize("strength", STRENGTHS[::3])
 def test_float32_factors_serve_a_float64_solution(monkeypatch, strength):
     a, y, weight = problem(tokens=400, inputs=64, noise=30.0)
-    gram, cross = (each.sum(0) for each in fit(a, y).gram_and_cross())
+    gram, cross = (each.sum(0) for each in gram_and_cross(fit(a, y)))
     monkeypatch.setattr(regression, "best_strength", lambda *_: strength)
     expected = 0.5 * weight + ridge(gram, cross - gram @ (0.5 * weight), strength)
     assert ((fit(a, y).solve(0.5 * weight) - expected).norm() < 1e-5 * expected.norm()).item()
@@ -201,9 +211,8 @@ def test_only_candidates_are_deleted():
 
 def test_in_several_rounds_others_take_over_as_in_one_solution():
     a, y, weight = problem(tokens=400, inputs=24)
-    fitted = fit(a, y)
-    left, indices = fitted.delete_inputs(slice(0, 24), 9, weight)
-    gram = fitted.gram_and_cross()[0].sum(0)
+    left, indices = fit(a, y).delete_inputs(slice(0, 24), 9, weight)
+    gram = gram_and_cross(fit(a, y))[0].sum(0)
     out = sorted(set(range(24)) - set(indices.tolist()))
     compensation = ridge(gram[indices][:, indices], gram[indices][:, out] @ weight[out], regression.COMPENSATION)
     torch.testing.assert_close(left, weight[indices] + compensation, rtol=1e-5, atol=1e-5)
@@ -234,7 +243,7 @@ def test_float16_holds_what_its_sums_do_not():
     fitted = LeastSquares(a.shape[1], y.shape[1], a.device)
     fitted.add(a, y, held_out=torch.zeros(100, dtype=torch.bool), weight=weight)
     fitted.add(a * 0 + 4e4, y * 0 + 4e4, held_out=torch.zeros(100, dtype=torch.bool), weight=2.0)
-    gram, cross = fitted.gram_and_cross()
+    gram, cross = gram_and_cross(fitted)
     a, y = a.double(), y.double()
     torch.testing.assert_close(gram[0], 1e10 * a.T @ a + 100 * 8e4**2, rtol=1e-4, atol=1e6)
     torch.testing.assert_close(cross[0], 1e10 * a.T @ y + 100 * 8e4**2, rtol=1e-4, atol=1e6)

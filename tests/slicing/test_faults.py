@@ -9,7 +9,7 @@ from interruptions import Fault, hash_files
 from tiny import TEST_ALL, build, calibration
 
 from optimum_slicegpt import SliceGPTConfig
-from optimum_slicegpt.linalg.moments import FAST_PRODUCTS
+from optimum_slicegpt.linalg.products import FAST_PRODUCTS
 from optimum_slicegpt.streaming import compress_checkpoint
 
 

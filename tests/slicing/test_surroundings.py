@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_perplexity, load_batches
 from optimum_slicegpt.evaluation.spectrum import measure_spectrum
-from optimum_slicegpt.linalg.moments import FAST_PRODUCTS, float32_products_of
+from optimum_slicegpt.linalg.products import FAST_PRODUCTS, float32_products_of
 from optimum_slicegpt.streaming import compress_checkpoint
 
 

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, mirror_, moved, root_mean_square
+from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, moved, root_mean_square
+from ...linalg.products import mirror_
 from ...linalg.regression import LeastSquares, bytes_needed, token_stride
 from ...modeling.contexts import placed, room_on
 from ...modeling.weights import eps_of
@@ -39,6 +40,7 @@ from .refine import Goal, Refinement, steps_of, tokens_of
 
 if TYPE_CHECKING:
     from ..pairs import BlockPair
+    from ..state import Basis
 
 
 LEAST_GROWTH = 1e-4
@@ -61,7 +63,12 @@ class Refit(Fit):
         device, groups = self.run.device, self.run.num_groups
         if device.type == "cuda" and bytes_needed(inputs, outputs, groups) > room_on(device):
             device = torch.device("cpu")
-        return LeastSquares(inputs, outputs, device, groups)
+        return LeastSquares(inputs, outputs, device, groups, torch.promote_types(self.run.dtype, torch.float32))
+
+    def _add_up(self, regression, site):
+        """Adds the sums of all processes up."""
+        for products in regression.products():
+            self.run.sum_(products.values, site)
 
     # Readers
 
@@ -83,7 +90,7 @@ class Refit(Fit):
                 eps = eps_of(norm.dense, run.dense.family)
                 pair = [nn.functional.rms_norm(stream, stream.shape[-1:], eps=eps) for stream in pair]
             regression.add(*pair, weight=weight, **sample)
-        run.sum_(regression.sums, norm.site)
+        self._add_up(regression, norm.site)
 
     def final_gain(self, norm, here, prior, x, z) -> Tensor:
         """
@@ -96,12 +103,14 @@ class Refit(Fit):
             return prior
         regression = self._regression(*here.write.T.shape)
         self._add_readers(regression, norm, x, z)
-        gram, cross = regression.gram_and_cross()
+        device = regression.device
         gains = reader_map(norm.dense, run.dense.family.gain_offset, torch.ones_like(here.axes[:, :1]))[:, 0]
-        seen = (here.write.T @ self._table_moment()).to(gram.device)
-        of_gains = LeastSquares(here.width, 1, gram.device, run.num_groups)
-        write, gains = here.write.to(gram.device), gains.to(gram.device)
-        of_gains.sums.add_(torch.cat([gram * (seen @ write), (seen * gains * cross).sum(-1, keepdim=True)], -1))
+        seen = (here.write.T @ self._table_moment()).to(device)
+        write, gains = here.write.to(device), gains.to(device)
+        of_gains = LeastSquares(here.width, 1, device, run.num_groups, torch.float64)
+        for known, products in zip(of_gains.products(), regression.products(), strict=True):
+            gram, cross = products.gram * (seen @ write), seen * gains * products.cross
+            known.add_matrix_(torch.cat([gram, cross.sum(-1, keepdim=True)], -1))
         return self._solve(of_gains, prior[:, None])[:, 0]
 
     @timed("regression")
@@ -128,18 +137,14 @@ class Refit(Fit):
 
     def _fit_writers(self, block, there, shortcut, x, z):
         run, writers = self.run, block.sliced.writers()
-        # A block adds to the stream a linear function of what its writers read, and of 1, whose weight is the bias.
-        rows = [moved(writer.weight, run.device, torch.float64) for writer in writers.values()]
-        factors = zip(writers.values(), block.sliced.multipliers, strict=True)
-        biases = [factor * writer.bias.to(there.dual) for writer, factor in factors if writer.bias is not None]
-        if biases:
-            rows.append(sum(biases)[None])
-        sizes, scale, post_norm = [len(each) for each in rows], 1.0, PostNorm.behind(block, there, x)
+        sizes, scale = [writer.weight.shape[-2] for writer in writers.values()], 1.0
+        sizes += [1] * any(writer.bias is not None for writer in writers.values())
+        post_norm = PostNorm.behind(block, there, x)
         if post_norm is not None:
             scale = post_norm.scale
         regression = self._regression(sum(sizes), there.width)
         self._add_writers(regression, block, there, shortcut, post_norm, x, z)
-        fitted = self._solve(regression, torch.cat(rows) * scale)
+        fitted = self._solve(regression, _weights_of_writers(block, there) * scale)
         kept, mlp_writer = run.state.neurons[block.index], run.dense.family.mlp_writer
         if kept is not None and mlp_writer in writers:
             position = list(writers).index(mlp_writer)
@@ -169,7 +174,7 @@ class Refit(Fit):
                 if post_norm is not None:
                     goal = post_norm.goal(goal["y"], goal["weight"], *y)
                 regression.add(given, **goal, **sample)
-        run.sum_(regression.sums, block.site + 1)
+        self._add_up(regression, block.site + 1)
 
     @timed("refine")
     def _refine(self, block, there, shortcut, x, z):
@@ -216,7 +221,7 @@ class Refit(Fit):
                 shares = (given @ matrix / divisor).square() / width
                 weight = batch.place.weight / root_mean_square(dense)
                 regression.add(shares, 1 - post_norm.eps / divisor.square(), weight=weight, **sample)
-        run.sum_(regression.sums, block.site + 1)
+        self._add_up(regression, block.site + 1)
         return run.agreed(regression.solve_positive().to(fitted.device)).clamp_min(LEAST_GROWTH).sqrt()
 
     @timed("solve")
@@ -241,6 +246,18 @@ class Refit(Fit):
         sampled = batch.place.sampled(stride)
         tokens = [batch.tokens(value.to(value.device), sampled).to(self.run.device) for value in values]
         return tokens, {"held_out": batch.place.held_out(stride), "group": batch.place.group}
+
+
+def _weights_of_writers(block: BlockPair, there: Basis) -> Tensor:
+    """
+    Returns the weights of a block's writers `(inputs, k')`, float64. A block adds to the stream a linear function of
+    what its writers read, and of 1, whose weight is the bias, if there is one.
+    """
+    writers = block.sliced.writers().values()
+    rows = [moved(writer.weight, there.dual.device, torch.float64) for writer in writers]
+    factors = zip(writers, block.sliced.multipliers, strict=True)
+    biases = [factor * writer.bias.to(there.dual) for writer, factor in factors if writer.bias is not None]
+    return torch.cat([*rows, sum(biases)[None]] if biases else rows)
 
 
 def _set_writers(block: BlockPair, parts: Sequence[Tensor]) -> None:
