@@ -72,6 +72,12 @@ class PretendGPU:
             self._forget_freed()
             self.peak = max(self.peak, self._on_gpu)
 
+    def reset_peak(self) -> int:
+        """Forgets the peak so far. Returns the bytes that are on the GPU."""
+        self._forget_freed()
+        self.peak = self._on_gpu
+        return self.peak
+
     def _forget_freed(self):
         self._tags = {key: found for key, found in self._tags.items() if not found[0].expired()}
         storages = (

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from pretend_gpu import pretend_gpu
 
 from optimum_slicegpt.linalg import regression
-from optimum_slicegpt.linalg.regression import LeastSquares, token_stride
+from optimum_slicegpt.linalg.regression import LeastSquares, bytes_needed, token_stride
 from optimum_slicegpt.linalg.ridge import FIRST_STRENGTH, ROUNDING, STRENGTHS, best_strength, solutions_nearby
 
 
@@ -269,3 +270,22 @@ def test_positive_weights_stay_ones_where_nothing_is_better():
     a = torch.rand(800, 5, generator=torch.Generator().manual_seed(0))
     found = fit(a, a.sum(1, keepdim=True)).solve_positive()
     torch.testing.assert_close(found, torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_regression_takes_the_memory_that_it_says(monkeypatch, groups):
+    # What these take is small beside larger matrices.
+    monkeypatch.setattr("optimum_slicegpt.linalg.ridge.JUDGED_OUTPUTS", 4)
+    a, y, weight = problem(tokens=1200, inputs=512, outputs=128, noise=1.0)
+    with pretend_gpu() as gpu:
+        a, y, weight = (each.to("cuda") for each in (a, y, weight))
+        prior, given = 0.5 * weight, gpu.reset_peak()
+        fitted = LeastSquares(512, 128, a.device, groups)
+        for group, part in enumerate(torch.arange(1200).chunk(groups)):
+            fitted.add(a[part], y[part], held_out=part % 8 == 7, group=group)
+        fitted.products()
+        gpu.reset_peak()
+        found = fitted.solve(prior)
+        fitted.delete_inputs(slice(0, 512), 150, found)
+    assert not torch.equal(found, prior)
+    assert 0.8 < (gpu.peak - given) / bytes_needed(512, 128, groups) < 1.2
