@@ -41,7 +41,7 @@ def regression(neurons: int) -> tuple[LeastSquares, torch.Tensor]:
         active = (silu(x @ gate) * (x @ up)).bfloat16()
         goal = active.float() @ (down + 0.1 * down.roll(1, 0)) + 0.01 * randn(TOKENS_AT_ONCE, size)
         fit.add(active, goal, held_out=held_out)
-    fit.products()
+    fit.finish()
     return fit, down.double()
 
 

@@ -9,7 +9,7 @@ References:
 import torch
 from torch import Tensor
 
-from .products import add_products_, upper
+from .products import add_products_, upper_strips
 
 
 ROWS_AT_ONCE = 2048
@@ -31,7 +31,7 @@ def add_second_moment_(total: Tensor, x: Tensor, factor: Tensor | None = None) -
     """
     if factor is not None:
         x = (x * factor).to(torch.bfloat16 if x.dtype == torch.bfloat16 else factor.dtype)
-    add_products_(upper(total), x)
+    add_products_(upper_strips(total), x)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -36,7 +36,7 @@ class Products:
         device (`torch.device`): holds them.
 
     Attributes:
-        values (`torch.Tensor`, 1-D): all sums, G below its diagonal left out. Other tokens are added by adding theirs.
+        values (`torch.Tensor`, 1-D): all sums, without the blocks of G below its diagonal.
     """
 
     def __init__(self, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device):
@@ -63,14 +63,12 @@ class Products:
         for start, stop, strip in self._strips:
             strip.add_(matrix[start:stop, start:])
 
-    @property
-    def cross(self) -> Tensor:
-        """C, `(n, k)`."""
-        return torch.cat([strip[:, self.inputs - start :] for start, _, strip in self._strips])
+    def cross(self, outputs: Tensor | slice = slice(None)) -> Tensor:
+        """Returns C `(n, k)`, or the columns of some outputs."""
+        return torch.cat([strip[:, self.inputs - start :][:, outputs] for start, _, strip in self._strips])
 
-    @property
     def gram(self) -> Tensor:
-        """G, `(n, n)`."""
+        """Returns G `(n, n)`."""
         found = self.values.new_empty(self.inputs, self.inputs)
         for start, stop, strip in self._strips:
             found[start:stop, start:] = strip[:, : self.inputs - start]
@@ -92,8 +90,8 @@ class Products:
 
     def upper_in_units(self, unit: Tensor) -> Tensor:
         """
-        Returns G `(n, n)` with rows and columns divided by the units `(n,)` of the inputs, in float32; below its
-        diagonal is anything.
+        Returns G `(n, n)` with rows and columns divided by the units `(n,)` of the inputs, in float32; blocks below
+        its diagonal hold anything.
         """
         found = torch.empty(self.inputs, self.inputs, dtype=torch.float32, device=unit.device)
         for start, stop, strip in self._strips:
@@ -109,7 +107,7 @@ def number_of_products(inputs: int, outputs: int) -> int:
 
 def add_products_(parts: Iterable[tuple[int, int, Tensor]], x: Tensor) -> None:
     """
-    Adds `x.T @ x` to a running sum, without the blocks below the diagonal.
+    Adds `x[:, :rows].T @ x` to a running sum of so many rows, without the blocks below the diagonal.
 
     Args:
         parts: strips of the sum, changed in place: for each its first row, the row behind its last one, and its values
@@ -123,7 +121,7 @@ def add_products_(parts: Iterable[tuple[int, int, Tensor]], x: Tensor) -> None:
             total.add_((x[:, start:stop].T @ x[:, start:]).to(total.device))
 
 
-def upper(total: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+def upper_strips(total: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Returns the strips of a square matrix, for [`add_products_`]. [`mirror_`] fills in the rest."""
     return ((start, stop, total[start:stop, start:]) for start, stop in strips(len(total)))
 

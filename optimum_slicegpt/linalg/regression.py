@@ -37,18 +37,20 @@ ROUNDS = 2
 """Number of rounds in which inputs are deleted. Each round computes the costs anew."""
 
 
-def bytes_needed(inputs: int, outputs: int, groups: int = 1) -> int:
-    """
-    Computes the bytes of a regression at its peak: while the strength of the ridge is chosen, while weights are
-    solved for, or while inputs are deleted.
+def bytes_of_sums(inputs: int, outputs: int, groups: int = 1, dtype: torch.dtype = torch.float32) -> int:
+    """Computes the bytes of a regression's sums; arguments are those of [`LeastSquares`]."""
+    return (8 + groups * dtype.itemsize) * number_of_products(inputs, outputs)
 
-    Args:
-        inputs (`int`), outputs (`int`), groups (`int`, defaults to 1): of [`LeastSquares`].
+
+def bytes_needed(inputs: int, outputs: int, groups: int = 1, dtype: torch.dtype = torch.float32) -> int:
+    """
+    Computes the bytes of a regression at its peak, which is while the strength of the ridge is chosen, while weights
+    are solved for, or while inputs are deleted; arguments are those of [`LeastSquares`].
     """
     sums, square, weights = number_of_products(inputs, outputs), 4 * inputs**2, 8 * inputs * outputs
     # Beside a factor: the prior; weights and what is missing; an inverse, its parts, and weights.
     return max(
-        (8 + 4 * groups) * sums + square + weights,
+        bytes_of_sums(inputs, outputs, groups, dtype) + square + weights,
         8 * sums + square + 4 * weights,
         3 * square + 3 * weights,
     )
@@ -131,9 +133,10 @@ class LeastSquares:
             self._products[index].add_tokens_(self._collected[index][: self._counts[index]])
         self._counts[index] = 0
 
-    def products(self) -> list[Products]:
+    def finish(self) -> list[Products]:
         """
-        Returns the sums over all tokens so far: over those that are fitted, then over the held-out ones of each group.
+        Adds what is collected, and returns the sums: over the tokens that are fitted, and over the held-out ones of
+        each group.
         """
         for index in range(len(self._products)):
             self._add_collected(index)
@@ -155,12 +158,12 @@ class LeastSquares:
         Returns:
             `torch.Tensor` of shape `(inputs, outputs)`, float64.
         """
-        strength = best_strength(self.products(), prior)
+        strength = best_strength(self.finish(), prior)
         if strength is None:
             return prior
         products = self._over_all_tokens()
         unit = energies(products).sqrt()
-        missing = ((products.cross - products.gram_times(prior)) / unit[:, None]).float()
+        missing = ((products.cross() - products.gram_times(prior)) / unit[:, None]).float()
         change = solve_factored(factorise(products, unit, strength), missing)
         return prior + change.double() / unit[:, None]
 
@@ -174,11 +177,11 @@ class LeastSquares:
             `torch.Tensor` of shape `(inputs,)`, float64: ones where no strength serves the held-out tokens better.
         """
         weight = torch.ones(self.num_inputs, 1, dtype=torch.float64, device=self.device)
-        strength = best_strength(self.products(), weight)
+        strength = best_strength(self.finish(), weight)
         if strength is None:
             return weight.squeeze(1)
         products = self._over_all_tokens()
-        gram, wanted, pull = products.gram, products.cross, strength * energies(products)[:, None]
+        gram, wanted, pull = products.gram(), products.cross(), strength * energies(products)[:, None]
         for _ in range(POSITIVE_STEPS):
             weight = weight * (wanted + pull) / (gram @ weight + pull * weight)
         return weight.squeeze(1)
@@ -204,8 +207,10 @@ class LeastSquares:
         Returns:
             `tuple`: weights of the remaining inputs, `(inputs - count, outputs)`, and their indices, ascending.
         """
-        unit = energies(self._over_all_tokens()).sqrt()
-        factor = factorise(self._products.pop(), unit, COMPENSATION)
+        products, self._products = self._over_all_tokens(), []
+        unit = energies(products).sqrt()
+        factor = factorise(products, unit, COMPENSATION)
+        del products
         inverse = torch.cholesky_inverse(factor)
         del factor
         scaled = weight * unit[:, None]
@@ -227,9 +232,10 @@ class LeastSquares:
 
     def _over_all_tokens(self):
         """Adds the sums over held-out tokens to the others, and frees them."""
-        while len(self.products()) > 1:
-            self._products[0].add_(self._products.pop())
-        return self._products[0]
+        products = self.finish()
+        while len(products) > 1:
+            products[0].add_(products.pop())
+        return products[0]
 
 
 def token_stride(inputs: int, most_inputs: int) -> int:

@@ -2,7 +2,7 @@
 The ridge of a regression, and the choice of its strength.
 
 G is Σ aᵀa over the tokens, n² its diagonal ([`energies`]). In units of each input's norm n, numbers are alike enough
-for float32, and the ridge `s diag(n²)` is s times the identity.
+to be factorised in float32, and the ridge `s diag(n²)` is s times the identity. Products with G need no such units.
 
 References:
     - Saad (2003), Iterative methods for sparse linear systems, section 6.4: the method of [`solutions_nearby`].
@@ -63,7 +63,7 @@ def best_strength(products: Sequence[Products], prior: Tensor) -> float | None:
     unit = energies(fitted).sqrt()
 
     def missing_of(each):
-        return each.cross[:, judged] - each.gram_times(start.to(each.values.dtype))
+        return each.cross(judged) - each.gram_times(start.to(each.values.dtype))
 
     missing = (missing_of(fitted) / unit[:, None]).float()
     # Of a group with very few tokens none is held out.

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, starmap
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
 from ..linalg.axes import SEARCH_STEPS
-from ..linalg.moments import ROWS_AT_ONCE, wide
-from ..linalg.products import number_of_products
-from ..linalg.regression import POSITIVE_STEPS, TOKENS_AT_ONCE, bytes_needed, token_stride
+from ..linalg.regression import POSITIVE_STEPS, token_stride
 from ..linalg.ridge import JUDGED_OUTPUTS
 from ..modeling.contexts import choose_dtype
 from ..modeling.decoder import Decoder
 from ..planning.sizes import most_inputs, product_size
 from ..planning.speed import flops_per_s
-from .methods.refine import STEP_TOKENS, steps_of, tokens_of
+from .methods.refine import STEP_TOKENS, steps_of
 from .statistics import AXES_TOKENS
 
 
@@ -139,7 +137,7 @@ class Costs:
                 yield inputs, block
 
     @property
-    def _trained_weights(self):
+    def trained_weights(self):
         """Weights in all MLPs of the sliced model, if they are trained."""
         dense, widths = self.dense, self.plan.widths
         blocks = [block for block in dense.blocks() if block.has_dense_mlp]
@@ -149,52 +147,6 @@ class Costs:
         writer = dense.mlp_writer(blocks[0].index).weight.numel()
         kept = (self.plan.neurons or dense.num_neurons) / dense.num_neurons / self.size
         return kept * sum(readers * widths[block.site] + writer * widths[block.site + 1] for block in blocks)
-
-    @property
-    def layer(self):
-        """Bytes of a layer's dense and sliced weights, in host memory."""
-        cast = self.dtype.itemsize > self.dense.model.dtype.itemsize
-        return sum(parameter.nbytes for parameter in self.dense.layers[0].parameters()) * (4 if cast else 2)
-
-    @property
-    def tables(self):
-        """Bytes of what is around layers, in host memory: a table, and what it becomes."""
-        table = max(self.dense.tables[0].weight.nbytes, self.dense.head.weight.nbytes)
-        return table * (1 if self.plan.embeddings == "tied" else 2)
-
-    @property
-    def layer_on_device(self):
-        return sum(parameter.numel() for parameter in self.dense.layers[0].parameters()) * self.dtype.itemsize
-
-    @property
-    def tables_on_device(self):
-        table, head = self.dense.tables[0].weight, self.dense.head.weight
-        return max(table.nbytes, (table.numel() + head.numel()) * 4 * self.fisher)
-
-    @property
-    def matrices_of_products(self):
-        """Bytes of the matrices of products with weights."""
-        return 8 * (ROWS_AT_ONCE * (self.size + self.width) + 2 * self.size**2)
-
-    @property
-    def matrices(self):
-        """Bytes of a step's own matrices: of axes, of products with weights, of a regression, of an MLP's training."""
-        fits = starmap(self._bytes_of_regression, set(self.fits))
-        return int(max(8 * 7 * self.size**2, self.matrices_of_products, self._bytes_of_training, *fits))
-
-    def _bytes_of_regression(self, inputs, outputs):
-        # Tokens are collected before their products are taken; the buffers are freed before anything is solved.
-        kinds = 1 + self.groups
-        collected = kinds * TOKENS_AT_ONCE * (inputs + outputs) * wide(self.dtype).itemsize
-        sums = (8 + 4 * self.groups) * number_of_products(inputs, outputs)
-        return max(sums + collected, bytes_needed(inputs, outputs, self.groups))
-
-    @property
-    def _bytes_of_training(self):
-        weights = 4 * self._trained_weights / len(self.dense.layers)  # with gradients and Adam's two averages
-        step = STEP_TOKENS * (6 * max(self.inputs) + 4 * self.width)
-        tokens = min(self.tokens, tokens_of(self.steps)) * 2 * self.width
-        return 4 * (weights + step + tokens) * (self.steps > 0)
 
     def work(self) -> dict[str, list[Work]]:
         """Returns all work of every phase of a run, one entry for each kind, size and dtype."""
@@ -246,7 +198,7 @@ class Costs:
             rows = sum(reader.weight.shape[-2] for reader in block.readers().values())
             yield "forward", size, -2 * self.tokens * rows * self.plan.widths[block.site]
         yield "forward", size, 2 * self.tokens * size * self.width * len(self.inputs) * self.refit
-        yield "forward", size, 6 * self.steps * STEP_TOKENS * self._trained_weights
+        yield "forward", size, 6 * self.steps * STEP_TOKENS * self.trained_weights
         yield "sums", size, self.tokens * 2 * size**2 * self.sites * self.per_block
         yield "eigenvectors", size, 12 * size**3 * self.sites * self.plan.shortcuts
         if self.dense.family.post_norms and self.plan.embeddings == "narrow":  # The table is measured, too.

@@ -13,6 +13,7 @@ from ..configuration import SliceGPTConfig
 from ..planning.machine import Machine, Room, room_for
 from ..planning.sizes import flops_per_token
 from .costs import Costs, seconds_for
+from .footprint import BATCH, LOSS, REGRESSION, TRAINING, WEIGHTS_AT_ONCE, Footprint
 
 
 if TYPE_CHECKING:
@@ -22,19 +23,18 @@ if TYPE_CHECKING:
 LIBRARIES = 500 * 2**20
 """Bytes of resident memory once everything is imported; a device keeps about as much for its kernels."""
 
-WEIGHTS, WEIGHTS_AT_ONCE, ACTIVATIONS, BATCH, MATRICES = (
-    "dense and sliced weights",
-    "weights of a layer or a table",
-    "activations and moments",
-    "a batch in a layer",
-    "matrices of a step",
-)
-MATRICES_MOVED = f"{MATRICES} instead of the device"
-"""What takes memory, beside the libraries."""
+WEIGHTS, ACTIVATIONS = "dense and sliced weights", "activations and moments"
+REGRESSION_MOVED = f"{REGRESSION} instead of the device"
+"""What takes memory, beside the libraries and what [`footprint`] names."""
 
-DEVICE_REMEDIES = {ACTIVATIONS: "--offload-activations", BATCH: "a smaller --batch-size"}
+DEVICE_REMEDIES = {
+    ACTIVATIONS: "--offload-activations",
+    BATCH: "a smaller --batch-size",
+    TRAINING: "--refine 0",
+    LOSS: "another --metric",
+}
 STREAMING_REMEDIES = DEVICE_REMEDIES | {ACTIVATIONS: "a smaller --max-memory"}
-STREAMING_REMEDIES |= dict.fromkeys([MATRICES, MATRICES_MOVED], "--no-refit")
+STREAMING_REMEDIES |= dict.fromkeys([REGRESSION, REGRESSION_MOVED], "--no-refit")
 MEMORY_REMEDIES = STREAMING_REMEDIES | {WEIGHTS: "--stream", ACTIVATIONS: "--stream"}
 DISK_REMEDIES = {"result": "another --output", "beside it": "fewer --nsamples, or a larger --max-memory"}
 """How to make smaller what takes memory or disk."""
@@ -58,6 +58,8 @@ class RunEstimate:
         bytes_per_step (`int`): of the state that streaming saves after each layer.
         memory (`dict[str, int]`): bytes of host memory at the peak, by what takes them.
         device_memory (`dict[str, int]`): the same of a device that has its own memory; empty where none computes.
+        device_memory_beside_regressions (`dict[str, int]`): the same where regressions are in host memory.
+        bytes_of_regression (`int`): of the largest regression; 0 without a refit.
         flops (`dict[str, float]`): floating point operations, by the dtype in which they are done.
         forwards (`float`): as many operations, in forwards of the dense model over the text.
         seconds (`float`, *optional*):
@@ -78,18 +80,20 @@ class RunEstimate:
     bytes_per_step: int
     memory: dict[str, int]
     device_memory: dict[str, int]
+    device_memory_beside_regressions: dict[str, int]
+    bytes_of_regression: int
     flops: dict[str, float]
     forwards: float
     seconds: float | None
 
     def rooms(self, machine: Machine) -> dict[str, Room]:
         """
-        Compares what the run needs with what a machine has, place by place. Matrices for which the device has no room
-        are in host memory.
+        Compares what the run needs with what a machine has, place by place. Regressions for which the device has no
+        room are in host memory.
         """
         device, host = dict(self.device_memory), dict(self.memory)
-        if machine.device is not None and sum(device.values()) > machine.device:
-            host[MATRICES_MOVED] = device.pop(MATRICES)
+        if machine.device is not None and sum(device.values()) > machine.device and self.bytes_of_regression:
+            device, host[REGRESSION_MOVED] = self.device_memory_beside_regressions, self.bytes_of_regression
         remedies = MEMORY_REMEDIES if WEIGHTS in self.memory else STREAMING_REMEDIES
         places = {
             "device memory": (device, machine.device, DEVICE_REMEDIES),
@@ -128,18 +132,19 @@ def estimate_run(
     after, device = plan.num_parameters(model), torch.device(config.device or "cpu")
     written = after * model.dtype.itemsize
     kept = {ACTIVATIONS: min(costs.kept, max_memory) if streaming else costs.kept}
-    memory, device_memory = {"libraries": LIBRARIES}, {}
+    footprint = Footprint(costs, min(config.seqlen, tokens_per_batch))
+    memory, device_memory, beside_regressions = {"libraries": LIBRARIES}, {}, {}
     if device.type != "cpu":
-        memory |= {WEIGHTS_AT_ONCE: max(costs.tables, costs.layer)} if streaming else {WEIGHTS: dense + written}
-        device_memory = {"libraries": LIBRARIES} | _largest_step(costs, costs.tables_on_device, costs.layer_on_device)
-        if streaming or config.offload_activations:
-            memory |= kept
-        else:
-            device_memory |= kept
+        offloaded = streaming or config.offload_activations
+        beside = {"libraries": LIBRARIES} | ({} if offloaded else kept)
+        device_memory = beside | footprint.largest_step("device")
+        beside_regressions = beside | footprint.largest_step("device", without=[REGRESSION])
+        memory |= {WEIGHTS_AT_ONCE: footprint.weights_at_once} if streaming else {WEIGHTS: dense + written}
+        memory |= kept if offloaded else {}
     elif streaming:
-        memory |= kept | _largest_step(costs, costs.tables, costs.layer)
+        memory |= kept | footprint.largest_step("host")
     else:
-        memory |= {WEIGHTS: dense + written} | kept | {BATCH: costs.batch, MATRICES: costs.matrices}
+        memory |= {WEIGHTS: dense + written} | kept | footprint.largest_step(None)
     flops, work = Counter(), [each for phase in costs.work().values() for each in phase]
     for each in work:
         flops[each.counted_dtype] += each.flops
@@ -157,16 +162,9 @@ def estimate_run(
         bytes_per_step=costs.state if streaming else 0,
         memory=memory,
         device_memory=device_memory,
+        device_memory_beside_regressions=beside_regressions,
+        bytes_of_regression=footprint.regression,
         flops=dict(flops),
         forwards=sum(flops.values()) / (tokens * flops_per_token(costs.dense)),
         seconds=seconds_for(work, device) if timed else None,
     )
-
-
-def _largest_step(costs: Costs, tables: int, layer: int) -> dict[str, int]:
-    """Returns what takes memory in the step that needs most: one around layers, of tables, or one of a layer."""
-    steps = [
-        {WEIGHTS_AT_ONCE: weights, BATCH: costs.batch, MATRICES: matrices}
-        for weights, matrices in ((tables, costs.matrices_of_products), (layer, costs.matrices))
-    ]
-    return max(steps, key=lambda step: sum(step.values()))

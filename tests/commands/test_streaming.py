@@ -59,9 +59,11 @@ def test_a_plan_for_a_machine_that_one_does_not_have(tmp_path, capsys):
     assert lines["disk, estimated"].endswith("not compared")
     assert lines["time, estimated"].startswith("unknown, as the device is not here")
     run(*arguments, "--device-memory", "12GB", "--json")
+    assert json.loads(capsys.readouterr().out)["room"]["device memory"]["remedy"] == "--refine 0"
+    run(*arguments, "--device-memory", "12GB", "--refine", "0", "--json")
     room = json.loads(capsys.readouterr().out)["room"]
     assert room["device memory"]["remedy"] is None and room["host memory"]["available"] is None
-    assert room["host memory"]["parts"]["matrices of a step instead of the device"] > 2**33
+    assert room["host memory"]["parts"]["a regression instead of the device"] > 2**33
 
 
 @pytest.mark.parametrize("architecture", ["stock", "sliced"])

@@ -27,8 +27,8 @@ def fit(a, y, batches=4):
 
 def gram_and_cross(fitted):
     """Returns the sums `(1 + groups, inputs, inputs)` and `(1 + groups, inputs, outputs)`."""
-    products = fitted.products()
-    return tuple(torch.stack([getattr(each, name).double() for each in products]) for name in ("gram", "cross"))
+    products = fitted.finish()
+    return tuple(torch.stack([getattr(each, name)().double() for each in products]) for name in ("gram", "cross"))
 
 
 def ridge(gram, cross, strength):
@@ -68,7 +68,7 @@ def test_the_strength_is_the_best_of_all_for_tokens_held_out():
         changes = {strength: ridge(gram[0], missing, strength) for strength in STRENGTHS}
         losses = {key: ((gram[1] @ change - 2 * wanted) * change).sum() for key, change in changes.items()}
         best = min(losses, key=losses.get)
-        assert best_strength(fitted.products(), prior) == (best if losses[best] < 0 else None)
+        assert best_strength(fitted.finish(), prior) == (best if losses[best] < 0 else None)
         found.add(best)
     assert min(found) < FIRST_STRENGTH < max(found)
 
@@ -87,7 +87,7 @@ def test_the_strength_is_the_best_for_the_worst_group():
         for strength, change in changes.items()
     }
     best = min(losses, key=losses.get)
-    products = fitted.products()
+    products = fitted.finish()
     assert best_strength(products, prior) == (best if losses[best] < 0 else None)
     assert best_strength([products[index] for index in (0, 1, 3)], prior) is not None
 
@@ -272,20 +272,20 @@ def test_positive_weights_stay_ones_where_nothing_is_better():
     torch.testing.assert_close(found, torch.ones(5, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("groups", [1, 3])
-def test_a_regression_takes_the_memory_that_it_says(monkeypatch, groups):
+@pytest.mark.parametrize("groups, dtype", [(1, torch.float32), (3, torch.float32), (3, torch.float64)])
+def test_a_regression_takes_the_memory_that_it_says(monkeypatch, groups, dtype):
     # What these take is small beside larger matrices.
     monkeypatch.setattr("optimum_slicegpt.linalg.ridge.JUDGED_OUTPUTS", 4)
     a, y, weight = problem(tokens=1200, inputs=512, outputs=128, noise=1.0)
     with pretend_gpu() as gpu:
         a, y, weight = (each.to("cuda") for each in (a, y, weight))
-        prior, given = 0.5 * weight, gpu.reset_peak()
-        fitted = LeastSquares(512, 128, a.device, groups)
+        given, prior = gpu.reset_peak(), 0.5 * weight
+        fitted = LeastSquares(512, 128, a.device, groups, dtype)
         for group, part in enumerate(torch.arange(1200).chunk(groups)):
             fitted.add(a[part], y[part], held_out=part % 8 == 7, group=group)
-        fitted.products()
+        fitted.finish()
         gpu.reset_peak()
         found = fitted.solve(prior)
         fitted.delete_inputs(slice(0, 512), 150, found)
     assert not torch.equal(found, prior)
-    assert 0.8 < (gpu.peak - given) / bytes_needed(512, 128, groups) < 1.2
+    assert 0.8 < (gpu.peak - given) / bytes_needed(512, 128, groups, dtype) < 1.2

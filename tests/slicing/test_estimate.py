@@ -1,6 +1,7 @@
 """What a plan says before a run, against what the run does."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from torch.utils.flop_counter import flop_registry
 from transformers import AutoConfig
 
 from optimum_slicegpt import SliceGPTConfig, SlicePlan
-from optimum_slicegpt.modeling.decoder import empty_model
+from optimum_slicegpt.modeling.decoder import Decoder, empty_model
 from optimum_slicegpt.modeling.heads import define_head
 from optimum_slicegpt.planning.machine import Machine
 from optimum_slicegpt.planning.speed import KINDS, flops_per_s
 from optimum_slicegpt.slicing import costs
 from optimum_slicegpt.slicing.estimate import LIBRARIES, estimate_run
+from optimum_slicegpt.slicing.statistics import loss_gradient
 
 
 SIZES = {"hidden_size": 96, "intermediate_size": 320, "head_dim": 24}
@@ -124,12 +126,51 @@ def test_there_is_room_or_a_remedy():
     assert planned.rooms(Machine(host=needed["host memory"] - 1))["host memory"].remedy == "--stream"
     little = planned.rooms(Machine(host=needed["host memory"], device=LIBRARIES, disk=0))
     assert little["host memory"].remedy == "--no-refit"
-    assert little["device memory"].remedy == "--offload-activations, a smaller --batch-size, more of it"
-    moved = little["host memory"].parts["matrices of a step instead of the device"]
-    assert moved == planned.device_memory["matrices of a step"]
+    assert little["device memory"].remedy == "--refine 0, --offload-activations, a smaller --batch-size, more of it"
+    moved = little["host memory"].parts["a regression instead of the device"]
+    assert moved == planned.bytes_of_regression
     assert little["disk"].remedy.startswith("another --output")
     streamed = planned_for(model, SliceGPTConfig(), max_memory=2**20).rooms(Machine(host=LIBRARIES))
     assert "a smaller --max-memory" in streamed["host memory"].remedy and "device memory" not in streamed
+
+
+def test_regressions_alone_are_moved():
+    """What trains an MLP, and tables, stay on a device for which a regression is too large."""
+    for vocab_size, refine, largest in ((96, None, "the training of an MLP"), (60_000, 0, "products with weights")):
+        model = build("llama", torch.float32, **SIZES | {"vocab_size": vocab_size})
+        config = SliceGPTConfig(parameter_reduction=0.01, device="cuda", refine=refine, batch_size=1)
+        planned = planned_for(model, config)
+        planned = replace(planned, device_memory=planned.device_memory | {"a regression": 2**40})
+        room = planned.rooms(Machine(device=2**40))
+        assert largest in room["device memory"].parts and "a regression" not in room["device memory"].parts
+        assert room["host memory"].parts["a regression instead of the device"] == planned.bytes_of_regression > 0
+
+
+def test_layers_are_as_large_as_the_largest():
+    sparse = {"num_experts": 8, "moe_intermediate_size": 256, "mlp_only_layers": [0], "tie_word_embeddings": True}
+    planned = [
+        planned_for(build("qwen3_moe", torch.float32, **sparse | more), SliceGPTConfig(refit=False), max_memory=2**20)
+        for more in ({}, {"mlp_only_layers": []})
+    ]
+    first, second = (each.memory["weights of a layer or a table"] for each in planned)
+    assert first == second > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_logits_of_the_metric_are_in_the_plan(dtype):
+    model = build("llama", dtype, vocab_size=50_000)
+    inputs = {"input_ids": tokens(1, 256)}
+    with pretend_gpu() as gpu:
+        model.to("cuda")
+        inputs = {name: each.to("cuda") for name, each in inputs.items()}
+        stream = torch.zeros(1, 256, model.config.hidden_size, dtype=dtype, device="cuda")
+        before = gpu.reset_peak()
+        loss_gradient(Decoder(model), inputs, stream)
+        taken = gpu.peak - before
+    model = build("llama", dtype, vocab_size=50_000)
+    config = SliceGPTConfig(sparsity=0.25, metric="fisher", device="cuda", dtype=str(dtype).removeprefix("torch."))
+    planned = estimate_run(model, SlicePlan.from_config(config, model.config), config, 1024, 256, timed=False)
+    assert 0.9 < taken / planned.device_memory["logits and gradients"] < 1.1
 
 
 def test_what_this_machine_has(tmp_path):

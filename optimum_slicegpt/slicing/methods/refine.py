@@ -124,20 +124,16 @@ class Refinement:
         # Adam's steps would vanish in the rounding of a half precision, products need no more.
         self._half = run.dtype.itemsize == 2
         self._dtype = torch.float32 if self._half else run.dtype
-        widths = self._weights[0].weight.shape[-1], self._weights[-1].weight.shape[-1], 1
-        nothing = Goal(
-            *(torch.empty(0, width, device=run.device) for width in widths),
-            torch.empty(0, dtype=torch.bool, device="cpu"),
-            0,
-        )
-        goals = [*goals, nothing]  # A process may have none.
-        tokens = [torch.cat([getattr(goal, name) for goal in goals]) for name in ("stream", "y", "weight")]
-        held_out = torch.cat([goal.held_out for goal in goals])
-        groups = torch.cat([torch.full_like(goal.held_out, goal.group, dtype=torch.int64) for goal in goals])
-        self._fitted, *self._held_out = (
-            [values[chosen.nonzero().squeeze(1).to(run.device)] for values in tokens]
-            for chosen in (~held_out, *(held_out & (groups == group) for group in range(run.num_groups)))
-        )
+        # A process may have no tokens of a kind.
+        sizes = (self._weights[0].weight.shape[-1], run.dtype), (self._weights[-1].weight.shape[-1], None), (1, None)
+        nothing = [torch.empty(0, width, dtype=dtype, device=run.device) for width, dtype in sizes]
+        kinds = [[nothing] for _ in range(1 + run.num_groups)]  # fitted, and held out of each group
+        for goal in goals:
+            held_out, counts = goal.held_out.unique_consecutive(return_counts=True)
+            parts = zip(*(values.split(counts.tolist()) for values in (goal.stream, goal.y, goal.weight)), strict=True)
+            for kind, part in zip(held_out.tolist(), parts, strict=True):
+                kinds[kind * (1 + goal.group)].append(part)
+        self._fitted, *self._held_out = [list(map(torch.cat, zip(*parts, strict=True))) for parts in kinds]
 
     def train(self, steps: int) -> bool:
         """

@@ -60,14 +60,14 @@ class Refit(Fit):
 
     def _regression(self, inputs, outputs):
         """Returns an empty regression: on the device that computes, or in host memory if there is no room for it."""
-        device, groups = self.run.device, self.run.num_groups
-        if device.type == "cuda" and bytes_needed(inputs, outputs, groups) > room_on(device):
+        device, kinds = self.run.device, (self.run.num_groups, torch.promote_types(self.run.dtype, torch.float32))
+        if device.type == "cuda" and bytes_needed(inputs, outputs, *kinds) > room_on(device):
             device = torch.device("cpu")
-        return LeastSquares(inputs, outputs, device, groups, torch.promote_types(self.run.dtype, torch.float32))
+        return LeastSquares(inputs, outputs, device, *kinds)
 
     def _add_up(self, regression, site):
         """Adds the sums of all processes up."""
-        for products in regression.products():
+        for products in regression.finish():
             self.run.sum_(products.values, site)
 
     # Readers
@@ -108,8 +108,8 @@ class Refit(Fit):
         seen = (here.write.T @ self._table_moment()).to(device)
         write, gains = here.write.to(device), gains.to(device)
         of_gains = LeastSquares(here.width, 1, device, run.num_groups, torch.float64)
-        for known, products in zip(of_gains.products(), regression.products(), strict=True):
-            gram, cross = products.gram * (seen @ write), seen * gains * products.cross
+        for known, products in zip(of_gains.finish(), regression.finish(), strict=True):
+            gram, cross = products.gram() * (seen @ write), seen * gains * products.cross()
             known.add_matrix_(torch.cat([gram, cross.sum(-1, keepdim=True)], -1))
         return self._solve(of_gains, prior[:, None])[:, 0]
 
@@ -178,6 +178,9 @@ class Refit(Fit):
 
     @timed("refine")
     def _refine(self, block, there, shortcut, x, z):
+        return Refinement(self.run, block, self._goals(block, there, shortcut, x, z)).train(self._steps)
+
+    def _goals(self, block, there, shortcut, x, z):
         run, layer, matrix, goals = self.run, block.sliced.layer, there.write.to(self.run.dtype), []
         stride = max(1, run.num_tokens // tokens_of(self._steps))
         with placed(layer, run.device, run.dtype):
@@ -189,7 +192,7 @@ class Refit(Fit):
                 (sliced, dense, *beside), sample = self._sample_tokens(batch, stride, sliced, dense, *beside)
                 wanted = self._wanted(batch, stride, block.site + 1, dense, matrix) - sum(beside)
                 goals.append(Goal(sliced, **_goal(batch, wanted, dense, sliced, shortcut), **sample))
-        return Refinement(run, block, goals).train(self._steps)
+        return goals
 
     def _wanted(self, batch, stride, site, dense, matrix) -> Tensor:
         """

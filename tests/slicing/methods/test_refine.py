@@ -88,6 +88,15 @@ def test_sums_of_a_regression_are_freed_before_training(monkeypatch):
     assert alive == [0, 0]
 
 
+def test_tokens_are_held_once_while_an_mlp_is_trained(monkeypatch):
+    goals, alive, init, train = weakref.WeakSet(), [], refine.Goal.__init__, refine.Refinement.train
+    monkeypatch.setattr(refine.Goal, "__hash__", object.__hash__)
+    monkeypatch.setattr(refine.Goal, "__init__", lambda self, *a, **kw: init(self, *a, **kw) or goals.add(self))
+    monkeypatch.setattr(refine.Refinement, "train", lambda *args: alive.append(len(goals)) or train(*args))
+    sliced("llama", ENOUGH[:1], refine=1)
+    assert alive == [0, 0]
+
+
 def test_experts_stay_as_they_are():
     after = sliced("mixtral", refine=20)
     for values, others in zip(weights(sliced("mixtral")), weights(after), strict=True):
