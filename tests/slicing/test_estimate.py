@@ -104,16 +104,17 @@ def test_speeds_are_tried_once(kind):
     assert 0 < flops_per_s(kind, 16, "float32", "cpu") == flops_per_s(kind, 16, "float32", "cpu")
 
 
-def test_memory_of_a_device_is_that_of_the_run():
+@pytest.mark.parametrize("settings", [{}, {"sparsity": 0.25, "metric": "fisher"}], ids=["default", "fisher"])
+@pytest.mark.parametrize("offload", [False, True])
+def test_memory_of_a_device_is_that_of_the_run(settings, offload):
     """A factor of two is left for what is small beside matrices and activations, but in tiny models is not."""
-    for offload in (False, True):
-        model, batches = small_model("llama")
-        config = SliceGPTConfig(dataset=batches, device="cuda", offload_activations=offload)
-        planned = planned_for(model, config)
-        with pretend_gpu() as gpu:
-            model.compress(config)
-        assert gpu.peak / 2 < sum(planned.device_memory.values()) - LIBRARIES < 2 * gpu.peak
-        assert ("activations and moments" in planned.memory) == offload
+    model, batches = small_model("llama")
+    config = SliceGPTConfig(**settings, dataset=batches, device="cuda", offload_activations=offload)
+    planned = planned_for(model, config)
+    with pretend_gpu() as gpu:
+        model.compress(config)
+    assert gpu.peak / 2 < sum(planned.device_memory.values()) - LIBRARIES < 2 * gpu.peak
+    assert ("activations and moments" in planned.memory) == offload
 
 
 def test_there_is_room_or_a_remedy():
