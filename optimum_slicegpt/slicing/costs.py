@@ -84,6 +84,7 @@ class Costs:
         groups: int,
     ):
         self.dense, self.plan, self.refit = Decoder(model), plan, config.refit
+        self.turned = config.orientation == "random" or plan.stock_size != plan.hidden_size
         self.tokens, self.groups = tokens, groups
         self.dtype = choose_dtype(config.dtype, model.dtype, torch.device(config.device or "cpu"))
         self.fisher = config.metric == "fisher"
@@ -160,13 +161,16 @@ class Costs:
         return phases
 
     def _phases(self):
-        tied = self.plan.embeddings == "tied"
-        head, everything = self.head * self.size, 2 * self.size * self.dense.model.num_parameters()
-        composed = [("product", self.size, everything - (2 if tied else 1) * head)]
+        tied, narrow = (self.plan.embeddings == name for name in ("tied", "narrow"))
+        head, composed = self.head * self.size, 2 * self.size * self.dense.model.num_parameters()
+        composed -= (2 if tied else 1) * head
+        if self.plan.whole and not self.turned:  # What is written stays as it is, and readers are fitted.
+            readers = [reader.weight.numel() for block in self.dense.blocks() for reader in block.readers().values()]
+            composed, head = 2 * self.size * sum(readers) * self.refit, head * (self.refit and not narrow)
         return {
             "Measuring": [self._measuring_work()],
             "Deciding": [self._deciding_work()],
-            "Slicing": [self._slicing_work(), composed, self._fitting_work(self.fits[:-1])],
+            "Slicing": [self._slicing_work(), [("product", self.size, composed)], self._fitting_work(self.fits[:-1])],
             "Head": [[("product", self.size, head)], self._fitting_work(self.fits[-1:])],
         }
 

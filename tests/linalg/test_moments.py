@@ -4,6 +4,7 @@ import pytest
 import torch
 from pretend_gpu import pretend_gpu
 from tensors import random
+from torch.utils.flop_counter import FlopCounterMode
 
 from optimum_slicegpt.linalg.moments import ROWS_AT_ONCE, add_second_moment_, compose, moved
 from optimum_slicegpt.linalg.products import mirror_
@@ -60,3 +61,16 @@ def test_compose_rounds_once(rows):
     weight, matrix = random(rows, 6, dtype=torch.float32), random(6, 4)
     product = compose(weight, matrix, torch.float32)
     assert torch.equal(product, (weight.double() @ matrix).float())
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (2, 5, 6)])
+def test_a_diagonal_matrix_takes_no_product(shape):
+    weight, matrix = random(*shape).bfloat16(), random(6).diag()
+    expected = (weight.double() @ matrix).bfloat16()
+    with FlopCounterMode(display=False) as counter:
+        found = compose(weight, matrix, torch.bfloat16)
+        assert counter.get_total_flops() == 0
+        matrix[0, 5] = 1e-9
+        compose(weight, matrix, torch.bfloat16)
+        assert counter.get_total_flops() > 0
+    assert torch.equal(found, expected)

@@ -30,6 +30,7 @@ from ...linalg.regression import LeastSquares, bytes_needed, token_stride
 from ...modeling.contexts import placed, room_on
 from ...modeling.weights import eps_of
 from ...planning.sizes import most_inputs
+from ...storage.base import release_freed_memory
 from ..parts import Fit, timed
 from ..post_norms import PostNorm, set_post_gain
 from ..statistics import new_moment
@@ -66,9 +67,10 @@ class Refit(Fit):
         return LeastSquares(inputs, outputs, device, *kinds)
 
     def _add_up(self, regression, site):
-        """Adds the sums of all processes up."""
+        """Adds the sums of all processes up. What the passes over tokens have freed makes room for solving."""
         for products in regression.finish():
             self.run.sum_(products.values, site)
+        release_freed_memory()
 
     # Readers
 
