@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..linalg.moments import moved
+from ..linalg.composition import moved
 
 
 if TYPE_CHECKING:

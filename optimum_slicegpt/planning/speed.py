@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from ..linalg.moments import ROWS_AT_ONCE, compose
+from ..linalg.composition import ROWS_AT_ONCE, compose
 from ..linalg.products import Products
 from ..linalg.regression import TOKENS_AT_ONCE
 from ..linalg.ridge import factorise

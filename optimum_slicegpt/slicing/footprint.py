@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..linalg.moments import ROWS_AT_ONCE, wide
+from ..linalg.composition import ROWS_AT_ONCE
+from ..linalg.moments import wide
 from ..linalg.regression import TOKENS_AT_ONCE, bytes_needed, bytes_of_sums
-from .costs import Costs
 from .methods.refine import STEP_TOKENS, tokens_of
+
+
+if TYPE_CHECKING:
+    from .costs import Costs
 
 
 WEIGHTS_AT_ONCE, BATCH = "weights of a layer or a table", "a batch in a layer"

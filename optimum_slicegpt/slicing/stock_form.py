@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from ..linalg.moments import compose
+from ..linalg.composition import compose
 from ..modeling.stock import stock_config
 from ..modeling.weights import Reader, Writer, is_among, persistent_buffers
 

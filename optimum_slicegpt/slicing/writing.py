@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..linalg.moments import compose, moved
+from ..linalg.composition import compose, moved
 from ..modeling.weights import Reader, Writer, deep_values, has_bias
 from .post_norms import PostNorm, set_post_gain
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pretend_gpu import DeviceMismatch, in_loops, pretend_gpu
 
-from optimum_slicegpt.linalg.moments import compose
+from optimum_slicegpt.linalg.composition import compose
 from optimum_slicegpt.modeling.contexts import placed
 
 
@@ -90,7 +90,7 @@ def test_transfers_are_counted_where_the_package_asks_for_them(gpu):
     rows = host(4, 3)
     compose(rows, torch.eye(3, dtype=torch.float64, device="cuda"), torch.float32)
     ((line, size),) = gpu.transfers.items()
-    assert line.startswith("linalg/moments.py:moved:") and size == rows.nbytes and gpu.moves[line] == 1
+    assert line.startswith("linalg/composition.py:moved:") and size == rows.nbytes and gpu.moves[line] == 1
 
 
 def test_gradients_move_back(gpu):

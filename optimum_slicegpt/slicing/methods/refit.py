@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ...linalg.moments import ROWS_AT_ONCE, add_second_moment_, moved, root_mean_square
+from ...linalg.composition import ROWS_AT_ONCE, moved
+from ...linalg.moments import add_second_moment_, root_mean_square
 from ...linalg.products import mirror_
 from ...linalg.regression import LeastSquares, bytes_needed, token_stride
 from ...modeling.contexts import placed, room_on
