@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,12 +59,13 @@ def write(name: str, content: dict) -> Path:
     return path
 
 
-def results(name: str) -> dict:
+def results(name: str, compared: Callable[[dict], Any] = lambda run: run.get("model")) -> dict:
     """
     Reads a file of results, without the rows whose code is older than that of the others.
 
-    Rows of a model are comparable if one commit measured them. Those of the commit that most of them have are kept. A
-    row of the dense model stays in any case, because it does not depend on the code of this package.
+    Rows are comparable if one commit measured them. Of those that are to be compared, which are those for which
+    `compared` returns the same, the rows of the commit that most of them have are kept. A row of the dense model stays
+    in any case, because it does not depend on the code of this package.
 
     Returns:
         `dict`: as in the file, with `runs` as a list of rows.
@@ -76,9 +79,9 @@ def results(name: str) -> dict:
         commits = defaultdict(Counter)
         for run in runs:
             if not is_dense(run) and "commit" in run:
-                commits[run.get("model")][run["commit"]] += 1
-        latest = {model: counts.most_common(1)[0][0] for model, counts in commits.items()}
-        runs = [run for run in runs if is_dense(run) or run.get("commit", "") == latest.get(run.get("model"))]
+                commits[compared(run)][run["commit"]] += 1
+        latest = {key: counts.most_common(1)[0][0] for key, counts in commits.items()}
+        runs = [run for run in runs if is_dense(run) or run.get("commit", "") == latest.get(compared(run))]
     return found | {"runs": runs}
 
 

@@ -65,8 +65,8 @@ def inference() -> str:
 
 def streaming() -> str:
     """What slicing from disk to disk takes, beside what was estimated."""
-    found = results("streaming")
-    rows = sorted(found["runs"], key=lambda run: run["parameters_dense"])
+    found = results("streaming", compared=lambda run: (run["size"], run["method"]))
+    rows = sorted(found["runs"], key=lambda run: (run["parameters_dense"], run["slicing_s"]))
     columns = {"method": "{method}", "parameters": lambda run: f"{run['parameters_dense'] / 1e6:,.0f} M"}
     for title in ("dense", "sliced"):
         columns[title] = lambda run, key=f"bytes_{title}": f"{run[key] / GIB:.2f} GiB"

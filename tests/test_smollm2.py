@@ -60,7 +60,7 @@ def test_slice_save_load_generate(smollm2, tmp_path):
 def test_demo(smollm2, tmp_path, monkeypatch, capfd):
     import _smollm2 as module
 
-    few = ("--nsamples=4", "--eval-nsamples=2", "--seqlen=256", "--repeats=2")
+    few = ("--nsamples=8", "--eval-nsamples=4", "--seqlen=128", "--repeats=2")
     monkeypatch.setattr(module, "load_smollm2", lambda dtype: smollm2)  # reading its file takes long
     monkeypatch.setattr(
         benchmark, "Settings", functools.partial(benchmark.Settings, seqlen=128, new_tokens=8, warmup=1)
