@@ -183,7 +183,7 @@ def _is_text(dataset: Any) -> bool:
 
 
 def _found(tokenizer: Any) -> Any:
-    """Returns a tokenizer, or `None` where none can be loaded: own text takes only its chat template."""
+    """Returns a tokenizer, or `None` where none can be loaded: own text takes no more than its words and turns."""
     try:
         return find_tokenizer(tokenizer)
     except ValueError:

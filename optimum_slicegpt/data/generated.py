@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from transformers import PreTrainedModel
 
 from ..distributed import Processes, fingerprint
 from ..modeling.families import begin_tokens
-from .sampling import GREEDY_TOKENS, SAMPLING, chat_turns, write_blocks
+from .beginnings import NO_WORDS, Beginnings
+from .sampling import GREEDY_TOKENS, SAMPLING, TEXT_LENGTH, write_blocks
 
 
 OWN_TOKENS = 65_536
 """Most tokens that a model writes by default."""
 
 OWN_LENGTH = 512
-"""Tokens of a sequence that a model writes: later ones take longer, and repeat more."""
+"""Tokens of a sequence that a model writes, of several texts, see [`TEXT_LENGTH`]."""
 
 VALUES_HASHED = 1024
 """About how many values of a parameter are hashed; hashing all of a large model takes long."""
@@ -53,7 +54,7 @@ def own_text(
 
     Args:
         model (`PreTrainedModel`): a dense causal language model.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): every other sequence is a conversation by its chat template.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the model. Without it texts begin with random tokens.
         tokens (`int`): about how many.
         length (`int`): tokens per sequence.
         seed (`int`, *optional*, defaults to 0): of the draws. `None` is 0.
@@ -86,15 +87,13 @@ class OwnText:
     Args:
         file (`Path`): in the cache; absent where there is no text.
         seed (`int`), length (`int`): of the draws, and tokens per sequence.
-        begin (`tuple[int, ...]`): tokens with which all sequences begin, see [`begin_tokens`].
-        turns (`tuple[tuple[int, ...], ...]`): what stands around the words of a conversation, see [`chat_turns`].
+        beginnings ([`Beginnings`]): of its texts.
     """
 
     file: Path
     seed: int
     length: int
-    begin: tuple[int, ...] = ()
-    turns: tuple[tuple[int, ...], ...] = ()
+    beginnings: Beginnings = NO_WORDS
 
     @classmethod
     def of_model(
@@ -117,15 +116,12 @@ class OwnText:
             weights (`Callable[[str], torch.Tensor]`, *optional*):
                 Reads a parameter by its name, of a model on `meta`.
         """
-        turns = tuple(map(tuple, chat_turns(tokenizer)))
-        settings = SAMPLING | {"greedy": GREEDY_TOKENS, "turns": turns}
-        begin = begin_tokens(model.config)
-        if begin:
-            settings["begin"] = begin
+        beginnings = Beginnings.in_words_of(tokenizer, begin_tokens(model.config))
+        settings = SAMPLING | {"greedy": GREEDY_TOKENS, "text": TEXT_LENGTH} | asdict(beginnings)
         name = fingerprint([weights_fingerprint(model, weights), settings])[:32]
         folder, seed = Path(constants.HF_HOME, "slicegpt"), seed or 0
         file = folder / f"{name}-seed{seed}-length{length}.safetensors"
-        return cls(file, seed, length, tuple(begin), turns)
+        return cls(file, seed, length, beginnings)
 
     def read(self) -> Tensor:
         """Reads all sequences that are in the cache: `(N, length)` token ids, int64."""
@@ -156,8 +152,8 @@ class OwnText:
             with FileLock(self.file.with_suffix(".lock")):
                 ids = self.read()
                 if len(ids) < count:
-                    settings = {"length": self.length, "seed": self.seed, "device": device}
-                    settings |= {"begin": self.begin, "turns": self.turns}
+                    settings = {"length": self.length, "seed": self.seed, "beginnings": self.beginnings}
+                    settings["device"] = device
                     for block in write_blocks(model, len(ids), count, **settings):
                         ids = torch.cat([ids, block])
                         self._save(ids)

@@ -6,9 +6,8 @@ References: Liu et al., 2023, "LLM-QAT: Data-Free Quantization Aware Training fo
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,22 +17,25 @@ from ..distributed import fingerprint
 from ..modeling.caches import cache_argument, held_bytes
 from ..modeling.contexts import computing_on, evaluating, fastest_dtype
 from ..progress import Progress
+from .beginnings import NO_WORDS, Beginnings
 
 
 BLOCK = 64
-"""Sequences that are written at a time: a token takes about as long for many sequences as for one."""
+"""Texts that are written at a time: a token takes about as long for many texts as for one."""
 
 CACHE_BYTES = 2**31
-"""Most bytes that the caches of the sequences take. Of a large model fewer sequences are written at a time."""
+"""Most bytes that the caches of the texts take. Of a large model fewer texts are written at a time."""
+
+TEXT_LENGTH = 128
+"""
+Tokens of a text. Sequences of a multiple of them hold several: texts of many kinds are worth more than long ones.
+"""
 
 GREEDY_TOKENS = 4
 """Number of tokens after a random one that are the most probable ones: a random start becomes text (LLM-QAT)."""
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0}
 """How tokens are drawn from the model's distribution: here from all of it, as it is."""
-
-SENTINELS = ("slicegptwordsoftheuser", "slicegptwordsofthemodel", "slicegptwordsafterwards")
-"""Stand for what is said in turns where a chat template is rendered, which are to be found again in its result."""
 
 
 def write_blocks(
@@ -43,44 +45,42 @@ def write_blocks(
     *,
     length: int,
     seed: int = 0,
-    begin: Sequence[int] = (),
-    turns: Sequence[Sequence[int]] = (),
+    beginnings: Beginnings = NO_WORDS,
     device: torch.device | str | None = None,
 ) -> Iterator[Tensor]:
     """
     Writes some of the sequences that belong to a seed. A sequence depends on its number and the
     seed, not on how many are asked for, up to the rounding of sums.
 
-    Even sequences begin with a random token, after which `GREEDY_TOKENS` most probable ones follow. Odd ones begin as
-    conversations do, if there are `turns`. `begin` stands in front of either. All other tokens are drawn from the
-    model's distribution, see `SAMPLING`. An end-of-text token does not end a sequence: another text begins behind it.
+    A sequence is one text, or several of `TEXT_LENGTH` tokens. A text begins as `beginnings` says. After a random
+    token, `GREEDY_TOKENS` most probable ones follow. All other tokens are drawn from the model's distribution, see
+    `SAMPLING`. An end-of-text token does not end a text: another one begins behind it.
 
     Once a speaker ends, with the first token of what stands between the turns, the rest of it follows: models have
-    often learned the assistant's words alone, and would not begin its turn themselves. What follows a random token are
-    the assistant's.
+    often learned the assistant's words alone, and would not begin its turn themselves. Outside of conversations, the
+    assistant is taken to speak.
 
     Args:
         model (`PreTrainedModel`): a dense causal language model.
         start (`int`), stop (`int`): numbers of the first sequence and of that behind the last.
         length (`int`): tokens per sequence.
         seed (`int`, defaults to 0): seeds the draws. The global random number generators are left as they are.
-        begin (`Sequence[int]`, *optional*): what any text of the model begins with, see [`begin_tokens`].
-        turns (`Sequence[Sequence[int]]`, *optional*): what a conversation has around its words, see [`chat_turns`].
+        beginnings ([`Beginnings`], *optional*): what texts begin with. By default a random token.
         device (`torch.device` or `str`, *optional*): where the model computes. By default where it is.
 
     Yields:
-        `torch.Tensor`: `(N, length)` token ids, int64 on the CPU, with N up to `BLOCK`.
+        `torch.Tensor`: `(N, length)` token ids, int64 on the CPU, of up to `BLOCK` texts.
     """
     device = torch.device(device or model.device)
-    if turns:
-        turns = [begun_once(turns[0], begin), *turns[1:]]
     bar = Progress((stop - start) * length, "Writing text", "token")
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
     with evaluating(model), computing_on(model, device, fastest_dtype(model.dtype, device)), bar:
-        rows = max(1, CACHE_BYTES // sequence_bytes(model, length))
+        texts = max(1, math.gcd(length, TEXT_LENGTH * BLOCK) // TEXT_LENGTH)  # in a sequence
+        start, stop, size = start * texts, stop * texts, length // texts
+        rows = max(1, CACHE_BYTES // sequence_bytes(model, size) // texts) * texts
         while start < stop:
             end = min(stop, start - start % BLOCK + BLOCK, start + rows)
-            yield _write_block(model, start, end, length, seed, begin, turns, bar)
+            yield _write_block(model, start, end, size, seed, beginnings, bar).view(-1, length)
             start = end
 
 
@@ -91,40 +91,35 @@ def new_cache(model: PreTrainedModel, length: int) -> dict[str, StaticCache]:
 
 @torch.no_grad()
 def sequence_bytes(model: PreTrainedModel, length: int) -> int:
-    """Measures the bytes that the cache of a sequence takes. It is allocated for the first token."""
+    """Measures the bytes that the cache of a text takes. It is allocated for the first token."""
     cache = new_cache(model, length)
     model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True, **cache)
     return held_bytes(*cache.values())
 
 
 @torch.no_grad()
-def _write_block(model, start, stop, length, seed, begin, turns, bar):
-    block, rows = start // BLOCK, slice(start % BLOCK, start % BLOCK + stop - start)
+def _write_block(model, start, stop, length, seed, beginnings, bar):
+    block, rows, device = start // BLOCK, slice(start % BLOCK, start % BLOCK + stop - start), model.device
     generator = torch.Generator().manual_seed(int(fingerprint([seed, block])[:16], 16))
     # All of the block is drawn, so that a row does not depend on the others.
-    first = torch.randint(model.config.vocab_size, (BLOCK,), generator=generator, device="cpu")[rows].to(model.device)
-    noise = torch.rand(BLOCK, length, generator=generator, device="cpu")[rows].to(model.device)
-    begin, *turns = (torch.tensor([*part], dtype=torch.long, device=model.device) for part in (begin, *turns))
-    talks = (torch.arange(start, stop, device=model.device) % 2 == 1) & bool(turns)
+    random = torch.randint(model.config.vocab_size, (BLOCK,), generator=generator, device="cpu")[rows].tolist()
+    noise = torch.rand(BLOCK, length, generator=generator, device="cpu")[rows].to(device)
 
-    ids = first[:, None].repeat(1, length)
-    ids[:, : len(begin)] = begin[:length]
-    given = torch.full_like(first, len(begin) + 1)
-    if turns:
-        opening, *between = turns
-        ids[talks, : len(opening)] = opening[:length]
-        given[talks] = len(opening)
-    speaker = (~talks).long()
+    starts = [beginnings.of_text(number) for number in range(start, stop)]
+    begun = [[*tokens, *[token] * is_random] for (tokens, is_random, _), token in zip(starts, random, strict=True)]
+    ids = torch.tensor([[*tokens, *[0] * length][:length] for tokens in begun], device=device)
+    given = torch.tensor([*map(len, begun)], device=device)
+    greedy = given + GREEDY_TOKENS * torch.tensor([is_random for _, is_random, _ in starts], device=device)
+    speaker = torch.tensor([int(not talks) for _, _, talks in starts], device=device)
+    between = [torch.tensor(part, device=device) for part in beginnings.turns[1:]]
     cache = new_cache(model, length)
     for position in range(1, length):
         before = ids[:, position - 1, None]
         logits = model(input_ids=before, use_cache=True, **cache).logits[:, -1].float()
-        chosen = _draw(logits, noise[:, position])
-        if position <= len(begin) + GREEDY_TOKENS:
-            chosen = torch.where(talks, chosen, logits.argmax(-1))
+        chosen = torch.where(position < greedy, logits.argmax(-1), _draw(logits, noise[:, position]))
         free = position >= given
         ids[:, position] = torch.where(free, chosen, ids[:, position])
-        if turns:
+        if between:
             ends = [free & (speaker == who) & (chosen == part[0]) for who, part in enumerate(between)]
             for ending, part in zip(ends, between, strict=True):
                 here = slice(position, position + len(part))
@@ -146,41 +141,3 @@ def _draw(logits: Tensor, noise: Tensor) -> Tensor:
     reached = noise[:, None] * min(SAMPLING["top_p"], 1) * sums[:, -1:]
     drawn = torch.searchsorted(sums, reached, right=True).clamp(max=logits.shape[-1] - 1)
     return (drawn if order is None else order.gather(1, drawn))[:, 0]
-
-
-def chat_turns(tokenizer: Any) -> list[list[int]]:
-    """
-    Returns what a conversation has around its words, as the tokenizer's chat template has it.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the model.
-
-    Returns:
-        `list[list[int]]`: token ids up to the user's first words; from there to the model's words; from those to the
-        user's next words. The first of these alone where words end in tokens that may be words; none where there is no
-        template, or it refuses or rewrites what is said.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        return []
-    roles = ("user", "assistant", "user")
-    messages = [{"role": role, "content": words} for role, words in zip(roles, SENTINELS, strict=True)]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception:  # A template is a program: it may raise anything.
-        return []
-    parts = re.split("|".join(SENTINELS), text)[: len(SENTINELS)]
-    turns = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
-    if re.findall("|".join(SENTINELS), text) != [*SENTINELS] or not all(turns):
-        return []
-    return turns if all(turn[0] in tokenizer.added_tokens_decoder for turn in turns[1:]) else turns[:1]
-
-
-def begun_once(ids: Sequence[int], begin: Sequence[int]) -> list[int]:
-    """
-    Returns token ids behind those that any text of the model begins with, which a chat template may have put there.
-
-    Examples:
-        >>> begun_once([7, 8], [1]), begun_once([1, 7, 8], [1])
-        ([1, 7, 8], [1, 7, 8])
-    """
-    return [*ids] if [*ids[: len(begin)]] == [*begin] else [*begin, *ids]

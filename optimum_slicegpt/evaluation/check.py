@@ -13,9 +13,9 @@ from transformers.utils import logging
 
 from ..configuration import SliceGPTConfig
 from ..data.batches import TokenBatches, begun, find_tokenizer
+from ..data.beginnings import begun_once
 from ..data.calibration import HELD_OUT, held_out_batches
 from ..data.generated import OWN_TOKENS
-from ..data.sampling import begun_once
 from ..modeling.families import begin_tokens
 from ..progress import announce
 from .perplexity import Losses, evaluate_losses

@@ -8,6 +8,7 @@ from tiny import build
 
 from optimum_slicegpt import RecoveryConfig, SliceGPTConfig, load_batches
 from optimum_slicegpt.commands.loading import load_test_batches
+from optimum_slicegpt.data.beginnings import Beginnings
 from optimum_slicegpt.data.calibration import calibration_batches
 from optimum_slicegpt.data.generated import own_text
 from optimum_slicegpt.data.sampling import GREEDY_TOKENS, write_blocks
@@ -46,13 +47,14 @@ def test_calibration_and_test_data(model, cli_files, tiny_tokenizer):
 
 
 def test_own_text_begins_before_its_random_token():
-    model, settings = build("gemma"), {"length": 12, "begin": [BEGIN]}
-    (ids,) = write_blocks(model, 0, 6, **settings, turns=[[7, 8], [9], [10]])
+    model, turns = build("gemma"), ((7, 8), (9,), (10,))
+    (ids,) = write_blocks(model, 0, 6, length=12, beginnings=Beginnings((BEGIN,), turns=turns))
     assert ids[::2, 0].tolist() == [BEGIN] * 3 and len(set(ids[::2, 1].tolist())) > 1
     assert ids[1::2, :3].tolist() == [[BEGIN, 7, 8]] * 3
     best = model(ids).logits.argmax(-1)[::2]
     assert torch.equal(ids[::2, 2 : GREEDY_TOKENS + 2], best[:, 1 : GREEDY_TOKENS + 1])
-    (same,) = write_blocks(model, 0, 6, **settings, turns=[[BEGIN, 7, 8], [9], [10]])
+    again = Beginnings((BEGIN,), turns=((BEGIN, 7, 8), *turns[1:]))
+    (same,) = write_blocks(model, 0, 6, length=12, beginnings=again)
     assert torch.equal(same, ids)
 
 

@@ -7,10 +7,8 @@ import torch
 from tiny import TINY, VOCAB, build
 
 from optimum_slicegpt.data import sampling
-from optimum_slicegpt.data.sampling import BLOCK, GREEDY_TOKENS, chat_turns, write_blocks
-
-
-USER_TURN = "{% for message in messages %}w1 w2 {{ message['role'] }} {{ message['content'] }} <s> {% endfor %}"
+from optimum_slicegpt.data.beginnings import Beginnings
+from optimum_slicegpt.data.sampling import BLOCK, GREEDY_TOKENS, write_blocks
 
 
 def write(model, start=0, stop=6, length=12, **kwargs):
@@ -28,22 +26,39 @@ def test_every_family_goes_on_greedily_before_it_draws(name):
 
 
 def test_every_other_sequence_begins_as_conversations_do():
-    model, turns = build("llama"), [[7, 8, 9]]
-    ids = write(model, turns=turns)
+    model, turns = build("llama"), Beginnings(turns=((7, 8, 9),))
+    ids = write(model, beginnings=turns)
     assert ids[1::2, :3].tolist() == [[7, 8, 9]] * 3
     assert torch.equal(ids[::2], write(model)[::2])
     assert not torch.equal(ids[1::2, 3], model(ids).logits.argmax(-1)[1::2, 2])
-    assert write(model, length=2, turns=turns)[1::2].tolist() == [[7, 8]] * 3
+    assert write(model, length=2, beginnings=turns)[1::2].tolist() == [[7, 8]] * 3
+
+
+def test_openings_are_taken_one_after_the_other():
+    model, openings = build("llama"), ((7, 8), (9,), (10, 11, 12))
+    ids = write(model, beginnings=Beginnings(openings=openings))
+    for number, row in enumerate(ids.tolist()):
+        opening = openings[number % 3]
+        assert tuple(row[: len(opening)]) == opening
+    best = model(ids).logits.argmax(-1)
+    assert not torch.equal(ids[:, 3:7], best[:, 2:6])  # no token of theirs is the most probable one
+    assert ids[0, 2:].tolist() != ids[3, 2:].tolist()
+    talks = write(model, beginnings=Beginnings((5,), openings, ((20, 21),)))
+    assert talks[1::2, :3].tolist() == [[5, 20, 21]] * 3
+    assert [row[: 1 + len(opening)].tolist() for row, opening in zip(talks[::2], openings, strict=True)] == [
+        [5, *opening] for opening in openings
+    ]
+    assert write(model, length=2, beginnings=Beginnings(openings=openings))[2].tolist() == [10, 11]
 
 
 def test_speakers_take_turns():
     """A speaker's end is followed by all that stands between the turns; the other's end is a token like any other."""
-    turns = [[7, 8], [10, 11, 12], [20, 21]]
-    switches = 0
-    for number, row in enumerate(write(build("llama"), stop=40, length=300, turns=turns).tolist()):
+    turns = ((7, 8), (10, 11, 12), (20, 21))
+    switches, ids = 0, write(build("llama"), stop=40, length=300, beginnings=Beginnings(turns=turns))
+    for number, row in enumerate(ids.tolist()):
         speaker, position = (0, 2) if number % 2 else (1, 1)
         while position < len(row):
-            end = turns[1 + speaker]
+            end = [*turns[1 + speaker]]
             if row[position] == end[0]:
                 assert row[position : position + len(end)] == end[: len(row) - position]
                 speaker, position, switches = 1 - speaker, position + len(end), switches + 1
@@ -64,6 +79,18 @@ def test_a_sequence_depends_on_its_number_and_the_seed():
 def test_blocks_are_of_so_many_sequences():
     model = build("llama")
     assert [len(ids) for ids in write_blocks(model, 5, 2 * BLOCK + 1, length=2)] == [BLOCK - 5, BLOCK, 1]
+
+
+def test_long_sequences_hold_several_texts(monkeypatch):
+    model, settings = build("llama"), {"beginnings": Beginnings(openings=((7,), (8,), (9,)))}
+    texts = write(model, stop=BLOCK, length=6, **settings)
+    monkeypatch.setattr(sampling, "TEXT_LENGTH", 6)
+    assert torch.equal(write(model, stop=BLOCK // 2, length=12, **settings), texts.view(-1, 12))
+    assert torch.equal(write(model, 3, 5, length=12, **settings), texts.view(-1, 12)[3:5])
+    assert write(model, stop=3, length=18, **settings)[:, 0].tolist() == [7, 8, 9]  # three do not divide a block
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 3 * sampling.sequence_bytes(model, 6))
+    blocks = list(write_blocks(model, 0, 3, length=12, **settings))
+    assert [len(ids) for ids in blocks] == [1, 1, 1] and torch.equal(torch.cat(blocks), texts.view(-1, 12)[:3])
 
 
 def test_of_a_large_model_fewer_sequences_are_written_at_a_time(monkeypatch):
@@ -116,22 +143,3 @@ def test_improbable_tokens_can_be_left_out(monkeypatch):
     monkeypatch.setitem(sampling.SAMPLING, "top_p", 0.9)
     found = drawn(torch.tensor([0.1, 0.6, 0.0, 0.3]).log().tolist())
     assert found == pytest.approx([0.0, 2 / 3, 0.0, 1 / 3], abs=0.02)
-
-
-@pytest.mark.parametrize(
-    "template, turns",
-    [
-        (USER_TURN, [[1, 2, 96], [97, 1, 2, 96], [97, 1, 2, 96]]),
-        (USER_TURN.replace("<s>", "w3"), [[1, 2, 96]]),  # somebody may say w3
-        (None, []),
-        ("w1 w2", []),  # the words are gone
-        ("w1 {{ messages[0]['content'] }} w2", []),
-        ("w1 {{ messages[0]['content'] | upper }}", []),
-        (USER_TURN.replace("<s> ", "").replace("w1 w2 {{ message['role'] }}", ""), []),
-        ("{{ raise_exception('no users') }}", []),
-    ],
-)
-def test_what_stands_around_the_words_of_a_conversation(tiny_tokenizer, template, turns, monkeypatch):
-    monkeypatch.setattr(tiny_tokenizer, "chat_template", template)
-    assert chat_turns(tiny_tokenizer) == turns
-    assert chat_turns(None) == []
