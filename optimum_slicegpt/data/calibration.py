@@ -13,7 +13,7 @@ from ..configuration import SliceGPTConfig
 from ..modeling.families import begin_tokens
 from ..modeling.towers import image_inputs
 from .batches import TokenBatches, find_tokenizer, limit_to_positions, load_batches
-from .generated import OWN_LENGTH, OWN_TOKENS, OwnText, count_sequences, own_text
+from .generated import OWN_TOKENS, TEXT_LENGTH, OwnText, count_sequences, own_text
 from .tables import holds_text, list_items
 from .texts import NAMES, is_generated
 
@@ -70,7 +70,8 @@ def calibration_batches(
             ids = own_text(model, _found(tokenizer), tokens=own_tokens, device=config.device, **own)
         else:
             ids = cached.read()[: count_sequences(own_tokens, cached.length)]
-        batches = [{"input_ids": part} for part in ids.split(config.batch_size)]
+        # Of shorter sequences a batch has more.
+        batches = [{"input_ids": part} for part in ids.split(config.batch_size * seqlen // own["length"])]
         parts[next(index for index in itertools.count() if index not in parts)] = TokenBatches(batches, "self")
     batches = mix_batches([parts[index] for index in sorted(parts)])
     if batches.ntokens < model.config.hidden_size:
@@ -140,7 +141,7 @@ def _choose_sources(model, config, tokenizer):
     tokenizer = tokenizer or config.tokenizer or model.name_or_path
     seqlen = limit_to_positions(config.seqlen, model.config)
     own_tokens = _count_own_tokens(config, sources, seqlen)
-    own = {"length": min(OWN_LENGTH, seqlen), "seed": config.seed}
+    own = {"length": min(TEXT_LENGTH, seqlen), "seed": config.seed}
     return sources, tokenizer, seqlen, own_tokens, own
 
 

@@ -1,6 +1,6 @@
 """
 Lets a model write text, and keeps it, so that runs, sweeps and recoveries share it: in the folder `slicegpt` of
-`HF_HOME`, a file for each model, seed and length of sequences.
+`HF_HOME`, a file for each model, seed and length of texts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ from transformers import PreTrainedModel
 from ..distributed import Processes, fingerprint
 from ..modeling.families import begin_tokens
 from .beginnings import NO_WORDS, Beginnings
-from .sampling import GREEDY_TOKENS, SAMPLING, TEXT_LENGTH, write_blocks
+from .sampling import GREEDY_TOKENS, SAMPLING, write_blocks
 
 
 OWN_TOKENS = 65_536
 """Most tokens that a model writes by default."""
 
-OWN_LENGTH = 512
-"""Tokens of a sequence that a model writes, of several texts, see [`TEXT_LENGTH`]."""
+TEXT_LENGTH = 128
+"""
+Tokens of a text that a model writes. On SmolLM2, as many tokens of calibration in texts of 512, 256 and 128 tokens
+lost ever less: many kinds of text are worth more than long ones. Longer sequences hold several texts.
+"""
 
 VALUES_HASHED = 1024
 """About how many values of a parameter are hashed; hashing all of a large model takes long."""
@@ -44,7 +47,7 @@ def own_text(
     tokenizer: Any = None,
     *,
     tokens: int,
-    length: int = OWN_LENGTH,
+    length: int = TEXT_LENGTH,
     seed: int | None = 0,
     device: str | None = None,
 ) -> Tensor:
@@ -79,10 +82,16 @@ def count_sequences(tokens: int, length: int) -> int:
     return max(1, round(tokens / length))
 
 
+def text_length(length: int) -> int:
+    """Returns the length of the texts of which sequences of a length consist."""
+    return TEXT_LENGTH if length % TEXT_LENGTH == 0 else length
+
+
 @dataclass(frozen=True)
 class OwnText:
     """
-    The text that a model has written, with one seed, in sequences of one length.
+    The text that a model has written, with one seed, in sequences of one length. A sequence is a text, or several of
+    `TEXT_LENGTH` tokens where its length is a multiple of that, which all such lengths share.
 
     Args:
         file (`Path`): in the cache; absent where there is no text.
@@ -117,16 +126,20 @@ class OwnText:
                 Reads a parameter by its name, of a model on `meta`.
         """
         beginnings = Beginnings.in_words_of(tokenizer, begin_tokens(model.config))
-        settings = SAMPLING | {"greedy": GREEDY_TOKENS, "text": TEXT_LENGTH} | asdict(beginnings)
+        settings = SAMPLING | {"greedy": GREEDY_TOKENS} | asdict(beginnings)
         name = fingerprint([weights_fingerprint(model, weights), settings])[:32]
         folder, seed = Path(constants.HF_HOME, "slicegpt"), seed or 0
-        file = folder / f"{name}-seed{seed}-length{length}.safetensors"
+        file = folder / f"{name}-seed{seed}-length{text_length(length)}.safetensors"
         return cls(file, seed, length, beginnings)
 
     def read(self) -> Tensor:
         """Reads all sequences that are in the cache: `(N, length)` token ids, int64."""
+        texts = self._read_texts().flatten()
+        return texts[: len(texts) // self.length * self.length].view(-1, self.length)
+
+    def _read_texts(self):
         if not self.file.exists():
-            return torch.empty(0, self.length, dtype=torch.long)
+            return torch.empty(0, text_length(self.length), dtype=torch.long)
         return load_file(self.file)["input_ids"].long()
 
     def write(self, model: PreTrainedModel, count: int, device: str | None = None) -> Tensor:
@@ -150,23 +163,23 @@ class OwnText:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.file.with_suffix(".lock")):
-                ids = self.read()
-                if len(ids) < count:
-                    settings = {"length": self.length, "seed": self.seed, "beginnings": self.beginnings}
-                    settings["device"] = device
-                    for block in write_blocks(model, len(ids), count, **settings):
-                        ids = torch.cat([ids, block])
-                        self._save(ids)
+                texts = self._read_texts()
+                needed, size = count * self.length // texts.shape[1], texts.shape[1]
+                if len(texts) < needed:
+                    settings = {"length": size, "seed": self.seed, "beginnings": self.beginnings, "device": device}
+                    for block in write_blocks(model, len(texts), needed, **settings):
+                        texts = torch.cat([texts, block])
+                        self._save(texts)
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"Cannot keep the text that the model writes in {str(self.file.parent)!r}: {error}; set HF_HOME to a "
                 "folder that can be written to, or own_tokens to 0."
             ) from error
-        return ids[:count]
+        return texts[:needed].reshape(count, self.length)
 
-    def _save(self, ids: Tensor) -> None:
+    def _save(self, texts: Tensor) -> None:
         aside = self.file.with_suffix(f".{secrets.token_hex(4)}")
-        save_file({"input_ids": ids.int()}, aside)
+        save_file({"input_ids": texts.int()}, aside)
         os.replace(aside, self.file)
 
 

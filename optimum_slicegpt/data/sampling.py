@@ -6,7 +6,6 @@ References: Liu et al., 2023, "LLM-QAT: Data-Free Quantization Aware Training fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -26,11 +25,6 @@ BLOCK = 64
 CACHE_BYTES = 2**31
 """Most bytes that the caches of the texts take. Of a large model fewer texts are written at a time."""
 
-TEXT_LENGTH = 128
-"""
-Tokens of a text. Sequences of a multiple of them hold several: texts of many kinds are worth more than long ones.
-"""
-
 GREEDY_TOKENS = 4
 """Number of tokens after a random one that are the most probable ones: a random start becomes text (LLM-QAT)."""
 
@@ -49,12 +43,12 @@ def write_blocks(
     device: torch.device | str | None = None,
 ) -> Iterator[Tensor]:
     """
-    Writes some of the sequences that belong to a seed. A sequence depends on its number and the
-    seed, not on how many are asked for, up to the rounding of sums.
+    Writes some of the texts that belong to a seed. A text depends on its number and the seed, not on how many are
+    asked for, up to the rounding of sums.
 
-    A sequence is one text, or several of `TEXT_LENGTH` tokens. A text begins as `beginnings` says. After a random
-    token, `GREEDY_TOKENS` most probable ones follow. All other tokens are drawn from the model's distribution, see
-    `SAMPLING`. An end-of-text token does not end a text: another one begins behind it.
+    A text begins as `beginnings` says. After a random token, `GREEDY_TOKENS` most probable ones follow. All other
+    tokens are drawn from the model's distribution, see `SAMPLING`. An end-of-text token does not end a text: another
+    one begins behind it.
 
     Once a speaker ends, with the first token of what stands between the turns, the rest of it follows: models have
     often learned the assistant's words alone, and would not begin its turn themselves. Outside of conversations, the
@@ -62,25 +56,23 @@ def write_blocks(
 
     Args:
         model (`PreTrainedModel`): a dense causal language model.
-        start (`int`), stop (`int`): numbers of the first sequence and of that behind the last.
-        length (`int`): tokens per sequence.
+        start (`int`), stop (`int`): numbers of the first text and of that behind the last.
+        length (`int`): tokens per text.
         seed (`int`, defaults to 0): seeds the draws. The global random number generators are left as they are.
         beginnings ([`Beginnings`], *optional*): what texts begin with. By default a random token.
         device (`torch.device` or `str`, *optional*): where the model computes. By default where it is.
 
     Yields:
-        `torch.Tensor`: `(N, length)` token ids, int64 on the CPU, of up to `BLOCK` texts.
+        `torch.Tensor`: `(N, length)` token ids, int64 on the CPU, with N up to `BLOCK`.
     """
     device = torch.device(device or model.device)
     bar = Progress((stop - start) * length, "Writing text", "token")
     # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
     with evaluating(model), computing_on(model, device, fastest_dtype(model.dtype, device)), bar:
-        texts = max(1, math.gcd(length, TEXT_LENGTH * BLOCK) // TEXT_LENGTH)  # in a sequence
-        start, stop, size = start * texts, stop * texts, length // texts
-        rows = max(1, CACHE_BYTES // sequence_bytes(model, size) // texts) * texts
+        rows = max(1, CACHE_BYTES // text_bytes(model, length))
         while start < stop:
             end = min(stop, start - start % BLOCK + BLOCK, start + rows)
-            yield _write_block(model, start, end, size, seed, beginnings, bar).view(-1, length)
+            yield _write_block(model, start, end, length, seed, beginnings, bar)
             start = end
 
 
@@ -90,7 +82,7 @@ def new_cache(model: PreTrainedModel, length: int) -> dict[str, StaticCache]:
 
 
 @torch.no_grad()
-def sequence_bytes(model: PreTrainedModel, length: int) -> int:
+def text_bytes(model: PreTrainedModel, length: int) -> int:
     """Measures the bytes that the cache of a text takes. It is allocated for the first token."""
     cache = new_cache(model, length)
     model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True, **cache)

@@ -5,7 +5,7 @@ import json
 from command_line import fails, parse, run
 from safetensors.torch import load_file
 
-from optimum_slicegpt.data.generated import OWN_LENGTH, OWN_TOKENS
+from optimum_slicegpt.data.generated import OWN_TOKENS, TEXT_LENGTH
 
 
 def test_text_is_written_and_shown(cli_files, home, capsys):
@@ -32,7 +32,7 @@ def test_sequences_are_as_long_as_the_model_allows(cli_files, capsys):
 
 def test_defaults_are_those_of_calibration():
     args = parse("write", "--model", "dense")
-    assert (args.tokens, args.seqlen, args.seed) == (OWN_TOKENS, OWN_LENGTH, 0)
+    assert (args.tokens, args.seqlen, args.seed) == (OWN_TOKENS, TEXT_LENGTH, 0)
 
 
 def test_what_cannot_be_written(cli_files, capsys):

@@ -42,11 +42,11 @@ def test_the_model_writes_half(model, cli_files, tiny_tokenizer):
 
 
 def test_own_text_has_a_limit_and_short_sequences(model, cli_files, tiny_tokenizer, monkeypatch):
-    monkeypatch.setattr(calibration, "OWN_LENGTH", 8)
+    monkeypatch.setattr(calibration, "TEXT_LENGTH", 8)
     monkeypatch.setattr(calibration, "OWN_TOKENS", 32)
     found = batches_of(model, tiny_tokenizer, cli_files / "train.txt", nsamples=8)
     assert found.tokens_by_group == [96, 32]
-    assert {tuple(batch["input_ids"].shape) for batch in found} == {(2, 16), (2, 8)}
+    assert {tuple(batch["input_ids"].shape) for batch in found} == {(2, 16), (4, 8)}
     assert found.groups == (0, 1, 0, 1, 0)
 
 

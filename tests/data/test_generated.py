@@ -41,6 +41,21 @@ def test_text_is_written_once_and_extended(home, written):
     assert own_text(model, tokens=1, length=8).shape == (1, 8)
 
 
+def test_sequences_of_several_texts_share_them(home, written, monkeypatch):
+    monkeypatch.setattr(generated, "TEXT_LENGTH", 4)
+    model = build("llama", torch.float32)
+    texts = own_text(model, tokens=20, length=4)
+    assert torch.equal(own_text(model, tokens=16, length=8), texts[:4].view(2, 8))
+    assert written == list(range(5))
+    longer = own_text(model, tokens=24, length=12)
+    assert torch.equal(longer.view(6, 4)[:5], texts) and written == list(range(6))
+    assert len(OwnText.of_model(model, seed=0, length=8).read()) == 3
+    assert len(OwnText.of_model(model, seed=0, length=16).read()) == 1
+    assert len(list(home.glob("slicegpt/*.safetensors"))) == 1
+    own_text(model, tokens=24, length=6)  # no multiple
+    assert len(list(home.glob("slicegpt/*.safetensors"))) == 2
+
+
 def test_text_is_written_where_it_is_asked_for(home):
     model = build("llama", torch.float32)
     text = own_text(copy.deepcopy(model), tokens=16, length=8)

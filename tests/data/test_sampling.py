@@ -81,22 +81,10 @@ def test_blocks_are_of_so_many_sequences():
     assert [len(ids) for ids in write_blocks(model, 5, 2 * BLOCK + 1, length=2)] == [BLOCK - 5, BLOCK, 1]
 
 
-def test_long_sequences_hold_several_texts(monkeypatch):
-    model, settings = build("llama"), {"beginnings": Beginnings(openings=((7,), (8,), (9,)))}
-    texts = write(model, stop=BLOCK, length=6, **settings)
-    monkeypatch.setattr(sampling, "TEXT_LENGTH", 6)
-    assert torch.equal(write(model, stop=BLOCK // 2, length=12, **settings), texts.view(-1, 12))
-    assert torch.equal(write(model, 3, 5, length=12, **settings), texts.view(-1, 12)[3:5])
-    assert write(model, stop=3, length=18, **settings)[:, 0].tolist() == [7, 8, 9]  # three do not divide a block
-    monkeypatch.setattr(sampling, "CACHE_BYTES", 3 * sampling.sequence_bytes(model, 6))
-    blocks = list(write_blocks(model, 0, 3, length=12, **settings))
-    assert [len(ids) for ids in blocks] == [1, 1, 1] and torch.equal(torch.cat(blocks), texts.view(-1, 12)[:3])
-
-
 def test_of_a_large_model_fewer_sequences_are_written_at_a_time(monkeypatch):
     model = build("llama")
     at_once = write(model)
-    monkeypatch.setattr(sampling, "CACHE_BYTES", 4 * sampling.sequence_bytes(model, 12))
+    monkeypatch.setattr(sampling, "CACHE_BYTES", 4 * sampling.text_bytes(model, 12))
     blocks = list(write_blocks(model, 0, 6, length=12))
     assert [len(ids) for ids in blocks] == [4, 2] and torch.equal(torch.cat(blocks), at_once)
 
