@@ -29,10 +29,10 @@ from .sampling import GREEDY_TOKENS, SAMPLING, write_blocks
 OWN_TOKENS = 65_536
 """Most tokens that a model writes by default."""
 
-TEXT_LENGTH = 128
+TEXT_LENGTH = 256
 """
-Tokens of a text that a model writes. On SmolLM2, as many tokens of calibration in texts of 512, 256 and 128 tokens
-lost ever less: many kinds of text are worth more than long ones. Longer sequences hold several texts.
+Tokens of a text that a model writes. On SmolLM2, calibrated on as many tokens of them, texts of 512 tokens lose 0.03
+nats more, and texts of 128 tokens as much. Longer sequences hold several texts.
 """
 
 VALUES_HASHED = 1024

@@ -25,8 +25,8 @@ class WriteCommand(SliceGPTSubcommand):
             "--seqlen",
             type=count,
             metavar="N",
-            default=128,
-            help="tokens per sequence, at most what the model takes (default: 128)",
+            default=256,
+            help="tokens per sequence, at most what the model takes (default: 256)",
         )
         parser.add_argument("--seed", type=seed, metavar="N", default=0, help="seeds the draws (default: 0)")
         parser.add_argument("--device", help="write here (default: cpu)")
