@@ -1,8 +1,9 @@
 """
 What the text that a model writes begins with: words of many kinds of text, and the turns of conversations.
 
-From a random token a model mostly goes on in prose. What the other kinds need would be deleted: on six layers of a
-model for code, calibrated on its text from random tokens, hardly anything was lost on prose, and most on code.
+From a random token a model mostly goes on in prose, and what other kinds need is deleted. A SmolLM2 that became 20 %
+smaller on half of its own text lost 0.87 nats on code with random tokens, and 0.53 with these words; in the mean over
+four kinds of text 0.68 and 0.56.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Draws text from a model: of every kind that it knows, in the shares in which it knows them.
+Draws text from a model, token by token, many texts at a time.
 
 References: Liu et al., 2023, "LLM-QAT: Data-Free Quantization Aware Training for Large Language Models", section 3.1.
 """
