@@ -109,8 +109,9 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         tokenizer (`str`, path or tokenizer, *optional*):
             Turns text into tokens. Loaded from `model.name_or_path` by default.
         device (`str`, *optional*): device that computes, one layer at a time. The model's own by default.
-        dtype (`str`, *optional*): dtype in which layers compute. The model's own by default; with `"auto"` bfloat16
-            instead of float32 where the processor multiplies it in its hardware.
+        dtype (`str`, *optional*):
+            dtype in which layers compute. By default the model's own, or float32 where the device does not multiply
+            that in its hardware; with `"auto"` also bfloat16 instead of float32 where it does.
         offload_activations (`bool`, defaults to `False`): whether calibration activations are kept in host memory.
 
     Raises:

@@ -22,6 +22,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from optimum_slicegpt.modeling.contexts import HALF_PRODUCTS
+
 
 for library in ("transformers", "optimum_slicegpt"):
     logging.get_logger(library).propagate = True  # to caplog
@@ -54,6 +56,18 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HOME", str(folder))
     monkeypatch.setenv("HF_HOME", str(folder))  # for processes that it starts
     return folder
+
+
+@pytest.fixture
+def hardware(monkeypatch):
+    """Returns a function that lets the processor multiply these half precisions, and no others."""
+
+    def multiplies(*dtypes):
+        for dtype, names in HALF_PRODUCTS.items():
+            for name in names:
+                monkeypatch.setattr(torch.cpu, name, lambda dtype=dtype: dtype in dtypes, raising=False)
+
+    return multiplies
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def overflowing():
     with torch.no_grad():
         model.get_input_embeddings().weight[3] = 65504.0
     batches = [{"input_ids": torch.full((2, 24), 5)}, {"input_ids": torch.full((2, 24), 3)}]
-    model.compress(paper(sparsity=0.3, dataset=batches))
+    model.compress(paper(sparsity=0.3, dataset=batches, dtype="float16"))
 
 
 SCHEDULES = [

@@ -103,14 +103,28 @@ def test_a_run_names_its_phases(capsys):
     assert lines == ["Measuring: 2 layers", "Deciding: 1 step", "Slicing: 2 layers", "Head: 1 step"]
 
 
-@pytest.mark.parametrize("has_bfloat16, dtype", [(True, "bfloat16"), (False, "float32")])
-def test_a_run_says_which_dtype_is_the_fastest(has_bfloat16, dtype, monkeypatch, capsys):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: has_bfloat16, raising=False)
-    model, config = build("llama", torch.float32), SliceGPTConfig(dtype="auto")
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize(
+    "stored, products, dtype, computes_in, is_said",
+    [
+        ("float32", HALVES, "auto", "bfloat16", True),
+        ("float32", HALVES, None, "float32", False),
+        ("float32", (), "auto", "float32", False),
+        ("bfloat16", HALVES, None, "bfloat16", False),
+        ("bfloat16", (), None, "float32", True),
+        ("bfloat16", (), "bfloat16", "bfloat16", False),
+        ("float16", HALVES[:1], None, "float32", True),
+        ("float64", HALVES, "auto", "float64", False),
+    ],
+)
+def test_a_run_says_which_dtype_is_the_fastest(stored, products, dtype, computes_in, is_said, hardware, capsys):
+    hardware(*products)
+    model, config = build("llama", getattr(torch, stored)), SliceGPTConfig(dtype=dtype)
     run = Computation(model, load_batches(calibration()), config, InMemory(model, config))
-    assert str(run.dtype) == f"torch.{dtype}"
-    assert capsys.readouterr().err == f"Computing in {dtype}, the fastest here (dtype='auto')\n"
+    assert str(run.dtype) == f"torch.{computes_in}"
+    assert capsys.readouterr().err == f"Computing in {computes_in}, the fastest here\n" * is_said
 
 
 def test_checking_a_checkpoint_shows_no_bar(tmp_path, capsys, monkeypatch):

@@ -67,7 +67,7 @@ def write_blocks(
     """
     device = torch.device(device or model.device)
     bar = Progress((stop - start) * length, "Writing text", "token")
-    # Slicing needs twice the model's memory, too, so there is room for a copy in bfloat16.
+    # Slicing needs twice the model's memory, too, so there is room for a smaller copy.
     with evaluating(model), computing_on(model, device, fastest_dtype(model.dtype, device)), bar:
         rows = max(1, CACHE_BYTES // text_bytes(model, length))
         while start < stop:

@@ -38,23 +38,43 @@ def undisturbed(gradients: bool = False) -> Iterator[None]:
         yield
 
 
-def fastest_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Returns a dtype, or bfloat16 instead of float32 where the processor multiplies it in its hardware."""
-    if dtype != torch.float32:
-        return dtype
+HALF_PRODUCTS = {
+    torch.bfloat16: ("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+    torch.float16: ("_is_amx_fp16_supported",),
+}
+"""Functions of `torch.cpu`, not all in every version, one of which says that the processor multiplies this dtype."""
+
+
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """
+    Tells whether a device multiplies a dtype in its hardware. Elsewhere numbers are converted one by one, which makes
+    products several times slower than those of float32. A GPU that is not here is taken to be a recent one.
+    """
+    if dtype not in HALF_PRODUCTS:
+        return True
     if device.type == "cpu":
-        instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every version of torch
-        has_bfloat16 = any(getattr(torch.cpu, name, bool)() for name in instructions)
-    else:
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+        return any(getattr(torch.cpu, name, bool)() for name in HALF_PRODUCTS[dtype])
+    if device.type == "cuda" and dtype == torch.bfloat16 and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return True
+
+
+def fastest_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Returns a dtype, bfloat16 instead of float32 where a device multiplies it, or float32 where it does not."""
+    if dtype == torch.float32 and multiplies(torch.bfloat16, device):
+        return torch.bfloat16
+    return dtype if multiplies(dtype, device) else torch.float32
 
 
 def choose_dtype(name: str | None, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """Returns the dtype in which layers compute: one by its name, the fastest for `"auto"`, or by default `stored`."""
-    if name == "auto":
-        return fastest_dtype(stored, device)
-    return getattr(torch, name) if name else stored
+    """
+    Returns the dtype in which layers compute: one by its name, or the fastest for `"auto"`. By default it is `stored`,
+    or float32 where the device does not multiply that, which is exact.
+    """
+    if name not in (None, "auto"):
+        return getattr(torch, name)
+    fastest = fastest_dtype(stored, device)
+    return fastest if name or fastest.itemsize > stored.itemsize else stored
 
 
 PLAIN_OUTPUTS = {
@@ -126,11 +146,12 @@ def computing_on(
     model: PreTrainedModel, device: torch.device, dtype: torch.dtype | None = None
 ) -> Iterator[PreTrainedModel]:
     """
-    Lets a model compute on a device. It is copied there, or, where the device is too small for it, everything but its
-    layers is, and each layer while it computes.
+    Lets a model compute on a device, in a dtype. It is copied there. Where the device is too small for it, or where it
+    is smaller in its own dtype, all but its layers is copied, and each layer while it computes.
     """
     layers, elsewhere = [], sum(each.nbytes for each in model.parameters() if each.device != device)
-    if device.type == "cuda" and elsewhere > room_on(device):
+    is_widened = dtype is not None and dtype.itemsize > model.dtype.itemsize
+    if is_widened or (device.type == "cuda" and elsewhere > room_on(device)):
         names = set(model._no_split_modules or ())
         layers = [module for module in model.modules() if type(module).__name__ in names]
 

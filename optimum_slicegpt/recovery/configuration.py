@@ -69,9 +69,12 @@ class RecoveryConfig(Validated):
             Divides the logits of both models in the distillation loss, see [`distillation_loss`].
         distill_weight (`float`, defaults to 1):
             w of the loss `(1 - w) * cross-entropy + w * temperature² * divergence`.
-        teacher_dtype (`str`, defaults to `"bfloat16"`): dtype of a teacher that is given by name.
+        teacher_dtype (`str`, defaults to `"bfloat16"`): dtype in which to load a teacher that is given by name.
         teacher_device (`str`, *optional*): device of a teacher that is given by name. By default that of the model.
-        bf16 (`bool`, defaults to `True`): compute in bfloat16 (autocast); weights keep their dtype.
+        bf16 (`bool`, *optional*):
+            Compute in bfloat16 (autocast), or in float32, for which weights in half precision are converted for the
+            time of the training. By default bfloat16 where the device multiplies it in its hardware: processors
+            without are many times slower with it.
         use_cpu (`bool`, defaults to `False`): train on the CPU even where there is an accelerator.
         seed (`int`, defaults to 0): seeds the order of the data, the adapter's first weights, and dropout.
 
@@ -105,13 +108,13 @@ class RecoveryConfig(Validated):
     distill_weight: float = 1.0
     teacher_dtype: str = "bfloat16"
     teacher_device: str | None = None
-    bf16: bool = True
+    bf16: bool | None = None
     use_cpu: bool = False
     seed: int = 0
 
     def __post_init__(self):
         self._require_bools("mask_prompts", "full", "shortcuts", "keep_adapter", "distill", "adapt_teacher")
-        self._require_bools("bf16", "use_cpu")
+        self._require_bools("use_cpu", *["bf16"] * (self.bf16 is not None))
         self._require("dataset", self.dataset is not None, "give a name, paths, texts or conversations")
         for key in ("nsamples", "seqlen", "lora_rank", "batch_size", "gradient_accumulation"):
             self._require(key, _is_count(getattr(self, key)), "give a positive integer")

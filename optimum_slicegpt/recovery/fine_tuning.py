@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers.trainer_utils import set_seed
 
 from ..distributed import join_processes
 from ..modeling.checks import check_sliced, check_without_adapters
-from ..modeling.contexts import evaluating, undisturbed
+from ..modeling.contexts import evaluating, multiplies, undisturbed
 from ..modeling.decoder import Decoder
 from ..record import public_name
 from .adapters import lora_config, remove_adapters
@@ -25,7 +25,7 @@ from .packing import PackedSequences
 from .resuming import TEACHER, check_checkpoints, checkpoint_folder, recovery_arguments
 from .teacher import find_teacher
 from .trainer import uses_cpu
-from .training import Training, restored, seeded, train
+from .training import Training, dtypes_restored, restored, seeded, train, widen
 
 
 @undisturbed(gradients=True)
@@ -58,8 +58,8 @@ def recover(
         tokenizer (`str` or tokenizer, *optional*): the object, its name or its path. By default `model.name_or_path`.
         config ([`RecoveryConfig`], *optional*): the settings. By default `RecoveryConfig()`.
         teacher (`PreTrainedModel`, `str` or `os.PathLike`, *optional*):
-            With `config.distill`, the dense model. A loaded one keeps its device and dtype; it may be on the CPU in
-            bfloat16. By default, the model on the Hub from which this one was sliced. It is left as it is.
+            With `config.distill`, the dense model. A loaded one keeps its device; it may be on the CPU in bfloat16. By
+            default, the model on the Hub from which this one was sliced. It is left as it is.
         checkpoints (`str` or `os.PathLike`, *optional*):
             Folder for the best checkpoint and the last one. They stay there. By default a temporary folder.
         resume (`bool`, defaults to `False`):
@@ -134,7 +134,7 @@ def check_dtype(model: PreTrainedModel, config: RecoveryConfig) -> None:
     if config.full and model.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
             f"full=True with weights in {model.dtype}, in which small steps are rounded away; load the model with "
-            "dtype float32. It is computed in bfloat16 nevertheless (bf16)."
+            "dtype float32. It is computed in bfloat16 nevertheless, where the hardware multiplies it (bf16)."
         )
 
 
@@ -162,7 +162,12 @@ def _adapted_teacher(
     Yields the teacher in evaluation mode, and its held-out perplexity if it is adapted. With `adapter`, adapters are
     trained on the student's sequences first, and removed at the end.
     """
-    with evaluating(teacher) if teacher else nullcontext(), restored(teacher) if adapter else nullcontext():
+    if teacher is None:
+        yield None, None
+        return
+    with evaluating(teacher), restored(teacher) if adapter else dtypes_restored(teacher):
+        if not (config.bf16 or multiplies(teacher.dtype, teacher.device)):
+            widen(teacher)
         if adapter is None:
             yield teacher, None
             return

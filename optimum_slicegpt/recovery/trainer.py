@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.utils import logging
 
 from ..evaluation.losses import UNLABELLED
+from ..modeling.contexts import multiplies
 from ..progress import Progress
 from .configuration import RecoveryConfig
 from .distillation import chunks, cross_entropy, distillation_loss, divergence
@@ -128,7 +129,8 @@ class RecoveryTrainer(Trainer):
             callbacks=[ShownProgress()] + [EarlyStoppingCallback(config.patience)] * bool(config.patience),
         )
         self.remove_callback(PrinterCallback)
-        self.teacher, self.temperature, self.bf16 = teacher, config.temperature, config.bf16
+        self.teacher, self.temperature = teacher, config.temperature
+        self.bf16 = multiplies(torch.bfloat16, self.args.device) if config.bf16 is None else config.bf16
         self.distill_weight = 0.0 if teacher is None else config.distill_weight
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True):

@@ -103,6 +103,8 @@ def train(
     trained = get_peft_model(model, adapter) if adapter else model
     try:
         trainer = RecoveryTrainer(trained, config, folder, sequences, teacher)
+        if not trainer.bf16:
+            widen(trained)
         seconds = run_trainer(trainer, last_checkpoint(folder) if resume else None)
         before, after = held_out_losses(trainer.state)
         scale, chosen = choose_scale(trainer, before, after) if adapter else (None, after)
@@ -210,13 +212,32 @@ def remove_autocast(model: torch.nn.Module) -> None:
 
 @contextmanager
 def restored(model: PreTrainedModel) -> Iterator[None]:
-    """Restores a model's device, training mode and `use_cache`, which training changes besides its weights."""
+    """Restores a model's device, dtypes, training mode and `use_cache`, which training changes besides its weights."""
     device, training, use_cache = model.device, model.training, model.config.use_cache
     try:
-        yield
+        with dtypes_restored(model):
+            yield
     finally:
         model.config.use_cache = use_cache
         model.train(training).to(device)
+
+
+@contextmanager
+def dtypes_restored(model: PreTrainedModel) -> Iterator[None]:
+    """Restores the dtype of every parameter that a model has now."""
+    dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
+    try:
+        yield
+    finally:
+        for parameter, dtype in dtypes.items():
+            parameter.data = parameter.data.to(dtype)
+
+
+def widen(model: torch.nn.Module) -> None:
+    """Converts the parameters of a model that are in half precision to float32."""
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.float16, torch.bfloat16):
+            parameter.data = parameter.data.float()
 
 
 @contextmanager

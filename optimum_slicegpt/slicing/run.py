@@ -73,8 +73,8 @@ class Computation:
             )
         self.dtype = choose_dtype(config.dtype, model.dtype, self.device)
         self.processes = Processes(self.device)
-        if config.dtype == "auto" and self.processes.is_first:
-            announce(f"Computing in {str(self.dtype).removeprefix('torch.')}, the fastest here (dtype='auto')")
+        if self.dtype != model.dtype and config.dtype in (None, "auto") and self.processes.is_first:
+            announce(f"Computing in {str(self.dtype).removeprefix('torch.')}, the fastest here")
         self.num_tokens, self.num_groups = batches.ntokens, len(set(batches.groups))
         places = places_of(batches.counts, batches.groups)
         self.token_batches, self.places = self.share(batches.batches), self.share(places)

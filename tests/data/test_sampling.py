@@ -98,14 +98,14 @@ def test_the_model_and_the_global_generator_are_left_alone():
     assert model.dtype == torch.float32 and torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("has_bfloat16", [True, False])
-def test_float32_is_multiplied_in_bfloat16_where_that_is_fast(has_bfloat16, monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: has_bfloat16, raising=False)
-    seen, model = set(), build("llama", torch.float32)
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fastest", [torch.float32, torch.bfloat16])
+def test_text_is_written_in_the_fastest_dtype(stored, fastest, hardware):
+    hardware(fastest)
+    seen, model = set(), build("llama", stored)
     model.register_forward_pre_hook(lambda module, inputs: seen.add(module.dtype))
     write(model, length=2)
-    assert seen == {torch.bfloat16 if has_bfloat16 else torch.float32}
+    assert seen == {fastest} and model.dtype == stored
 
 
 def test_very_short_sequences():

@@ -248,6 +248,30 @@ def test_a_teacher_in_half_precision(tiny_tokenizer):
     assert losses["after"]["texts"] < losses["before"]["texts"]
 
 
+@pytest.mark.parametrize(
+    "products, bf16, computing",
+    [
+        ([torch.bfloat16], None, {"student": torch.bfloat16, "teacher": torch.bfloat16}),
+        ([torch.bfloat16], False, {"student": torch.float32, "teacher": torch.bfloat16}),
+        ([], None, {"student": torch.float32, "teacher": torch.float32}),
+        ([], True, {"student": torch.bfloat16, "teacher": torch.bfloat16}),
+    ],
+)
+def test_half_precision_is_trained_in_float32_where_it_is_slow(products, bf16, computing, tiny_tokenizer, hardware):
+    hardware(*products)
+    teacher, model, seen = build("llama", torch.bfloat16, vocab_size=98), fresh_model(dtype=torch.bfloat16), set()
+    before = copy_weights(teacher)
+    for name, each in {"student": model, "teacher": teacher}.items():
+        layer = Decoder(each).layers[0]
+        layer.register_forward_hook(lambda layer, inputs, output, name=name: seen.add((name, output.dtype)))
+    recover(model, tiny_tokenizer, quick_config(distill=True, bf16=bf16), teacher=teacher)
+    assert seen == set(computing.items())
+    assert {each.dtype for each in (*teacher.parameters(), *model.parameters())} == {torch.bfloat16}
+    assert not changed_names(teacher, before)
+    losses = model.config.slicegpt["recovery"]["held_out_losses"]
+    assert losses["after"]["texts"] < losses["before"]["texts"]
+
+
 def test_by_default_the_dense_model_writes_half_of_the_text(tiny_tokenizer):
     teacher, model = build("llama", torch.float32, vocab_size=98), fresh_model(sparsity=0.6)
     recover(model, tiny_tokenizer, quick_config(distill=True, own_tokens=None, nsamples=32), teacher=teacher)

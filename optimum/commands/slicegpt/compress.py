@@ -254,7 +254,7 @@ class CompressCommand(SliceGPTSubcommand):
             "--dtype",
             choices=("auto", *DTYPES),
             help="of the calibration pass; auto is bfloat16 instead of float32 where the processor multiplies that in "
-            "its hardware (default: the model's)",
+            "its hardware (default: the model's, or float32 where it does not multiply that)",
         )
         calibration.add_argument(
             "--offload-activations", action="store_true", help="keep calibration activations in host memory"

@@ -117,7 +117,9 @@ class RecoverCommand(SliceGPTSubcommand):
             help="end after N evaluations without improvement; none never ends early (default: 3)",
         )
         training.add_argument(
-            "--bf16", action=BooleanOptionalAction, help="compute in bfloat16, by autocast (default: yes)"
+            "--bf16",
+            action=BooleanOptionalAction,
+            help="compute in bfloat16, by autocast (default: if the hardware does)",
         )
         training.add_argument(
             "--use-cpu", action="store_true", help="train on the CPU even if there is an accelerator"
