@@ -103,7 +103,7 @@ class SliceGPTConfig(Validated, QuantizationConfigMixin):
         own_tokens (`int`, *optional*):
             How many of the calibration tokens the model writes itself. By default half of them, at most 65,536, where
             the data is text, and none where it is tokens, to which they are added. Later runs find them in `HF_HOME`.
-        batch_size (`int`, defaults to 8): sequences per forward.
+        batch_size (`int`, defaults to 8): sequences per forward; of own text, which is in shorter ones, more.
         seed (`int`, *optional*, defaults to 0):
             Picks the sequences and draws random rotations. `None` takes the first sequences in order.
         tokenizer (`str`, path or tokenizer, *optional*):

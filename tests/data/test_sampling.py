@@ -41,7 +41,7 @@ def test_openings_are_taken_one_after_the_other():
         opening = openings[number % 3]
         assert tuple(row[: len(opening)]) == opening
     best = model(ids).logits.argmax(-1)
-    assert not torch.equal(ids[:, 3:7], best[:, 2:6])  # no token of theirs is the most probable one
+    assert not torch.equal(ids[:, 3:7], best[:, 2:6])
     assert ids[0, 2:].tolist() != ids[3, 2:].tolist()
     talks = write(model, beginnings=Beginnings((5,), openings, ((20, 21),)))
     assert talks[1::2, :3].tolist() == [[5, 20, 21]] * 3
