@@ -16,6 +16,7 @@ from ..data.batches import TokenBatches, begun, find_tokenizer
 from ..data.beginnings import begun_once
 from ..data.calibration import HELD_OUT, held_out_batches
 from ..data.generated import OWN_TOKENS
+from ..modeling.contexts import choose_dtype, computing_on
 from ..modeling.families import begin_tokens
 from ..progress import announce
 from .perplexity import Losses, evaluate_losses
@@ -89,11 +90,11 @@ class Check:
         self._losses, self._answers = self._measure(dense)
 
     def _measure(self, model: PreTrainedModel) -> tuple[list[Losses], list[str]]:
-        begin = begin_tokens(model.config)
-        losses = [
-            evaluate_losses(model, _windows(text, begin), device=self._device, batch_size=4) for text in self._texts
-        ]
-        answers = [] if self._tokenizer is None else [answer(model, self._tokenizer, prompt) for prompt in PROMPTS]
+        begin, device = begin_tokens(model.config), torch.device(self._device or model.device)
+        dtype = choose_dtype(None, model.dtype, device)
+        with computing_on(model, device, None if dtype == model.dtype else dtype):
+            losses = [evaluate_losses(model, _windows(text, begin), batch_size=4) for text in self._texts]
+            answers = [] if self._tokenizer is None else [answer(model, self._tokenizer, prompt) for prompt in PROMPTS]
         return losses, answers
 
     def compare(self, sliced: PreTrainedModel) -> float | None:

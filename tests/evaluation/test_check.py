@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from pretend_gpu import pretend_gpu
 from tiny import build, calibration, tokens
 
 from optimum_slicegpt import SliceGPTConfig, evaluate_losses
@@ -57,6 +58,28 @@ def test_what_is_found_is_what_evaluation_finds(tiny_tokenizer, caplog):
     assert all({*each} == {"dense", "sliced"} for each in found["answers"].values())
     assert f"sliced less dense, in nats per token: {about['loss']:+.3f} ± " in str(model_card(model))
     assert ("THE MODEL IS DAMAGED" in caplog.text) == (expected.nll > 0.5)
+
+
+@pytest.mark.parametrize("products, expected", [((), torch.float32), ((torch.bfloat16,), torch.bfloat16)])
+def test_a_check_computes_in_a_dtype_that_the_processor_multiplies(products, expected, tiny_tokenizer, hardware):
+    hardware(*products)
+    model, seen = build("llama", torch.bfloat16, vocab_size=98), set()
+    model.model.layers[0].register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+    check.Check(model, SliceGPTConfig(dataset=[TEXT], **SIZES), tiny_tokenizer)
+    assert seen == {expected} and model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("memory", [2**40, 100_000])
+def test_a_gpu_checks_as_the_cpu_does(memory, tiny_tokenizer):
+    """It has room for all of the model, or for one layer at a time."""
+    found = []
+    for device in ("cpu", "cuda"):
+        with pretend_gpu(memory) as gpu:
+            config = SliceGPTConfig(sparsity=0.25, dataset=[TEXT], device=device, **SIZES)
+            model = dense().compress(config, tiny_tokenizer, check=True)
+        found.append(model.config.slicegpt["check"])
+        assert (device == "cuda") == bool(gpu.moves)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('No!') }}", "{{ messages[0].content + 1 }}"])
