@@ -17,7 +17,7 @@ from .data.batches import find_tokenizer
 from .data.calibration import calibration_batches
 from .distributed import Processes, fingerprint
 from .modeling.checks import check_sliceable
-from .modeling.contexts import undisturbed
+from .modeling.contexts import choose_dtype, undisturbed
 from .planning.widths import SlicePlan
 from .record import record_run
 from .reports.model_card import model_card, save_picture
@@ -200,9 +200,13 @@ class StreamedRun:
     def fingerprint(self) -> dict[str, Any]:
         """Returns all that must be the same when a run resumes, under the names that an error message uses."""
         settings = {key: value for key, value in self.config.to_dict().items() if key not in FREE_SETTINGS}
+        stored = self.checkpoint.model.dtype
+        # Which one is chosen depends on the machine, on which a run may not have begun.
+        dtype = choose_dtype(self.config.dtype, stored, torch.device(self.config.device or "cpu"))
+        settings |= {"dtype": str(dtype).removeprefix("torch."), "model_dtype": str(stored)}
         return {
             "model": self.checkpoint.fingerprint(),
-            "settings": settings | {"model_dtype": str(self.checkpoint.model.dtype), "shards": self.max_shard_size},
+            "settings": settings | {"shards": self.max_shard_size},
             "widths": [*self.plan.widths, self.plan.neurons],
             "calibration data": fingerprint([self.batches.batches, self.batches.groups]),
             "numbers of processes": self.processes.count,

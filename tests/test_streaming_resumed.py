@@ -9,7 +9,7 @@ import sys
 import pytest
 from interruptions import Died, die_at_call, hash_files
 from tiny import build, calibration
-from torch import float32
+from torch import bfloat16, float32
 
 from optimum_slicegpt import SliceGPTConfig
 from optimum_slicegpt.storage.files import locked
@@ -174,7 +174,7 @@ def test_an_interrupted_run_is_not_overwritten(interrupted):
     "change, named",
     [
         ({"sparsity": 0.5}, r"settings \(sparsity: 0.3\d+ then, 0.5 now\) and widths"),
-        ({"seed": 7, "dtype": "bfloat16"}, r"settings \(seed: 0 then, 7 now; dtype: None then, 'bfloat16' now\)"),
+        ({"seed": 7, "dtype": "bfloat16"}, r"settings \(seed: 0 then, 7 now; dtype: 'float32' then, 'bfloat16' now\)"),
         ({"dataset": calibration(2)}, "calibration data"),
     ],
 )
@@ -189,6 +189,13 @@ def test_a_run_begins_anew_where_it_may_overwrite(interrupted, undisturbed, monk
     compress_checkpoint(*interrupted, config_of("refit"), overwrite=True)
     assert hash_files(interrupted[1])["model.safetensors"] == undisturbed("refit")["model.safetensors"]
     assert not (interrupted[1].parent / ".sliced.slicegpt").exists()
+
+
+def test_a_processor_that_multiplies_other_dtypes_takes_the_one_of_before(interrupted, hardware):
+    hardware(bfloat16)
+    with pytest.raises(ValueError, match=r"had other settings \(dtype: 'float32' then, 'bfloat16' now\); resume it"):
+        compress_checkpoint(*interrupted, config_of("refit", dtype="auto"), resume=True)
+    compress_checkpoint(*interrupted, config_of("refit", dtype="float32"), resume=True)
 
 
 def test_another_model_is_refused(interrupted):
